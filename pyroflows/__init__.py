@@ -1,0 +1,41 @@
+"""Normalizing flows for Pyro: NICE, RealNVP and Glow as transforms with parameters."""
+
+try:
+    import pyro as _pyro
+    import torch as _torch
+except ImportError as error:
+    raise ImportError(
+        "pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'"
+    ) from error
+
+from pyroflows.coupling import AdditiveCoupling, AffineCoupling
+from pyroflows.distribution import FlowDistribution, flow_distribution
+from pyroflows.flows import glow, nice, realnvp
+from pyroflows.linear import InvertibleLinear, Permutation
+from pyroflows.networks import DenseNet
+from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
+from pyroflows.partition import Partition, alternating, halves
+from pyroflows.transform import Chain, Stack, TransformModule
+
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "BatchNorm",
+    "Chain",
+    "DenseNet",
+    "DiagonalScaling",
+    "FlowDistribution",
+    "InvertibleLinear",
+    "Partition",
+    "Permutation",
+    "Stack",
+    "Standardization",
+    "TransformModule",
+    "alternating",
+    "flow_distribution",
+    "glow",
+    "halves",
+    "nice",
+    "realnvp",
+]

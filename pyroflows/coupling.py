@@ -1,0 +1,310 @@
+"""Coupling layers (NICE, section 3.2; RealNVP, section 3.3) and their scale functions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyroflows.networks import DenseNet
+from pyroflows.partition import as_partition
+from pyroflows.transform import Event, TransformModule
+
+
+class TanhScale(nn.Module):
+    """`log_scale = factor · tanh(r)` with a learned factor per coordinate (RealNVP, section 4.1).
+
+    Args:
+        size: number of coordinates.
+        limit: bound that the factor approaches smoothly but never passes; None for none, as in
+            the paper.
+    """
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        super().__init__()
+        self.limit = limit
+        self.weight = nn.Parameter(torch.full((size,), 1.0 if limit is None else min(1.0, limit)))
+
+    @property
+    def factor(self) -> Tensor:
+        """The factor, bounded by the limit."""
+        if self.limit is None:
+            return self.weight
+        return self.limit * torch.tanh(self.weight / self.limit)
+
+    def penalty(self) -> Tensor:
+        """Sum of the squared factors."""
+        return self.factor.square().sum()
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map the network's output to a log-scale."""
+        return self.factor * torch.tanh(r)
+
+
+class SigmoidScale(nn.Module):
+    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
+
+    Args:
+        size: number of coordinates; not used.
+        limit: bound on the distance from the value at `r = 0`; None for none.
+    """
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map the network's output to a log-scale."""
+        log_scale = F.softplus(-(r + 2.0))
+        if self.limit is None:
+            return log_scale
+        start = math.log1p(math.exp(-2.0))
+        return start + self.limit * torch.tanh((log_scale - start) / self.limit)
+
+
+class ClampScale(nn.Module):
+    """`log_scale = 2/π · c · arctan(r/c)`, with `c = 0.1` for positive r and 2 for negative.
+
+    The asymmetric soft clamp of Andrade, "Stable training of normalizing flows for
+    high-dimensional variational inference" (2024), section 4.1.
+
+    Args:
+        size: number of coordinates; not used.
+        limit: a smaller bound for both sides; None for none.
+    """
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        super().__init__()
+        limit = math.inf if limit is None else limit
+        self.upper, self.lower = min(0.1, limit), min(2.0, limit)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map the network's output to a log-scale."""
+        upper = self.upper * torch.arctan(r.clamp(min=0.0) / self.upper)
+        lower = self.lower * torch.arctan(r.clamp(max=0.0) / self.lower)
+        return 2.0 / math.pi * (upper + lower)
+
+
+class ExpScale(nn.Module):
+    """`log_scale = r`: unbounded, the papers' formula.
+
+    Args:
+        size: number of coordinates; not used.
+        limit: not used.
+    """
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        super().__init__()
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map the network's output to a log-scale."""
+        return r
+
+
+SCALES: dict[str, Callable[..., nn.Module]] = {
+    "tanh": TanhScale,
+    "sigmoid": SigmoidScale,
+    "clamp": ClampScale,
+    "exp": ExpScale,
+}
+
+
+class Coupling(TransformModule):
+    """What the couplings share: a partition, and a network that sees part `a` of the event.
+
+    To be subclassed, not used: see `AdditiveCoupling` and `AffineCoupling`.
+    """
+
+    outputs: int  # numbers that the conditioner gives for each transformed coordinate
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        partition: Any = "halves",
+        network: nn.Module | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        init_scale: float = 0.0,
+        squash: bool = True,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(event_shape, context_dim=context_dim)
+        self.partition = as_partition(partition, event_shape)
+        size_a, size_b = self.partition.sizes
+        self.squash = squash
+        self.network = network or DenseNet(
+            size_a,
+            self.outputs * size_b,
+            hidden,
+            context_dim=context_dim,
+            activation=activation,
+            init_scale=init_scale,
+        )
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data."""
+        event, ladj = self._forward_event(self._entry(x))
+        return event.whole(), ladj
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base."""
+        event, ladj = self._inverse_event(self._entry(y))
+        return event.whole(), ladj
+
+    def _parameters_given(self, a: Tensor, context: Tensor | None) -> Tensor:
+        """Evaluate the network on part `a`."""
+        # The network may see any function of the untouched part. asinh keeps far-out inputs from
+        # driving the shift, and with it the rounding error, beyond what float32 holds.
+        seen = torch.asinh(a) if self.squash else a
+        raw = self.network(seen, context) if self.context_dim else self.network(seen)
+        expected = self.outputs * self.partition.sizes[1]
+        if raw.shape[-1] != expected:
+            raise ValueError(
+                f"`network` gave {raw.shape[-1]} outputs, but this coupling needs {expected}: "
+                f"{self.outputs} for each of {self.partition.sizes[1]} transformed coordinates"
+            )
+        return raw
+
+
+class AdditiveCoupling(Coupling):
+    r"""NICE's coupling: one part of the event is shifted by a function of the other.
+
+    $$y_a = x_a, \qquad y_b = x_b + \mathrm{shift}(x_a), \qquad \log|\det dy/dx| = 0.$$
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        network: module that maps part a, `(*batch, D_a)`, to the shift `(*batch, D_b)`; called
+            with the context as second argument where `context_dim` is not 0. Default: a
+            `DenseNet`.
+        hidden: widths of the default network's hidden layers.
+        activation: the default network's activation.
+        init_scale: standard deviation of the default network's last layer at the start.
+        squash: whether the network sees `asinh(x_a)` in place of `x_a`.
+        context_dim: size of the context; 0 for none.
+
+    Raises:
+        ValueError: where the event has fewer than two coordinates, or partition or network do
+            not fit it.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
+        (arXiv:1410.8516), section 3.2.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import AdditiveCoupling
+        >>> layer = AdditiveCoupling(3)
+        >>> layer.inv(layer(torch.ones(3)))
+        tensor([1., 1., 1.], grad_fn=...)
+    """
+
+    outputs = 1
+
+    def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
+        a, b = event.parts(self.partition)
+        y = b + self._parameters_given(a, event.context)
+        return event.to((a, y), self.partition), y.new_zeros(()).expand(y.shape[:-1])
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
+        a, b = event.parts(self.partition)
+        x = b - self._parameters_given(a, event.context)
+        return event.to((a, x), self.partition), x.new_zeros(()).expand(x.shape[:-1])
+
+
+class AffineCoupling(Coupling):
+    r"""RealNVP's coupling: one part of the event is scaled and shifted given the other.
+
+    $$y_a = x_a, \qquad y_b = x_b \odot \exp(\mathrm{log\_scale}(x_a)) + \mathrm{shift}(x_a),
+    \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j(x_a).$$
+
+    Shift and the number r behind the log-scale come out of one network, the shifts first.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        scale: how r becomes the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
+            (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
+        limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
+            A flow of L couplings holds its numbers best with about 4 / L.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        network: module that maps part a, `(*batch, D_a)`, to `(*batch, 2 D_b)`; called with the
+            context as second argument where `context_dim` is not 0. Default: a `DenseNet`.
+        hidden: widths of the default network's hidden layers.
+        activation: the default network's activation.
+        init_scale: standard deviation of the default network's last layer at the start.
+        squash: whether the network sees `asinh(x_a)` in place of `x_a`.
+        context_dim: size of the context; 0 for none.
+
+    Raises:
+        ValueError: where the event has fewer than two coordinates, or partition, network or
+            scale do not fit it.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        sections 3.2 to 3.4; Kingma and Dhariwal, "Glow" (arXiv:1807.03039), table 1.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import AffineCoupling
+        >>> layer = AffineCoupling(4, scale="tanh", partition="alternating")
+        >>> y, ladj = layer.forward_and_ladj(torch.ones(5, 4))
+        >>> y.shape, ladj.shape
+        (torch.Size([5, 4]), torch.Size([5]))
+    """
+
+    outputs = 2
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        scale: str | Callable[[Tensor], Tensor] = "tanh",
+        limit: float | None = 2.0,
+        partition: Any = "halves",
+        network: nn.Module | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        init_scale: float = 0.0,
+        squash: bool = True,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            partition=partition,
+            network=network,
+            hidden=hidden,
+            activation=activation,
+            init_scale=init_scale,
+            squash=squash,
+            context_dim=context_dim,
+        )
+        if isinstance(scale, str):
+            if scale not in SCALES:
+                raise ValueError(
+                    f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
+                )
+            scale = SCALES[scale](self.partition.sizes[1], limit)
+        self.scale = scale
+
+    def _shift_and_log_scale(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, r = self._parameters_given(a, context).chunk(2, dim=-1)
+        return shift, self.scale(r)
+
+    def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
+        a, b = event.parts(self.partition)
+        shift, log_scale = self._shift_and_log_scale(a, event.context)
+        y = torch.addcmul(shift, b, log_scale.exp())
+        return event.to((a, y), self.partition), log_scale.sum(-1)
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
+        a, b = event.parts(self.partition)
+        shift, log_scale = self._shift_and_log_scale(a, event.context)
+        x = (b - shift) * (-log_scale).exp()
+        return event.to((a, x), self.partition), -log_scale.sum(-1)

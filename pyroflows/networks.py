@@ -1,0 +1,77 @@
+"""Conditioner networks: the functions of the untouched part that a coupling evaluates."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "tanh": torch.tanh,
+}
+
+
+def activation_named(name: str):
+    """Look an activation function up by its name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class DenseNet(nn.Module):
+    """A fully connected network, by default starting as the zero function.
+
+    Shapes: `x` is `(*batch, in_dim)`, `context` is `(*batch, context_dim)`, the result is
+    `(*batch, out_dim)`. The network computes in the dtype of `x`.
+
+    Args:
+        in_dim: number of inputs, without the context.
+        out_dim: number of outputs.
+        hidden: widths of the hidden layers.
+        context_dim: size of the context that is concatenated to the input; 0 for none.
+        activation: `"relu"`, `"silu"`, `"gelu"`, `"elu"` or `"tanh"`.
+        init_scale: standard deviation of the last layer's initial weights; 0 makes every flow
+            that is built on this network start as the identity (Glow, section 3.3).
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import DenseNet
+        >>> DenseNet(3, 2)(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        context_dim: int = 0,
+        activation: str = "relu",
+        init_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        activation_named(activation)
+        widths = [in_dim + context_dim, *hidden, out_dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)
+        )
+        nn.init.normal_(self.layers[-1].weight, std=init_scale)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Evaluate the network."""
+        if context is not None:
+            batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+            context = context.to(x.dtype)
+            x = torch.cat([x.expand(*batch, -1), context.expand(*batch, -1)], dim=-1)
+        activation = ACTIVATIONS[self.activation]
+        *inner, last = self.layers
+        for layer in inner:
+            x = activation(F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype)))
+        return F.linear(x, last.weight.to(x.dtype), last.bias.to(x.dtype))

@@ -1,0 +1,223 @@
+"""Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyroflows.transform import Event, TransformModule
+
+
+class Elementwise(TransformModule):
+    """What the layers here share: `y = x · exp(log_scale) + loc`, coordinate by coordinate.
+
+    To be subclassed, not used.
+    """
+
+    def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
+        raise NotImplementedError
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data."""
+        self._entry(x)
+        loc, log_scale = self._loc_and_log_scale()
+        return x * log_scale.exp() + loc, self._ladj(log_scale, x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base."""
+        self._entry(y)
+        loc, log_scale = self._loc_and_log_scale()
+        return (y - loc) * (-log_scale).exp(), -self._ladj(log_scale, y)
+
+    def _ladj(self, log_scale: Tensor, x: Tensor) -> Tensor:
+        return log_scale.sum().to(x.dtype).expand(x.shape[: x.ndim - len(self.event_shape)])
+
+
+class DiagonalScaling(Elementwise):
+    r"""NICE's scaling layer.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}), \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    The paper's s, which multiplies on the way from data to base, is `-log_scale`.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), section 3.3.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import DiagonalScaling
+        >>> DiagonalScaling(2)(torch.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+
+    def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
+        return 0.0, self.log_scale
+
+
+class ActNorm(Elementwise):
+    r"""Glow's activation normalisation: a learned shift and scale that start from data.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    `flow.initialize(x)` sets both so that the encoded batch has mean 0 and variance 1 in each
+    coordinate; until then the layer is the identity. A coordinate that is constant in the batch
+    keeps scale 1.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import ActNorm
+        >>> layer = ActNorm(1).initialize(torch.tensor([[1.0], [5.0]]))
+        >>> layer.inv(torch.tensor([[1.0], [5.0]])).tolist()
+        [[-1.0], [1.0]]
+    """
+
+    initialized: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.loc = nn.Parameter(torch.zeros(self.event_shape))
+        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
+        return self.loc, self.log_scale
+
+    def _absorb(self, event: Event, first: bool) -> Event:
+        y = event.whole()
+        if first and not self.initialized:
+            mean, variance = moments(y, self.event_shape)
+            self.loc.copy_(mean)
+            self.log_scale.copy_(log_deviation(mean, variance))
+            self.initialized.fill_(True)
+        return self._inverse_event(event.to(y))[0]
+
+
+class Standardization(Elementwise):
+    r"""A fixed shift and scale at the data's end of a flow; the identity until it is set.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import Standardization
+        >>> layer = Standardization(1).standardize(torch.tensor([[1.0], [5.0]]))
+        >>> layer(torch.tensor([-1.0, 0.0, 1.0])[:, None]).flatten().tolist()
+        [1.0, 3.0, 5.0]
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.register_buffer("loc", torch.zeros(self.event_shape))
+        self.register_buffer("log_scale", torch.zeros(self.event_shape))
+
+    def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
+        return self.loc, self.log_scale
+
+    @torch.no_grad()
+    def standardize(self, x: Tensor) -> "Standardization":
+        """Set the layer so that this data is encoded to mean 0 and variance 1."""
+        mean, variance = moments(x, self.event_shape)
+        self.loc.copy_(mean)
+        self.log_scale.copy_(log_deviation(mean, variance))
+        return self
+
+
+class BatchNorm(Elementwise):
+    r"""RealNVP's batch normalisation by running averages, as a layer of the flow.
+
+    $$y = x \odot \sqrt{\tilde\sigma^2 + \epsilon} + \tilde\mu, \qquad
+    \log|\det dy/dx| = \tfrac12 \sum_j \log(\tilde\sigma^2_j + \epsilon).$$
+
+    Encoding normalises by the running averages, in training as afterwards, so that a density
+    never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
+    `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        momentum: weight of the new batch in the running averages.
+        eps: added to the variance.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 3.7 and appendix E.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import BatchNorm
+        >>> layer = BatchNorm(1, eps=0.0).initialize(torch.tensor([[1.0], [5.0]]))
+        >>> layer.running_mean.item(), layer.running_var.item()
+        (3.0, 4.0)
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    initialized: Tensor
+
+    def __init__(
+        self, event_shape: int | Sequence[int], *, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__(event_shape)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_mean", torch.zeros(self.event_shape))
+        self.register_buffer("running_var", torch.ones(self.event_shape))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
+        return self.running_mean, 0.5 * (self.running_var + self.eps).log()
+
+    def _absorb(self, event: Event, first: bool) -> Event:
+        y = event.whole()
+        if not (first and self.initialized):
+            mean, variance = moments(y, self.event_shape)
+            weight = self.momentum if self.initialized else 1.0
+            if weight == 1.0:  # one row says nothing of the variance
+                variance = torch.where(variance > 0, variance, torch.ones_like(variance))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+            self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
+            self.initialized.fill_(True)
+        return self._inverse_event(event.to(y))[0]
+
+
+def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return mean and (biased) variance over the batch."""
+    rows = x.reshape(-1, *event_shape)
+    return rows.mean(0), rows.var(0, correction=0)
+
+
+def log_deviation(mean: Tensor, variance: Tensor) -> Tensor:
+    """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
+    floor = (torch.finfo(variance.dtype).eps * mean.abs()).square()
+    return torch.where(variance > floor, 0.5 * variance.log(), torch.zeros_like(variance))

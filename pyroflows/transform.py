@@ -1,0 +1,498 @@
+"""The base of every layer: one pair of methods in, a Pyro transform out; and their composition."""
+
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.conditional import ConditionalTransform
+from pyro.distributions.torch_transform import TransformModule as PyroTransformModule
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyroflows.partition import Partition
+
+
+class Event(NamedTuple):
+    """An event on its way through a flow: whole, or as the two parts of a partition.
+
+    A run of couplings on one partition passes the parts on as they are, so that they are split
+    once before the run and joined once after it.
+    """
+
+    value: Any
+    partition: Partition | None = None
+    context: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """Return the event as one tensor."""
+        return self.value if self.partition is None else self.partition.join(*self.value)
+
+    def parts(self, partition: Partition) -> tuple[Tensor, Tensor]:
+        """Return the event as the two parts of `partition`."""
+        if self.partition is not None:
+            if self.partition == partition:
+                return self.value
+            if self.partition == partition.swap:
+                return self.value[1], self.value[0]
+        return partition.split(self.whole())
+
+    def to(self, value: Any, partition: Partition | None = None) -> "Event":
+        """Return the event with a new value and the same context."""
+        return Event(value, partition, self.context)
+
+
+class TransformModule(PyroTransformModule, ConditionalTransform):
+    """A bijection with parameters, and all that Pyro wants to know of one.
+
+    A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
+    `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
+    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base.
+
+    Args:
+        event_shape: an int or a tuple of ints.
+        context_dim: size of the context vector; 0 for none.
+
+    Attributes:
+        base: name of the base distribution that the flow was last fitted with.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import TransformModule
+        >>> class Scale(TransformModule):
+        ...     def __init__(self, event_shape):
+        ...         super().__init__(event_shape)
+        ...         self.log_scale = torch.nn.Parameter(torch.ones(self.event_shape))
+        ...     def forward_and_ladj(self, x):
+        ...         return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[:-1])
+        ...     def inverse_and_ladj(self, y):
+        ...         return y * (-self.log_scale).exp(), -self.log_scale.sum().expand(y.shape[:-1])
+        >>> scale = Scale(2)
+        >>> scale.log_abs_det_jacobian(torch.ones(3, 2), scale(torch.ones(3, 2))).tolist()
+        [2.0, 2.0, 2.0]
+    """
+
+    bijective = True
+
+    def __init__(self, event_shape: int | Sequence[int], *, context_dim: int = 0) -> None:
+        super().__init__()
+        self.event_shape = as_event_shape(event_shape)
+        self.context_dim = context_dim
+        self.base = "normal"
+        self.recipe: Recipe | None = None
+        self._memo: _Memo | None = None
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data: `(*batch, *event_shape)` to `(y, log|det dy/dx|)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base: `(*batch, *event_shape)` to `(x, log|det dx/dy|)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement inverse_and_ladj")
+
+    # How a flow passes an event on. Layers that look at its parts or at the context override it.
+
+    def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
+        y, ladj = self.forward_and_ladj(event.whole())
+        return event.to(y), ladj
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
+        x, ladj = self.inverse_and_ladj(event.whole())
+        return event.to(x), ladj
+
+    def _absorb(self, event: Event, first: bool) -> Event:
+        """Learn the data's moments on the way from data to base (see `initialize`, `update`)."""
+        return self._inverse_event(event)[0]
+
+    # Data-dependent state
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
+        """Initialise the layers that start from data: ActNorm and BatchNorm.
+
+        Each such layer that is not yet initialised takes the moments of the batch as the layers
+        between it and the data have encoded it. `fit` calls this on its first batch; nothing
+        else does.
+
+        Args:
+            x: data `(*batch, *event_shape)`.
+            context: context `(*batch, context_dim)` of a conditional flow.
+
+        Returns:
+            The flow itself.
+
+        Raises:
+            ValueError: where `x` has no rows or some that are not finite.
+        """
+        self._absorb(self._entry(check_finite(x, self.event_shape, "x"), context), True)
+        return self
+
+    @torch.no_grad()
+    def update(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
+        """Move the running averages of every BatchNorm towards a batch of data.
+
+        `fit` calls this before every step. Arguments, result and errors as for `initialize`.
+        """
+        self._absorb(self._entry(check_finite(x, self.event_shape, "x"), context), False)
+        return self
+
+    def scale_penalty(self) -> Tensor:
+        """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
+        terms = [m.penalty() for m in self.modules() if hasattr(m, "penalty")]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    # Context
+
+    def condition(self, context: Tensor) -> "Conditioned":
+        """Return the plain transform that this conditional flow is, given a context.
+
+        Args:
+            context: `(*batch, context_dim)`; its batch shape broadcasts with the events'.
+
+        Raises:
+            ValueError: where the flow takes no context, or one of another size.
+        """
+        return Conditioned(self, context)
+
+    def _entry(self, x: Tensor, context: Tensor | None = None) -> Event:
+        """Check an input and its context, and return them as the event that a flow passes on."""
+        check_event(x, self.event_shape)
+        if context is not None:
+            check_context(context, self.context_dim)
+            batch = len(x.shape) - len(self.event_shape)
+            joint = torch.broadcast_shapes(x.shape[:batch], context.shape[:-1])
+            x = x.expand(*joint, *self.event_shape)
+        elif self.context_dim:
+            raise ValueError(
+                f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
+                "use flow.condition(context)"
+            )
+        return Event(x, None, context)
+
+    # What Pyro asks for
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """Real events."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    codomain = domain
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the data that a base sample of this shape is mapped to."""
+        return check_shape(shape, self.event_shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the base sample that data of this shape is mapped to."""
+        return check_shape(shape, self.event_shape)
+
+    def with_cache(self, cache_size: int = 1) -> "TransformModule":
+        """Return the flow itself: nothing here depends on the size of Pyro's cache."""
+        return self
+
+    def clear_cache(self) -> None:
+        """Forget the last evaluation. Never needed for correct results."""
+        self._memo = None
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, ladj = self.forward_and_ladj(x)
+        self._remember(y, x, ladj, forward=True)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._inverse_pair(y)[0]
+
+    def _inverse_pair(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `inverse_and_ladj(y)`, free of charge where `y` has just come out of the flow."""
+        memo = self._recall(y, forward=True)
+        if memo is not None:
+            return memo.other, -memo.ladj
+        x, ladj = self.inverse_and_ladj(y)
+        self._remember(x, y, ladj, forward=False)
+        return x, ladj
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
+        memo = self._recall(y, forward=True)
+        if memo is not None and memo.other is x:
+            return memo.ladj
+        memo = self._recall(x, forward=False)
+        if memo is not None and memo.other is y:
+            return -memo.ladj
+        return self.forward_and_ladj(x)[1]
+
+    # The host calls a value and its log-determinant one by one. The memo holds what the last call
+    # has computed for as long as its output lives, and is believed only while all that the output
+    # was computed from is unchanged. Version counters cannot tell: pyro.optim.ClippedAdam, among
+    # others, writes through `.data`. So the memo compares the numbers themselves.
+
+    def _tensors(self) -> list[Tensor] | None:
+        """List all that a call depends on; None where that cannot be known."""
+        tensors: list[Tensor] = []
+        for module in self.modules():
+            if isinstance(module, PyroModule):  # its parameters may be random variables
+                return None
+            tensors += module.parameters(recurse=False)
+            tensors += module.buffers(recurse=False)
+        return tensors
+
+    def _remember(self, output: Tensor, other: Tensor, ladj: Tensor, forward: bool) -> None:
+        if torch.compiler.is_compiling() or output is other or not _has_storage(output):
+            return
+        tensors = self._tensors()
+        if tensors is not None:
+            self._memo = _Memo(output, other, ladj, forward, tensors)
+
+    def _recall(self, output: Tensor, forward: bool) -> "_Memo | None":
+        if torch.compiler.is_compiling():
+            return None
+        memo = self._memo
+        if memo is None or memo.forward is not forward or memo.output() is not output:
+            return None
+        return memo if memo.holds(output, self._tensors()) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_memo": None}
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
+
+
+class Conditioned(TransformModule):
+    """A conditional flow together with a context: a plain transform.
+
+    Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
+    """
+
+    def __init__(self, flow: TransformModule, context: Tensor) -> None:
+        check_context(context, flow.context_dim)
+        super().__init__(flow.event_shape)
+        self.flow, self.context, self.base = flow, context, flow.base
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data, given the context."""
+        event, ladj = self.flow._forward_event(self.flow._entry(x, self.context))
+        return event.whole(), ladj
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base, given the context."""
+        event, ladj = self.flow._inverse_event(self.flow._entry(y, self.context))
+        return event.whole(), ladj
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the data: the batch shape is broadcast with the context's."""
+        shape = super().forward_shape(shape)
+        batch = len(shape) - len(self.event_shape)
+        joint = torch.broadcast_shapes(shape[:batch], self.context.shape[:-1])
+        return joint + shape[batch:]
+
+    inverse_shape = forward_shape
+
+    def _tensors(self) -> list[Tensor] | None:
+        tensors = super()._tensors()
+        return None if tensors is None else [*tensors, self.context]
+
+
+class Chain(TransformModule):
+    """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
+
+    Args:
+        layers: transforms of events of one shape, the one next to the base first.
+
+    Raises:
+        ValueError: where there are none, or where shapes or context sizes differ.
+        TypeError: where one is not a `TransformModule`.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows import AdditiveCoupling, Chain, DiagonalScaling
+        >>> flow = Chain([DiagonalScaling(4), AdditiveCoupling(4)])
+        >>> flow(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, layers: Iterable[TransformModule]) -> None:
+        layers = list(layers)
+        shape, context_dim = check_layers(layers)
+        super().__init__(shape, context_dim=context_dim)
+        self.layers = nn.ModuleList(layers)
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the layers from the first to the last."""
+        event, ladj = self._forward_event(self._entry(x))
+        return event.whole(), ladj
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Invert the layers from the last to the first."""
+        event, ladj = self._inverse_event(self._entry(y))
+        return event.whole(), ladj
+
+    def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
+        ladj: Any = 0.0
+        for layer in self.layers:
+            event, step = layer._forward_event(event)
+            ladj = ladj + step
+        return event, ladj
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
+        ladj: Any = 0.0
+        for layer in reversed(self.layers):
+            event, step = layer._inverse_event(event)
+            ladj = ladj + step
+        return event, ladj
+
+    def _absorb(self, event: Event, first: bool) -> Event:
+        for layer in reversed(self.layers):
+            event = layer._absorb(event, first)
+        return event
+
+
+class Stack(Chain):
+    """A chain of blocks that are built alike, as the builders repeat them.
+
+    NumPyro's mirror holds their parameters stacked and scans over them, so that compile time does
+    not grow with depth.
+
+    Args:
+        layers: the blocks, the one next to the base first.
+    """
+
+
+class Recipe(NamedTuple):
+    """How a builder was called: what `save` needs to build the flow again."""
+
+    builder: str
+    arguments: dict[str, Any]
+
+
+class _Memo:
+    """What the last call computed for `output`, as long as it lives."""
+
+    __slots__ = (
+        "__weakref__", "output", "other", "ladj", "forward", "tensors", "values", "stamp",
+    )  # fmt: skip
+
+    def __init__(
+        self, output: Tensor, other: Tensor, ladj: Tensor, forward: bool, tensors: list[Tensor]
+    ) -> None:
+        memo = weakref.ref(self)
+
+        def clear(_: Any) -> None:
+            dead = memo()
+            if dead is not None:
+                dead.other = dead.ladj = dead.tensors = dead.values = None
+
+        self.output = weakref.ref(output, clear)
+        self.other: Any = other
+        self.ladj: Any = ladj
+        self.forward = forward
+        self.tensors: Any = tensors
+        self.values: Any = _values([*tensors, other, output])
+        self.stamp = self._stamp(output)
+
+    def holds(self, output: Tensor, tensors: list[Tensor] | None) -> bool:
+        """Whether recomputing would give the same numbers and the same gradients."""
+        if torch.is_grad_enabled() and output.grad_fn is None:
+            return False
+        if tensors is None or self.values is None or len(tensors) != len(self.tensors):
+            return False
+        if any(new is not old for new, old in zip(tensors, self.tensors, strict=True)):
+            return False
+        return self.stamp == self._stamp(output) and torch.equal(
+            self.values, _values([*tensors, self.other, output])
+        )
+
+    def _stamp(self, output: Tensor) -> tuple[bool, ...]:
+        return tuple(t.requires_grad for t in [*self.tensors, self.other, output])
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers to compare: those inside torch.func transforms have none."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _values(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Turn an int or a sequence of ints into the tuple of an event's shape."""
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
+    return shape
+
+
+def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x") -> torch.Size:
+    """Refuse a shape that does not end in the event's."""
+    shape = torch.Size(shape)
+    if tuple(shape[max(len(shape) - len(event_shape), 0) :]) != event_shape:
+        raise ValueError(
+            f"`{name}` has shape {tuple(shape)}, but this flow transforms events of shape "
+            f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
+        )
+    return shape
+
+
+def check_event(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> Tensor:
+    """Refuse what is not a real floating-point tensor of events."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
+    if not x.dtype.is_floating_point:
+        raise TypeError(
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32"
+        )
+    check_shape(x.shape, event_shape, name)
+    return x
+
+
+def check_context(context: Tensor, context_dim: int) -> None:
+    """Refuse a context that the flow was not built for."""
+    if not context_dim:
+        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
+        raise TypeError("`context` must be a floating-point torch.Tensor")
+    if context.ndim == 0 or context.shape[-1] != context_dim:
+        size = context.shape[-1] if context.ndim else "none"
+        raise ValueError(
+            f"`context` has last dimension {size}, but this flow was built with "
+            f"context_dim={context_dim}"
+        )
+
+
+def check_finite(x: Tensor, event_shape: tuple[int, ...], name: str) -> Tensor:
+    """Refuse data without rows or with rows that are not finite, and say where the first is."""
+    check_event(x, event_shape, name)
+    rows = x.reshape(-1, math.prod(event_shape))
+    if not len(rows):
+        raise ValueError(f"`{name}` of shape {tuple(x.shape)} has no rows")
+    bad = (~rows.isfinite().all(-1)).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"`{name}` has {len(bad)} of {len(rows)} rows with NaN or inf; the first is row "
+            f"{int(bad[0])}"
+        )
+    return x
+
+
+def check_layers(layers: list[Any]) -> tuple[tuple[int, ...], int]:
+    """Refuse layers that do not fit one another; return their event shape and context size."""
+    if not layers:
+        raise ValueError("`layers` is empty, expected at least one transform")
+    for layer in layers:
+        if not isinstance(layer, TransformModule):
+            raise TypeError(f"`layers` has a {type(layer).__name__}, expected TransformModules")
+    shapes = {layer.event_shape for layer in layers}
+    if len(shapes) > 1:
+        raise ValueError(f"`layers` transform events of different shapes: {sorted(shapes)}")
+    contexts = {layer.context_dim for layer in layers} - {0}
+    if len(contexts) > 1:
+        raise ValueError(f"`layers` take contexts of different sizes: {sorted(contexts)}")
+    return layers[0].event_shape, max(contexts, default=0)
