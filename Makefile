@@ -1,0 +1,83 @@
+# Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+#
+#   PYTHON    the interpreter that makes the environments (3.11 or newer)
+#   VENV      where the environment goes
+#   WORKERS   how many test processes; `auto` is one for each core
+#   ARGS      extra arguments for pytest, for the demo or for the benchmark
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+ARGS ?=
+
+BIN := $(VENV)/bin
+PINS := $(abspath constraints.txt)
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
+
+# One thread for each test process: the processes already share the cores out.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format docs serve bench bare clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/installed ## learn the digits in both wings; table and pictures
+	$(BIN)/python benchmarks/demo.py $(ARGS)
+
+test: $(VENV)/installed ## the laws and the hosts' tests, without the slow ones
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/installed ## every test
+	$(PYTEST) -m "" $(ARGS)
+
+lint: $(VENV)/installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/installed ## build the site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+serve: $(VENV)/installed ## serve the site while writing it
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs serve
+
+bench: $(VENV)/installed-bench ## speed beside the other libraries; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+
+install: $(VENV)/installed ## make the environment and nothing else
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    f"pyroflows needs Python 3.11 or newer, and $(PYTHON) is {sys.version.split()[0]}: use make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) torch
+	$(BIN)/python $(PIP_INSTALL) --editable ".[all,dev,docs]"
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python $(PIP_INSTALL) --editable ".[bench]"
+	@touch $@
+
+# Each wing alone in an environment of its own, from a wheel, as a user would have it.
+bare: ## prove that either wing installs without the other
+	rm -rf $(VENV)-bare
+	$(PYTHON) -m venv $(VENV)-bare/numpyro
+	$(VENV)-bare/numpyro/bin/python $(PIP_INSTALL) ".[numpyro]"
+	$(VENV)-bare/numpyro/bin/python -I .ci/bare.py numpyro_flows pyroflows
+	$(PYTHON) -m venv $(VENV)-bare/pyro
+	$(VENV)-bare/pyro/bin/python $(PIP_INSTALL) torch
+	$(VENV)-bare/pyro/bin/python $(PIP_INSTALL) ".[pyro]"
+	$(VENV)-bare/pyro/bin/python -I .ci/bare.py pyroflows numpyro_flows
+	rm -rf $(VENV)-bare
+
+clean: ## remove the environments and everything that was built
+	rm -rf $(VENV) $(VENV)-bare build dist site out .cache
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find pyroflows numpyro_flows tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
