@@ -1,0 +1,35 @@
+"""Set-up that every test shares: threads, precision, markers."""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.wings import WINGS  # noqa: E402
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile(
+    "laws", deadline=None, max_examples=12, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("laws")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(params=WINGS, ids=repr, scope="session")
+def wing(request):
+    """The adapter of a wing: each law runs on both."""
+    return request.param

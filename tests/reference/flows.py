@@ -1,0 +1,135 @@
+"""The builders by the papers: which layers, in which order, with which names in the state."""
+
+import numpy as np
+
+from tests.reference import layers as by_equation
+from tests.reference.layers import Composed, Coupling
+
+BUDGET = 4.0  # log-scales of all couplings together in a robust flow
+
+
+def build(name, state, size, prefix="", *, layers=(), **options):
+    """Return the reference of a layer or builder by its public name.
+
+    Args:
+        name: public name, such as `"AffineCoupling"` or `"glow"`.
+        state: named arrays.
+        size: D.
+        prefix: what the names in the state begin with.
+        layers: for `Chain` and `Stack`: `(name, options)` of each; for a builder: their number.
+        options: the keyword arguments that the layer or builder was given.
+    """
+    if name in ("Chain", "Stack"):
+        return Composed(
+            build(inner, state, size, f"{prefix}layers.{i}.", **given)
+            for i, (inner, given) in enumerate(layers)
+        )
+    if name in BUILDERS:
+        given = {"layers": layers} if layers else {}
+        return BUILDERS[name](state, size, prefix, **given, **options)
+    return LAYERS[name](state, prefix, size, **options)
+
+
+def mask(partition, size):
+    """Return the binary mask of a partition: ones where the coordinate is left as it is."""
+    if not isinstance(partition, str):
+        return np.asarray(partition, dtype=bool)
+    if partition == "halves":
+        return np.arange(size) < size // 2
+    return np.arange(size) % 2 == 0
+
+
+def coupling(outputs, **defaults):
+    def made(state, prefix, size, **options):
+        options = {"partition": "halves", **defaults, **options}
+        for unused in ("hidden", "init_scale", "context_dim"):
+            options.pop(unused, None)
+        b = mask(options.pop("partition"), size)
+        return Coupling(state, prefix, b, outputs=outputs, **options)
+
+    return made
+
+
+LAYERS = {
+    "AdditiveCoupling": coupling(1),
+    "AffineCoupling": coupling(2),
+    "DiagonalScaling": lambda state, prefix, size: by_equation.diagonal_scaling(state, prefix),
+    "ActNorm": lambda state, prefix, size: by_equation.act_norm(state, prefix),
+    "Standardization": lambda state, prefix, size: by_equation.act_norm(state, prefix),
+    "BatchNorm": lambda state, prefix, size, momentum=0.1, eps=1e-5: by_equation.batch_norm(
+        state, prefix, eps
+    ),
+    "Permutation": lambda state, prefix, size: by_equation.permutation(state, prefix),
+    "InvertibleLinear": lambda state, prefix, size: by_equation.invertible_linear(state, prefix),
+}
+
+
+def alternating(state, size, prefix, start, layers, b, make, batch_norm=False):
+    """Yield couplings, every second with its mask swapped; a `BatchNorm` after each, if wanted.
+
+    From entry `start` of the flow's layers on: a stack of pairs, and an odd last one by itself.
+    """
+    pairs = layers // 2
+    for i in range(layers):
+        if i < 2 * pairs:
+            place, index = f"{prefix}layers.{start}.layers.{i // 2}.", (i % 2) * (1 + batch_norm)
+        else:
+            place, index = prefix, start + (pairs > 0)
+        yield make(state, f"{place}layers.{index}.", size, partition=~b if i % 2 else b)
+        if batch_norm:
+            yield by_equation.batch_norm(state, f"{place}layers.{index + 1}.")
+
+
+def nice(
+    state, size, prefix="", layers=4, partition="alternating", robust=True, network=None,
+    activation="relu", **unused,
+):  # fmt: skip
+    """NICE, sections 3.2, 3.3 and 5.1: couplings that alternate, and the scaling at the base."""
+    make = coupling(1, squash=robust, activation=activation, network=network)
+    scaling = by_equation.diagonal_scaling(state, f"{prefix}layers.0.")
+    couplings = alternating(state, size, prefix, 1, layers, mask(partition, size), make)
+    return Composed([scaling, *couplings, last(state, prefix)])
+
+
+def realnvp(
+    state, size, prefix="", layers=8, partition="halves", robust=True, scale="tanh", network=None,
+    activation="relu", batch_norm=False, **unused,
+):  # fmt: skip
+    """RealNVP, sections 3.4 and 3.5: masked affine couplings, every second mask swapped."""
+    make = coupling(
+        2, squash=robust, scale=scale, limit=BUDGET / layers if robust else None,
+        activation=activation, network=network,
+    )  # fmt: skip
+    b = mask(partition, size)
+    couplings = alternating(state, size, prefix, 0, layers, b, make, batch_norm)
+    return Composed([*couplings, last(state, prefix)])
+
+
+def glow(
+    state, size, prefix="", layers=8, partition="halves", robust=True, scale="sigmoid",
+    network=None, activation="relu", **unused,
+):  # fmt: skip
+    """Glow, figure 2a: from data to base a step is actnorm, invertible matrix, coupling."""
+    make = coupling(
+        2, squash=robust, scale=scale, limit=BUDGET / layers if robust else None,
+        activation=activation, network=network,
+    )  # fmt: skip
+    found = []
+    for i in range(layers):
+        step = f"{prefix}layers.0.layers.{i}.layers."
+        found += [
+            make(state, f"{step}0.", size, partition=partition),
+            by_equation.invertible_linear(state, f"{step}1."),
+            by_equation.act_norm(state, f"{step}2."),
+        ]
+    return Composed([*found, last(state, prefix)])
+
+
+def last(state, prefix):
+    """The standardisation at the data's end, whatever the number of layers before it."""
+    inner = {key[len(prefix) + len("layers.") :] for key in state if key.startswith(prefix)}
+    index = max(int(key.split(".")[0]) for key in inner)
+    return by_equation.act_norm(state, f"{prefix}layers.{index}.")
+
+
+BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow}

@@ -1,0 +1,172 @@
+"""The layers by their equations.
+
+Each takes a flow's state, a dict of named arrays, and the prefix of its own names in it. Calling
+`forward` or `inverse` gives the value and the log-determinant of that direction.
+"""
+
+import numpy as np
+from scipy import special
+
+ACTIVATIONS = {
+    "relu": lambda x: np.where(x > 0, x, 0.0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * special.ndtr(x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+    "tanh": np.tanh,
+}
+
+
+class Coupling:
+    """RealNVP, equation 9, with the binary mask b; NICE, section 3.2, where the scale is absent.
+
+    Network weights are written into matrices over all coordinates, with zeros where b masks them.
+    """
+
+    def __init__(
+        self, state, prefix, mask, activation="relu", squash=True, scale="tanh", limit=2.0,
+        network=None, outputs=2,
+    ):  # fmt: skip
+        self.state, self.prefix = state, prefix
+        self.b = np.asarray(mask, dtype=np.float64)
+        self.activation, self.squash, self.outputs = activation, squash, outputs
+        self.scale, self.limit, self.network = scale, limit, network
+
+    def given(self, x, context):
+        """Return s(b x) and t(b x), zero where b is one."""
+        size, seen = len(self.b), self.b == 1
+        moved = ~seen
+        masked = self.b * x
+        if self.squash:
+            masked = np.arcsinh(masked)
+        if self.network is not None:
+            raw = self.network(masked[..., seen])
+        else:
+            raw = self._dense(masked, seen, context)
+        out = np.zeros((*raw.shape[:-1], self.outputs, size))
+        out[..., moved] = raw.reshape(*raw.shape[:-1], self.outputs, moved.sum())
+        t = out[..., 0, :]
+        if self.outputs == 1:
+            return np.zeros_like(t), t
+        s = np.zeros_like(t)
+        s[..., moved] = self._log_scale(out[..., 1, :][..., moved])
+        return s, t
+
+    def _dense(self, masked, seen, context):
+        names = f"{self.prefix}network.layers."
+        depth = sum(key.startswith(names) and key.endswith("weight") for key in self.state)
+        activation = ACTIVATIONS[self.activation]
+        h = None
+        for i in range(depth):
+            weight, bias = self.state[f"{names}{i}.weight"], self.state[f"{names}{i}.bias"]
+            if i == 0:
+                full = np.zeros((len(weight), len(seen)))
+                full[:, seen] = weight[:, : seen.sum()]
+                h = np.einsum("oi,...i->...o", full, masked) + bias
+                of_context = weight[:, seen.sum() :]
+                if of_context.size:
+                    h = h + np.einsum("oi,...i->...o", of_context, context)
+            else:
+                h = np.einsum("oi,...i->...o", weight, activation(h)) + bias
+        return h
+
+    def _log_scale(self, r):
+        if callable(self.scale):
+            return self.scale(r)
+        limit = self.limit
+        if self.scale == "tanh":  # RealNVP, section 4.1: tanh times a learned scale
+            factor = self.state[f"{self.prefix}scale.weight"]
+            if limit is not None:
+                factor = limit * np.tanh(factor / limit)
+            return factor * np.tanh(r)
+        if self.scale == "sigmoid":  # encoding multiplies by sigmoid(r + 2)
+            log_scale = -np.log(special.expit(r + 2))
+            if limit is None:
+                return log_scale
+            middle = -np.log(special.expit(2.0))
+            return middle + limit * np.tanh((log_scale - middle) / limit)
+        if self.scale == "clamp":  # 2/pi c arctan(r/c), c one number above zero, another below
+            limit = np.inf if limit is None else limit
+            c = np.where(r > 0, min(0.1, limit), min(2.0, limit))
+            return 2 / np.pi * c * np.arctan(r / c)
+        if self.scale == "exp":
+            return r
+        raise KeyError(self.scale)
+
+    def forward(self, x, context=None):
+        s, t = self.given(x, context)
+        y = self.b * x + (1 - self.b) * (x * np.exp(s) + t)
+        return y, ((1 - self.b) * s).sum(-1)
+
+    def inverse(self, y, context=None):
+        s, t = self.given(y, context)
+        x = self.b * y + (1 - self.b) * (y - t) / np.exp(s)
+        return x, -((1 - self.b) * s).sum(-1)
+
+
+class Affine:
+    """`y = A x + c`: what scaling, ActNorm, BatchNorm, a permutation and Glow's matrix all are."""
+
+    def __init__(self, matrix, offset=0.0):
+        self.matrix, self.offset = np.asarray(matrix, dtype=np.float64), offset
+
+    def forward(self, x, context=None):
+        y = np.einsum("ij,...j->...i", self.matrix, x) + self.offset
+        return y, np.full(y.shape[:-1], np.linalg.slogdet(self.matrix)[1])
+
+    def inverse(self, y, context=None):
+        inverse = np.linalg.inv(self.matrix)
+        x = np.einsum("ij,...j->...i", inverse, y - self.offset)
+        return x, np.full(x.shape[:-1], np.linalg.slogdet(inverse)[1])
+
+
+def diagonal_scaling(state, prefix):
+    """NICE, section 3.3."""
+    return Affine(np.diag(np.exp(state[f"{prefix}log_scale"])))
+
+
+def act_norm(state, prefix):
+    """Glow, section 3.1: a scale and a bias for each coordinate."""
+    return Affine(np.diag(np.exp(state[f"{prefix}log_scale"])), state[f"{prefix}loc"])
+
+
+def batch_norm(state, prefix, eps=1e-5):
+    """RealNVP, section 3.7, with running averages; base to data undoes the normalisation."""
+    deviation = np.sqrt(state[f"{prefix}running_var"] + eps)
+    return Affine(np.diag(deviation), state[f"{prefix}running_mean"])
+
+
+def permutation(state, prefix):
+    """`y_j = x_p(j)`: row j of the matrix has its one in column p(j)."""
+    return Affine(np.eye(len(state[f"{prefix}permutation"]))[state[f"{prefix}permutation"]])
+
+
+def invertible_linear(state, prefix):
+    """Glow, equation 10, `W = P L (U + diag(s))`, from data to base."""
+    lower, upper = state[f"{prefix}lower"], state[f"{prefix}upper"]
+    s = state[f"{prefix}signs"] * np.exp(state[f"{prefix}log_diagonal"])
+    p = np.eye(len(s))[state[f"{prefix}permutation"]]
+    w = p @ (np.tril(lower, -1) + np.eye(len(s))) @ (np.triu(upper, 1) + np.diag(s))
+    return Affine(np.linalg.inv(w))
+
+
+class Composed:
+    """Layers one after the other, the one next to the base first."""
+
+    def __init__(self, layers):
+        self.layers = []
+        for layer in layers:
+            self.layers += layer.layers if isinstance(layer, Composed) else [layer]
+
+    def forward(self, x, context=None):
+        total = 0.0
+        for layer in self.layers:
+            x, ladj = layer.forward(x, context)
+            total = total + ladj
+        return x, total
+
+    def inverse(self, y, context=None):
+        total = 0.0
+        for layer in reversed(self.layers):
+            y, ladj = layer.inverse(y, context)
+            total = total + ladj
+        return y, total

@@ -1,0 +1,126 @@
+"""Laws of a bijection: round trips, log-determinants, shapes."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from tests.specs.registry import CASES
+
+pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def test_round_trips(wing, case):
+    flow = wing.build(case)
+    points, context = case.points(20), case.context(20)
+    there, _ = wing.forward(flow, points, context)
+    assert_allclose(wing.inverse(flow, there, context)[0], points, rtol=1e-9, atol=1e-9)
+    back, _ = wing.inverse(flow, points, context)
+    assert_allclose(wing.forward(flow, back, context)[0], points, rtol=1e-9, atol=1e-9)
+    assert abs(there - points).max() > 1e-3
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_log_determinant_is_that_of_the_jacobian(wing, case, inverse):
+    flow = wing.build(case)
+    points, context = case.points(3), case.context()
+    jacobian = wing.jacobian(flow, points, inverse, context)
+    pair = wing.inverse if inverse else wing.forward
+    _, expected = np.linalg.slogdet(jacobian)
+    assert_allclose(pair(flow, points, context)[1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_inverse_log_determinant_is_the_negative(wing, case):
+    flow = wing.build(case)
+    points, context = case.points(5), case.context(5)
+    there, ladj = wing.forward(flow, points, context)
+    assert_allclose(wing.inverse(flow, there, context)[1], -ladj, rtol=1e-9, atol=1e-9)
+
+
+def test_host_calls_agree_with_the_pair(wing, case):
+    flow = wing.build(case)
+    points, context = case.points(5), case.context(5)
+    for call, pair in [(wing.call, wing.forward), (wing.call_inverse, wing.inverse)]:
+        for got, expected in zip(
+            call(flow, points, context), pair(flow, points, context), strict=True
+        ):
+            assert got.shape == expected.shape
+            assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)], ids=str)
+def test_any_batch_shape(wing, case, batch):
+    flow = wing.build(case)
+    points, context = case.points(*batch), case.context(*batch)
+    rows = points.reshape(-1, case.size)
+    contexts = [None] * len(rows) if context is None else context.reshape(-1, case.context_dim)
+    for pair in (wing.forward, wing.inverse):
+        value, ladj = pair(flow, points, context)
+        assert value.shape == points.shape
+        assert ladj.shape == batch
+        values, ladjs = value.reshape(-1, case.size), ladj.reshape(-1)
+        for row, own, one_value, one_ladj in zip(rows, contexts, values, ladjs, strict=True):
+            alone, alone_ladj = pair(flow, row, own)
+            assert_allclose(one_value, alone, rtol=1e-10, atol=1e-10)
+            assert_allclose(one_ladj, alone_ladj, rtol=1e-10, atol=1e-10)
+
+
+def test_shape_methods(wing, case):
+    flow, context = wing.build(case), case.context()
+    assert tuple(flow.event_shape) == (case.size,)
+    transform = wing.given(flow, context)
+    for shape in [(case.size,), (7, case.size), (2, 0, case.size)]:
+        assert tuple(transform.forward_shape(shape)) == shape
+        assert tuple(transform.inverse_shape(shape)) == shape
+    for shape in [(), (case.size + 1,), (case.size, case.size + 1)]:
+        with pytest.raises(ValueError, match=rf"\({case.size},\)"):
+            transform.forward_shape(shape)
+        with pytest.raises(ValueError, match=rf"\({case.size},\)"):
+            transform.inverse_shape(shape)
+
+
+def test_inverse_of_the_inverse_and_domains(wing, case):
+    flow = wing.given(wing.build(case), case.context())
+    inverse = flow.inv
+    assert inverse.inv is flow
+    assert flow.inv is inverse
+    assert flow.domain.event_dim == flow.codomain.event_dim == 1
+    assert inverse.domain.event_dim == inverse.codomain.event_dim == 1
+    events = case.points(2)
+    events[1, 0] = np.nan
+    for constraint in (flow.domain, flow.codomain):
+        assert_array_equal(wing.satisfies(constraint, events), [True, False])
+
+
+def test_nan_in_one_row_touches_only_that_row(wing, case):
+    flow = wing.build(case)
+    points, context = case.points(4), case.context(4)
+    broken = points.copy()
+    broken[2] = np.nan
+    for pair in (wing.forward, wing.inverse):
+        whole, ladj = pair(flow, points, context)
+        holed, holed_ladj = pair(flow, broken, context)
+        others = [0, 1, 3]
+        assert_allclose(holed[others], whole[others], rtol=1e-12)
+        assert_allclose(holed_ladj[others], ladj[others], rtol=1e-12)
+        assert np.isnan(holed[2]).all()
+
+
+def test_gradients_are_finite_and_right(wing, case):
+    """Against central differences in a random direction of all weights."""
+    flow = wing.build(case)
+    points, context = case.points(4), case.context(4)
+    found = wing.gradients(flow, points, context)
+    assert all(np.isfinite(gradient).all() for gradient in found.values())
+    state, rng = wing.state(flow), np.random.default_rng(3)
+    direction = {name: rng.standard_normal(g.shape) for name, g in found.items()}
+    step, totals = 1e-6, []
+    for sign in (1, -1):
+        moved = {
+            name: value + sign * step * direction[name] if name in direction else value
+            for name, value in state.items()
+        }
+        moved_points = points + sign * step * direction["x"]
+        density = wing.density(wing.load(flow, moved), context=context)
+        totals.append(wing.log_prob(density, moved_points).sum())
+    slope = sum((found[name] * direction[name]).sum() for name in found)
+    assert_allclose((totals[0] - totals[1]) / (2 * step), slope, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,79 @@
+"""Laws of conditional flows: a context makes a plain transform, and contexts broadcast."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from tests.specs.registry import CASES
+
+CONDITIONAL = [case for case in CASES if case.context_dim]
+BATCHES = [
+    ((), ()),
+    ((4,), ()),
+    ((), (4,)),
+    ((4,), (4,)),
+    ((4,), (1,)),
+    ((1,), (4,)),
+    ((2, 1), (3,)),
+    ((3,), (2, 1)),
+    ((2, 3), (2, 3)),
+    ((0,), (1,)),
+]
+pytestmark = pytest.mark.parametrize("case", CONDITIONAL, ids=str)
+
+
+@pytest.mark.parametrize(("batch", "contexts"), BATCHES, ids=str)
+def test_broadcasting_is_looping(wing, case, batch, contexts):
+    flow = wing.build(case)
+    points, context = case.points(*batch), case.context(*contexts)
+    joint = np.broadcast_shapes(batch, contexts)
+    all_points = np.broadcast_to(points, (*joint, case.size))
+    all_contexts = np.broadcast_to(context, (*joint, case.context_dim))
+    for pair in (wing.forward, wing.inverse):
+        value, ladj = pair(flow, points, context)
+        assert value.shape == (*joint, case.size)
+        assert ladj.shape == joint
+        for index in np.ndindex(*joint):
+            alone, alone_ladj = pair(flow, all_points[index], all_contexts[index])
+            assert_allclose(value[index], alone, rtol=1e-10, atol=1e-10)
+            assert_allclose(ladj[index], alone_ladj, rtol=1e-10, atol=1e-10)
+    transform = wing.given(flow, context)
+    assert tuple(transform.forward_shape(points.shape)) == (*joint, case.size)
+    assert tuple(transform.inverse_shape(points.shape)) == (*joint, case.size)
+    found = wing.log_prob(wing.density(flow, context=context), points)
+    assert found.shape == joint
+    for index in np.ndindex(*joint):
+        alone = wing.density(flow, context=all_contexts[index])
+        assert_allclose(found[index], wing.log_prob(alone, all_points[index]), rtol=1e-9)
+
+
+def test_the_context_matters(wing, case):
+    flow, points = wing.build(case), case.points(5)
+    one = wing.inverse(flow, points, case.context(seed=1))[0]
+    other = wing.inverse(flow, points, case.context(seed=2))[0]
+    assert abs(one - other).max() > 1e-2
+
+
+def test_one_flow_in_several_contexts_at_a_time(wing, case):
+    """Distributions of the same flow do not disturb one another."""
+    flow, points = wing.build(case), case.points(5)
+    contexts = [case.context(seed=seed) for seed in range(3)]
+    densities = [wing.density(flow, context=context) for context in contexts]
+    samples = [wing.sample_and_log_prob(density, (4,)) for density in densities]
+    for context, density, (sample, log_prob) in zip(contexts, densities, samples, strict=True):
+        alone = wing.density(flow, context=context)
+        assert_allclose(wing.log_prob(density, points), wing.log_prob(alone, points))
+        assert_allclose(log_prob, wing.log_prob(alone, sample), rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_reach_the_context(wing, case):
+    flow = wing.build(case)
+    points, context = case.points(3), case.context()
+    gradient = wing.context_gradient(flow, points, context)
+    step, direction = 1e-6, np.ones(case.context_dim)
+    up, down = (
+        wing.log_prob(wing.density(flow, context=context + sign * step * direction), points).sum()
+        for sign in (1, -1)
+    )
+    assert_allclose(gradient @ direction, (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
+    assert abs(gradient).min() > 0

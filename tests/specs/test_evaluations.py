@@ -1,0 +1,57 @@
+"""Each conditioner is evaluated once: counted with a spy."""
+
+import pytest
+
+from tests.specs.registry import CASES
+
+COUPLED = [case for case in CASES if case.conditioners]
+pytestmark = pytest.mark.parametrize("case", COUPLED, ids=str)
+
+
+def test_the_pair(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    points, context = case.points(4), case.context(4)
+    wing.forward(flow, points, context)
+    assert count() == case.conditioners
+    wing.inverse(flow, points, context)
+    assert count() == 2 * case.conditioners
+
+
+def test_log_prob(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    density = wing.density(flow, context=case.context(4))
+    wing.log_prob(density, case.points(4))
+    assert count() == case.conditioners
+    wing.log_prob(density, case.points(4, seed=5))
+    assert count() == 2 * case.conditioners
+
+
+def test_sample(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    wing.sample(wing.density(flow, context=case.context()), (4,))
+    assert count() == case.conditioners
+
+
+def test_sample_then_log_prob(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    wing.sample_and_log_prob(wing.density(flow, context=case.context()), (4,))
+    assert count() == case.conditioners
+
+
+def test_sample_then_log_prob_in_the_host(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    density = wing.host_density(flow, wing.normal_base(case.size, 0.0, 1.0), case.context())
+    wing.sample_and_log_prob(density, (4,))
+    assert count() == case.conditioners
+
+
+def test_gradients(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    wing.gradients(flow, case.points(4), case.context(4))
+    assert count() == case.conditioners
+
+
+def test_initialize(wing, case):
+    flow, count = wing.spied(wing.build(case))
+    wing.initialize(flow, case.points(4), case.context(4))
+    assert count() == case.conditioners
