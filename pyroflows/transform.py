@@ -394,7 +394,8 @@ class _Memo:
 
     def holds(self, output: Tensor, tensors: list[Tensor] | None) -> bool:
         """Whether recomputing would give the same numbers and the same gradients."""
-        if torch.is_grad_enabled() and output.grad_fn is None:
+        traced = torch.is_grad_enabled() and output.grad_fn is None
+        if traced and any(t.requires_grad for t in [*self.tensors, self.other]):
             return False
         if tensors is None or self.values is None or len(tensors) != len(self.tensors):
             return False
