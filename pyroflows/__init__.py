@@ -15,6 +15,7 @@ from pyroflows.linear import InvertibleLinear, Permutation
 from pyroflows.networks import DenseNet
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, alternating, halves
+from pyroflows.training import FitResult, fit
 from pyroflows.transform import Chain, Stack, TransformModule
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Chain",
     "DenseNet",
     "DiagonalScaling",
+    "FitResult",
     "FlowDistribution",
     "InvertibleLinear",
     "Partition",
@@ -33,6 +35,7 @@ __all__ = [
     "Standardization",
     "TransformModule",
     "alternating",
+    "fit",
     "flow_distribution",
     "glow",
     "halves",

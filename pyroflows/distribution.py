@@ -71,8 +71,14 @@ def flow_distribution(
     return FlowDistribution(base, [flow])
 
 
-def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> Any:
+def named_base(
+    name: str, flow: TransformModule, temperature: float = 1.0, validate_args: bool | None = None
+) -> Any:
     """Return the base distribution of this name on the flow's device and in its dtype."""
+    if name == "custom":
+        raise ValueError(
+            "`base` is missing: this flow was fitted with a base distribution of your own; pass it"
+        )
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
     like = next((p for p in flow.parameters() if p.dtype.is_floating_point), None)
@@ -80,4 +86,5 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> An
         like = next((b for b in flow.buffers() if b.dtype.is_floating_point), torch.zeros(()))
     zeros = torch.zeros(flow.event_shape, dtype=like.dtype, device=like.device)
     scale = torch.full_like(zeros, temperature)
-    return BASES[name](zeros, scale).to_event(len(flow.event_shape))
+    base = BASES[name](zeros, scale, validate_args=validate_args)
+    return base.to_event(len(flow.event_shape))

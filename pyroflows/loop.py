@@ -1,0 +1,329 @@
+"""The loop of `fit`: steps, validations, checkpoints, and what is left at the end."""
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyroflows.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part, Preparation
+from pyroflows.checkpoint import Checkpoint
+from pyroflows.data import Rules
+from pyroflows.normalization import BatchNorm, Standardization
+from pyroflows.transform import Chain, TransformModule
+
+# Steps in a row whose loss or gradient is not finite, after which training gives up.
+HOPELESS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The arguments of `fit` that are numbers and functions."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    patience: int | None
+    validate_every: int | None
+    standardize: bool
+    schedule: str | Callable[[int], float] | None
+    clip_norm: float | None
+    penalty: float
+    augment: Callable[..., Any] | None
+    optimizer: Callable[..., Any] | None
+    seed: int
+    compile: bool
+
+    def check(self) -> None:
+        """Refuse what is out of its range."""
+        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
+            _check_whole(name, getattr(self, name), least)
+        for name in ("patience", "validate_every"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 1)
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` is {self.learning_rate}, expected a positive number")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"`clip_norm` is {self.clip_norm}, expected a positive number or None")
+        if not 0 <= self.penalty < math.inf:
+            raise ValueError(f"`penalty` is {self.penalty}, expected a number from 0")
+        if not (self.schedule in (None, "cosine") or callable(self.schedule)):
+            raise ValueError(
+                f"`schedule` is {self.schedule!r}, expected None, 'cosine' or a function of a step"
+            )
+        for name in ("augment", "optimizer"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"`{name}` is {getattr(self, name)!r}, expected a function or None")
+
+    def factor(self, step: int) -> float:
+        """Return the schedule's factor on the learning rate."""
+        if self.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+        return float(self.schedule(step)) if callable(self.schedule) else 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings by their names."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass
+class History:
+    """What has happened so far: with the parameters, all that a checkpoint needs."""
+
+    step: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    validation_losses: list[float] = dataclasses.field(default_factory=list)
+    validation_steps: list[int] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    skipped_in_row: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    since_best: int = 0
+    stopped: str | None = None
+
+
+class Run:
+    """One run of `fit`."""
+
+    def __init__(
+        self,
+        flow: TransformModule,
+        parameters: list[nn.Parameter],
+        density: Callable[[Tensor], Tensor],
+        rules: Rules,
+        settings: Settings,
+        train: Part,
+        held_out: Part | None,
+        checkpoint: Checkpoint | None,
+        progress: bool,
+    ) -> None:
+        self.flow, self.parameters, self.density = flow, parameters, density
+        self.settings, self.train, self.held_out = settings, train, held_out
+        self.checkpoint, self.progress = checkpoint, progress
+        self.history = History()
+        self.feed = train.feed(settings.batch_size, settings.seed)
+        self.prepare = Preparation(rules, settings.augment, parameters[0], settings.seed)
+        self.mean_loss = torch.compile(self._mean_loss) if settings.compile else self._mean_loss
+        self.optimizer = _optimizer(parameters, settings)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.tensors = dict([*flow.named_parameters(), *flow.named_buffers()])
+        norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
+        self.running = [buffer for norm in norms for buffer in norm.buffers()]
+        self.modes = [(module, module.training) for module in flow.modules()]
+        self.best: dict[str, Tensor] | None = None
+
+    def begin(self, base: str) -> None:
+        """Go on from the checkpoint, or start from the first batch."""
+        first = self.prepare(self.feed.first(), AUGMENT, 0)
+        saved = None if self.checkpoint is None else self.checkpoint.load()
+        rows = None
+        if saved is None and self.settings.standardize:
+            everything = self.train.all()
+            rows = first[0] if everything is None else self.prepare(everything, AUGMENT_ALL)[0]
+        # All has been checked; here the first thing changes.
+        if rows is not None:
+            standardization(self.flow).standardize(rows)
+        if saved is None:
+            self.flow.initialize(*first)
+        else:
+            self._restore(saved)
+        self.flow.base = base
+
+    def finish(self) -> History:
+        """Train to the end, whatever it is, and leave the flow with the best parameters."""
+        history = self.history
+        self.flow.train()
+        try:
+            with self._bar() as self.bar:
+                while history.stopped is None:
+                    self._advance()
+        except KeyboardInterrupt:
+            history.stopped = "interrupted"
+        finally:
+            if self.best is not None:
+                _copy(self.best, self.tensors)
+            for parameter in self.parameters:
+                parameter.grad = None
+            for module, mode in self.modes:
+                module.training = mode
+        if self.best is None:
+            history.best_step = history.step
+        if history.stopped == "not finite":
+            warnings.warn(
+                f"training stopped at step {history.step}: loss or gradient was not finite for "
+                f"{history.skipped_in_row} steps in a row. The flow has the parameters of step "
+                f"{history.best_step}. A smaller learning_rate or a clip_norm may help.",
+                stacklevel=3,
+            )
+        return history
+
+    def _advance(self) -> None:
+        """Take a step; validate and save where it is time to."""
+        history, settings = self.history, self.settings
+        batch = self.feed.next()
+        if batch is None:
+            history.stopped = "data exhausted"
+        else:
+            self._learn(*self.prepare(batch, AUGMENT, history.step))
+            if history.skipped_in_row == HOPELESS:
+                history.stopped = "not finite"
+            elif history.step == settings.steps:
+                history.stopped = "steps"
+        if history.stopped and history.skipped == history.step:
+            history.stopped = "not finite"
+        every = settings.validate_every
+        if history.stopped or (history.step % every == 0 if every else self.feed.at_end):
+            self._validate()
+            if self.checkpoint is not None:
+                self.checkpoint.save(self._state())
+        self._show()
+
+    @torch.enable_grad()
+    def _learn(self, x: Tensor, context: Tensor | None) -> None:
+        """Take one step, unless its numbers are not finite: then the flow stays as it is."""
+        history, settings = self.history, self.settings
+        before = [buffer.clone() for buffer in self.running]
+        if self.running:
+            with torch.no_grad():
+                self.flow._absorb(self.flow._entry(x, context), False)
+        loss = objective = self.mean_loss(x, context)
+        if settings.penalty:
+            objective = loss + settings.penalty * self.flow.scale_penalty()
+        gradients = torch.autograd.grad(objective, self.parameters, allow_unused=True)
+        given = [gradient for gradient in gradients if gradient is not None]
+        norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in given]))
+        value, size = torch.stack([loss.detach(), norm]).tolist()
+        if math.isfinite(value) and math.isfinite(size):
+            if settings.clip_norm is not None and size > settings.clip_norm:
+                for gradient in given:
+                    gradient.mul_(settings.clip_norm / size)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            if settings.schedule is not None:
+                factor = settings.factor(history.step)
+                for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                    group["lr"] = rate * factor
+            self.optimizer.step()
+            history.skipped_in_row = 0
+        else:
+            for buffer, value_before in zip(self.running, before, strict=True):
+                buffer.copy_(value_before)
+            history.skipped += 1
+            history.skipped_in_row += 1
+        history.losses.append(value)
+        history.step += 1
+
+    def _losses(self, x: Tensor, context: Tensor | None) -> Tensor:
+        event, ladj = self.flow._inverse_event(self.flow._entry(x, context))
+        return -(self.density(event.whole()) + ladj)
+
+    def _mean_loss(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self._losses(x, context).mean()
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Take the loss on the held-out data, and keep the parameters where it is the lowest."""
+        history = self.history
+        if self.held_out is None or history.step in history.validation_steps[-1:]:
+            return
+        self.flow.eval()
+        total, rows = 0.0, 0
+        for number, batch in enumerate(self.held_out.in_order(self.settings.batch_size)):
+            x, context = self.prepare(batch, AUGMENT_VALIDATION, number)
+            total += float(self._losses(x, context).double().sum())
+            rows += len(x)
+        self.flow.train()
+        if not rows:
+            raise ValueError("`validation` has no batches")
+        history.validation_losses.append(total / rows)
+        history.validation_steps.append(history.step)
+        history.since_best += 1
+        if total / rows < history.best_loss:
+            history.best_loss, history.best_step = total / rows, history.step
+            history.since_best = 0
+            self.best = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        if not history.stopped and history.since_best == self.settings.patience:
+            history.stopped = "patience"
+
+    def _state(self) -> dict[str, Any]:
+        device = self.parameters[0].device
+        return {
+            "history": dataclasses.asdict(self.history),
+            "place": [self.feed.epoch, self.feed.position],
+            "flow": {name: tensor.detach() for name, tensor in self.tensors.items()},
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.history = History(**state["history"])
+        if self.history.stopped is None:
+            self.feed.seek(*state["place"])
+        _copy(state["flow"], self.tensors)
+        if state["best"] is not None:
+            self.best = {name: t.to(self.tensors[name].device) for name, t in state["best"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.parameters[0].device)
+
+    def _bar(self) -> tqdm:
+        self.shown = 0.0
+        return tqdm(
+            total=self.settings.steps,
+            initial=self.history.step,
+            disable=not self.progress,
+            desc="fit",
+            unit="step",
+        )
+
+    def _show(self) -> None:
+        """Move the bar; its text changes ten times a second at most, for that takes time."""
+        history = self.history
+        self.bar.update(history.step - self.bar.n)
+        if self.progress and (history.stopped or time.monotonic() - self.shown > 0.1):
+            self.shown = time.monotonic()
+            text = {"loss": f"{np.mean(history.losses[-20:]):.3f}"}
+            if history.validation_losses:
+                text["validation"] = f"{history.validation_losses[-1]:.3f}"
+            if history.skipped:
+                text["skipped"] = str(history.skipped)
+            self.bar.set_postfix(text, refresh=False)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"`{name}` is {value!r}, expected a whole number from {least}")
+
+
+def standardization(flow: TransformModule) -> Standardization:
+    """Return the layer that `standardize` sets, or say that there is none."""
+    last = flow.layers[-1] if isinstance(flow, Chain) else flow
+    if not isinstance(last, Standardization):
+        raise ValueError(
+            "`standardize` is true, but the flow's last layer is a "
+            f"{type(last).__name__}: append Standardization({flow.event_shape})"
+        )
+    return last
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    if settings.optimizer is not None:
+        return settings.optimizer(parameters)
+    # One kernel in place of several for each parameter: small flows spend their time on these.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused)
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
