@@ -27,8 +27,8 @@ def test_broadcasting_is_looping(wing, case, batch, contexts):
     flow = wing.build(case)
     points, context = case.points(*batch), case.context(*contexts)
     joint = np.broadcast_shapes(batch, contexts)
-    all_points = np.broadcast_to(points, (*joint, case.size))
-    all_contexts = np.broadcast_to(context, (*joint, case.context_dim))
+    all_points = points + np.zeros((*joint, 1))
+    all_contexts = context + np.zeros((*joint, 1))
     for pair in (wing.forward, wing.inverse):
         value, ladj = pair(flow, points, context)
         assert value.shape == (*joint, case.size)
@@ -40,6 +40,8 @@ def test_broadcasting_is_looping(wing, case, batch, contexts):
     transform = wing.given(flow, context)
     assert tuple(transform.forward_shape(points.shape)) == (*joint, case.size)
     assert tuple(transform.inverse_shape(points.shape)) == (*joint, case.size)
+    if not all(joint):  # torch's own distributions cannot sum over an empty batch
+        return
     found = wing.log_prob(wing.density(flow, context=context), points)
     assert found.shape == joint
     for index in np.ndindex(*joint):

@@ -68,6 +68,9 @@ class PyroWing(base.Wing):
     def update(self, flow, x, context=None):
         return flow.update(self.array(x), *([] if context is None else [self.array(context)]))
 
+    def standardize(self, layer, x):
+        return layer.standardize(self.array(x))
+
     # The pair
 
     def forward(self, flow, x, context=None):

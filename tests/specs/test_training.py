@@ -1,0 +1,706 @@
+"""Laws of `fit`: what it learns, what it leaves alone, what it refuses, and how it goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.datasets import make_moons
+
+import tests
+
+GAUSSIAN = np.random.default_rng(0).normal([3.0, -1.0], [5.0, 0.1], size=(1000, 2))
+SMALL = GAUSSIAN[:96].astype("float32")
+FAR = np.full((32, 2), 1e30, dtype="float32")  # finite, but its square is not
+
+
+def fit(wing, flow, data, *, seed=0, **options):
+    """Call a wing's `fit`, without a bar and with the wing's own kind of seed."""
+    options = {"steps": 12, "progress": False, **options}
+    options.update({"key": wing.key(seed)} if wing.name == "numpyro" else {"seed": seed})
+    return wing.package.fit(flow, data, **options)
+
+
+def small(wing, name="realnvp", size=2, **options):
+    """A flow that is trained in no time."""
+    return wing.new(name, size, **{"layers": 2, "hidden": (8,), **options})
+
+
+def loss(wing, flow, x, context=None):
+    """The loss of a flow, computed by the user's own means."""
+    density = wing.density(flow, context=context)
+    return -wing.log_prob(density, x.astype("float32")).mean()
+
+
+def same(wing, one, other):
+    """Assert that two results are equal to the last bit."""
+    for name in ("losses", "validation_losses", "validation_steps"):
+        assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for name in ("skipped", "best_step", "stopped"):
+        assert getattr(one, name) == getattr(other, name), name
+    theirs = wing.state(other.flow)
+    for name, value in wing.state(one.flow).items():
+        assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def batches(count, size=32, seed=1):
+    rows = np.random.default_rng(seed).normal(size=(count * size, 2)).astype("float32")
+    return list(rows.reshape(count, size, 2))
+
+
+def noisy(wing):
+    """A function that adds uniform noise in [0, 1) to a batch."""
+    if wing.name == "pyro":
+        import torch
+
+        return lambda x, generator: x + torch.rand(x.shape, generator=generator)
+    import jax
+
+    return lambda x, key: x + jax.random.uniform(key, x.shape)
+
+
+def plain_descent(wing, rate):
+    """Stochastic gradient descent, as the wing's users pass an optimiser."""
+    if wing.name == "pyro":
+        import torch
+
+        return lambda parameters: torch.optim.SGD(parameters, lr=rate)
+    import optax
+
+    return optax.sgd(rate)
+
+
+# What is learned
+
+
+def test_two_moons(wing):
+    x, _ = make_moons(3000, noise=0.05, random_state=0)
+    train, test = x[:2000], x[2000:]
+    flow = wing.new("realnvp", 2, layers=6, hidden=(32, 32))
+    result = fit(
+        wing, flow, train, steps=400, learning_rate=1e-2, standardize=True, schedule="cosine"
+    )
+    gaussian = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * np.cov(train.T))[1]
+    assert loss(wing, result.flow, test) < gaussian - 0.8
+    assert result.stopped == "steps"
+    assert result.skipped == 0
+    assert len(result.losses) == 400
+    assert_allclose(result.losses[-50:].mean(), result.validation_losses.min(), atol=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [8, 64])
+def test_student_t(wing, depth):
+    x = np.random.default_rng(0).standard_t(2.0, size=(4000, 8))
+    flow = wing.new("realnvp", 8, layers=depth)
+    result = fit(wing, flow, x, steps=200, learning_rate=1e-2, standardize=True)
+    assert result.skipped == 0
+    assert np.isfinite(result.losses).all()
+    assert result.losses[-20:].mean() < result.losses[:20].mean()
+    far = np.full((1, 8), 1e6, dtype="float32")
+    assert np.isfinite(wing.log_prob(wing.density(result.flow), far)).all()
+
+
+def test_losses_are_nats_per_event(wing):
+    flow = small(wing)
+    before = loss(wing, flow, SMALL)
+    result = fit(wing, flow, SMALL, batch_size=96, validation=SMALL, validate_every=1, steps=3)
+    assert_allclose(result.losses[0], before, rtol=1e-5)
+    assert_allclose(result.losses[1:], result.validation_losses[:-1], rtol=1e-4)
+    for value in (result.losses, result.validation_losses, result.validation_steps):
+        assert isinstance(value, np.ndarray)
+    assert result.validation_steps.tolist() == [1, 2, 3]
+    assert result.validation_steps.dtype.kind == "i"
+
+
+@pytest.mark.parametrize("name", ["nice", "realnvp", "glow"])
+def test_standardization(wing, name):
+    result = fit(wing, small(wing, name), GAUSSIAN, steps=1, standardize=True, validation=None)
+    state = wing.state(result.flow)
+    layer = max(key for key in state if key.endswith(".loc")).removesuffix("loc")
+    assert_allclose(state[layer + "loc"], GAUSSIAN.mean(0), rtol=1e-4)
+    assert_allclose(state[layer + "log_scale"], np.log(GAUSSIAN.std(0)), rtol=1e-3)
+    entropy = np.log(2 * np.pi * np.e) + np.log([5.0, 0.1]).sum()
+    assert abs(loss(wing, result.flow, GAUSSIAN) - entropy) < 0.3
+
+
+def test_standardization_is_of_the_training_rows(wing):
+    far = np.concatenate([SMALL, SMALL + 100.0])
+    result = fit(wing, small(wing), far[:96], standardize=True, validation=far[96:], steps=1)
+    state = wing.state(result.flow)
+    assert_allclose(state["layers.1.loc"], SMALL.mean(0), rtol=1e-4)
+
+
+def test_standardization_of_a_stream_is_of_its_first_batch(wing):
+    rows = batches(4)
+    result = fit(wing, small(wing), rows, standardize=True, steps=2)
+    assert_allclose(wing.state(result.flow)["layers.1.loc"], rows[0].mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_start_from_data(wing):
+    result = fit(wing, small(wing, "glow"), SMALL, steps=1)
+    flags = [v for k, v in wing.state(result.flow).items() if k.endswith("initialized")]
+    assert flags
+    assert all(flags)
+    again = fit(wing, result.flow, SMALL + 100.0, steps=1, learning_rate=1e-9)
+    locs = [k for k in wing.state(again.flow) if k.endswith(".loc")]
+    for name in locs:
+        assert_allclose(wing.state(again.flow)[name], wing.state(result.flow)[name], atol=1e-6)
+
+
+def test_running_averages(wing):
+    rows = batches(40)
+    flow = small(wing, batch_norm=True)
+    result = fit(wing, flow, rows, steps=40, learning_rate=1e-9)
+    state = wing.state(result.flow)
+    mean, var = rows[0].mean(0), rows[0].var(0)
+    for batch in rows:
+        mean, var = 0.9 * mean + 0.1 * batch.mean(0), 0.9 * var + 0.1 * batch.var(0)
+    (name,) = (
+        k for k in state if k.endswith("1.layers.3.running_mean") or "0.layers.3.running_mean" in k
+    )
+    assert_allclose(state[name], mean, atol=1e-4)
+    assert_allclose(state[name.replace("mean", "var")], var, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["nice", "realnvp", "glow"])
+def test_the_optimiser_moves_parameters_only(wing, name):
+    flow = small(wing, name, size=3)
+    rows = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    before = wing.state(fit(wing, flow, rows, steps=1).flow)
+    # Weight decay would shrink a buffer that it were shown.
+    after = wing.state(fit(wing, flow, rows, steps=20, optimizer=plain_descent(wing, 0.1)).flow)
+    for key in before:
+        part = key.rsplit(".", 1)[1]
+        if part in ("permutation", "signs", "initialized") or key.startswith("layers.2."):
+            assert_array_equal(before[key], after[key], err_msg=key)
+    assert any((before[k] != after[k]).any() for k in before if k.endswith("weight"))
+
+
+def test_conditional(wing):
+    rng = np.random.default_rng(0)
+    context = rng.normal(size=(600, 1))
+    x = rng.normal(size=(600, 2)) * 0.1 + context
+    flow = small(wing, context_dim=1, hidden=(16,))
+    result = fit(wing, flow, x, context=context, steps=150, learning_rate=3e-2)
+    c = context.astype("float32")
+    right, wrong = loss(wing, result.flow, x, c), loss(wing, result.flow, x, c[::-1].copy())
+    assert right < wrong - 1.0
+    paired = fit(wing, small(wing, context_dim=1), (x, context), steps=3)
+    apart = fit(wing, small(wing, context_dim=1), x, context=context, steps=3)
+    same(wing, paired, apart)
+    stream = [(x[:32], context[:32]), (x[32:64], context[32:64])]
+    streamed = fit(wing, small(wing, context_dim=1), stream, validation=(x, context), steps=3)
+    assert len(streamed.losses) == 3
+    assert np.isfinite(streamed.validation_losses).all()
+
+
+def test_base(wing):
+    result = fit(wing, small(wing, "nice"), SMALL, base="logistic", steps=1, batch_size=200)
+    assert result.flow.base == "logistic"
+    again = fit(wing, result.flow, SMALL, steps=1, batch_size=200, validation=None)
+    assert again.flow.base == "logistic"
+    assert_allclose(loss(wing, result.flow, SMALL), again.losses[0], rtol=1e-4)
+    own = wing.normal_base(2, 3.0, 5.0, "float32")
+    result = fit(wing, small(wing), SMALL, base=own, steps=1, validation=None, batch_size=200)
+    density = wing.package.flow_distribution(small(wing), own)
+    assert_allclose(result.losses[0], -wing.log_prob(density, SMALL).mean(), rtol=1e-5)
+    assert result.flow.base == "custom"
+    with pytest.raises(ValueError, match="`base` is missing"):
+        wing.package.flow_distribution(result.flow)
+    with pytest.raises(ValueError, match="`base` is missing"):
+        fit(wing, result.flow, SMALL)
+
+
+# Held-out data
+
+
+def test_the_best_parameters_are_restored(wing):
+    rng = np.random.default_rng(0)
+    train, held_out = rng.normal(size=(40, 2)), rng.normal(size=(400, 2))
+    options = {"validation": held_out, "validate_every": 3, "learning_rate": 5e-2, "steps": 60}
+    result = fit(wing, small(wing, hidden=(32,)), train, **options)
+    best = result.validation_losses.argmin()
+    assert best < len(result.validation_losses) - 1
+    assert result.best_step == result.validation_steps[best]
+    assert_allclose(loss(wing, result.flow, held_out), result.validation_losses[best], rtol=1e-5)
+    short = fit(
+        wing, small(wing, hidden=(32,)), train, **{**options, "steps": int(result.best_step)}
+    )
+    for name, value in wing.state(short.flow).items():
+        assert_array_equal(value, wing.state(result.flow)[name], err_msg=name)
+    stopped = fit(wing, small(wing, hidden=(32,)), train, patience=4, **options)
+    assert stopped.stopped == "patience"
+    assert len(stopped.losses) == result.best_step + 4 * 3 or len(stopped.losses) < 60
+    since = stopped.validation_losses[stopped.validation_losses.argmin() + 1 :]
+    assert len(since) == 4
+
+
+def test_without_validation_the_last_parameters_stay(wing):
+    result = fit(wing, small(wing), SMALL, validation=None, learning_rate=1e-2, steps=7)
+    assert result.best_step == 7
+    assert len(result.validation_losses) == 0
+    more = fit(wing, small(wing), SMALL, validation=0, learning_rate=1e-2, steps=7)
+    same(wing, result, more)
+
+
+def test_once_an_epoch(wing):
+    rows = fit(wing, small(wing), GAUSSIAN[:100], validation=0.2, batch_size=32, steps=7)
+    assert rows.validation_steps.tolist() == [2, 4, 6, 7]
+    stream = fit(wing, small(wing), batches(3), validation=SMALL, steps=7)
+    assert stream.validation_steps.tolist() == [3, 6, 7]
+
+
+def test_an_epoch_gives_each_row_once(wing):
+    """Each row is the only one of its kind, so that a batch's loss tells which it had."""
+    x = np.arange(1, 11, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
+    frozen = {"validation": None, "batch_size": 1, "learning_rate": 1e-12}
+    result = fit(wing, small(wing), x, steps=20, **frozen)
+    first, second = result.losses[:10], result.losses[10:]
+    assert_allclose(np.sort(first), np.sort(second), rtol=1e-5)
+    assert len(np.unique(first.round(3))) == 10
+    assert not np.allclose(first, second)
+
+
+def test_validation_rows_are_not_trained_on(wing):
+    x = np.arange(1, 11, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
+    result = fit(wing, small(wing), x, validation=0.3, batch_size=1, learning_rate=1e-12, steps=14)
+    trained = np.unique(result.losses.round(3))
+    assert len(trained) == 7
+    of_all = -wing.log_prob(wing.density(small(wing)), x)
+    assert_allclose(trained.sum() + 3 * result.validation_losses[0], of_all.sum(), rtol=1e-4)
+
+
+# Sources of batches
+
+
+def test_streams(wing):
+    rows = batches(3)
+    listed = fit(wing, small(wing), rows, steps=5)
+    expected = [loss(wing, small(wing), rows[0])]
+    assert_allclose(listed.losses[:1], expected, rtol=1e-5)
+    assert listed.stopped == "steps"
+    once = fit(wing, small(wing), (batch for batch in rows), steps=5)
+    assert once.stopped == "data exhausted"
+    assert_array_equal(once.losses, listed.losses[:3])
+    wrapped = fit(wing, small(wing), [[batch] for batch in rows], steps=5)
+    same(wing, wrapped, listed)
+
+
+def test_a_whole_batch_of_rows_is_a_stream_of_one(wing):
+    rows = fit(wing, small(wing), SMALL, validation=None, steps=5)
+    stream = fit(wing, small(wing), [SMALL], steps=5)
+    assert_allclose(rows.losses, stream.losses, rtol=1e-4)
+
+
+class Squares:
+    """A dataset of rows, as PyTorch's are: with a length, and items by their numbers."""
+
+    def __len__(self):
+        return len(SMALL)
+
+    def __getitem__(self, index):
+        return SMALL[index]
+
+
+def test_a_dataset_is_its_rows(wing):
+    same(wing, fit(wing, small(wing), Squares()), fit(wing, small(wing), SMALL))
+
+
+def test_rows_in_a_file(wing, tmp_path):
+    np.save(tmp_path / "x.npy", SMALL)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    same(wing, fit(wing, small(wing), mapped), fit(wing, small(wing), SMALL))
+
+
+def test_double_precision_data_are_converted(wing):
+    same(wing, fit(wing, small(wing), SMALL.astype(float)), fit(wing, small(wing), SMALL))
+
+
+def test_augmentation(wing):
+    whole = np.random.default_rng(0).integers(0, 5, size=(64, 2))
+    options = {"steps": 6, "batch_size": 200, "learning_rate": 1e-9, "validate_every": 2}
+    with pytest.raises(TypeError, match="augment"):
+        fit(wing, small(wing), whole, **options)
+    result = fit(wing, small(wing), whole, augment=noisy(wing), **options)
+    assert len(np.unique(result.losses)) == 6
+    assert np.ptp(result.validation_losses) < 1e-5
+    same(wing, result, fit(wing, small(wing), whole, augment=noisy(wing), **options))
+    standardized = fit(wing, small(wing), whole, augment=noisy(wing), standardize=True, **options)
+    loc = wing.state(standardized.flow)["layers.1.loc"]
+    assert_allclose(loc, whole.mean(0) + 0.5, atol=0.4)
+
+
+# Options of the step
+
+
+def test_schedules(wing):
+    still = fit(wing, small(wing), SMALL, schedule=lambda step: 0.0)
+    for name, value in wing.state(small(wing)).items():
+        assert_array_equal(value, wing.state(still.flow)[name])
+    cosine = fit(wing, small(wing), SMALL, schedule="cosine", steps=6, validation=None)
+    own = fit(
+        wing,
+        small(wing),
+        SMALL,
+        schedule=lambda step: 0.5 * (1 + np.cos(np.pi * step / 6)),
+        steps=6,
+        validation=None,
+    )
+    assert_allclose(own.losses, cosine.losses, rtol=1e-6)
+    half = fit(wing, small(wing), SMALL, schedule=lambda step: 0.5, learning_rate=2e-2)
+    assert_allclose(
+        half.losses, fit(wing, small(wing), SMALL, learning_rate=1e-2).losses, rtol=1e-4
+    )
+
+
+def test_clipping(wing):
+    """One step of plain descent is as long as the gradient: from far out, that is far."""
+    moved = {}
+    for clip in (None, 0.25):
+        flow = small(wing)
+        before = wing.state(flow)
+        result = fit(wing, flow, SMALL, steps=1, clip_norm=clip, optimizer=plain_descent(wing, 1.0))
+        after = wing.state(result.flow)
+        moved[clip] = np.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in before))
+    assert moved[None] > 1.0
+    assert_allclose(moved[0.25], 0.25, rtol=1e-3)
+
+
+def test_penalty(wing):
+    free = fit(wing, small(wing), SMALL, steps=30, learning_rate=1e-2)
+    tied = fit(wing, small(wing), SMALL, steps=30, learning_rate=1e-2, penalty=10.0)
+    assert float(tied.flow.scale_penalty()) < 0.8 * float(free.flow.scale_penalty())
+    assert_array_equal(tied.losses[0], free.losses[0])
+
+
+def test_one_evaluation_a_step(wing):
+    flow, count = wing.spied(small(wing))
+    fit(wing, flow, SMALL, steps=5, validation=None)
+    if wing.name == "pyro":  # in NumPyro, the spy counts what has been compiled
+        assert count() == 5 * 2 + 2  # two couplings, and `initialize` on the first batch
+    else:
+        assert count() <= 3 * 2
+
+
+# Steps that fail
+
+
+def test_bad_steps_are_skipped(wing):
+    good = batches(6)
+    bad = [good[0], FAR, good[1], good[2], FAR, FAR, *good[3:]]
+    without = fit(wing, small(wing), iter(good), steps=20)
+    with_bad = fit(wing, small(wing), iter(bad), steps=20)
+    assert with_bad.skipped == 3
+    assert not np.isfinite(with_bad.losses[[1, 4, 5]]).any()
+    assert_array_equal(np.delete(with_bad.losses, [1, 4, 5]), without.losses)
+    for name, value in wing.state(without.flow).items():
+        assert_array_equal(value, wing.state(with_bad.flow)[name])
+
+
+def test_skipped_steps_leave_the_running_averages(wing):
+    good = batches(3)
+    without = fit(wing, small(wing, batch_norm=True), iter(good), steps=20)
+    far = np.float32(1e25) * (1 + good[0])
+    with_bad = fit(wing, small(wing, batch_norm=True), iter([*good[:2], far, good[2]]), steps=20)
+    assert with_bad.skipped == 1
+    for name, value in wing.state(without.flow).items():
+        assert_array_equal(value, wing.state(with_bad.flow)[name], err_msg=name)
+
+
+def test_training_that_cannot_recover(wing):
+    good = batches(4)
+    with pytest.warns(UserWarning, match="not finite"):
+        result = fit(
+            wing,
+            small(wing),
+            iter([*good, *[FAR] * 100]),
+            validation=good[0],
+            validate_every=2,
+            steps=200,
+        )
+    assert result.stopped == "not finite"
+    assert len(result.losses) == 54
+    assert result.skipped == 50
+    assert result.best_step <= 4
+    assert_allclose(loss(wing, result.flow, good[0]), result.validation_losses.min(), rtol=1e-5)
+    before = wing.state(small(wing))
+    with pytest.warns(UserWarning, match="not finite"):
+        never = fit(wing, small(wing), [FAR], steps=5)
+    assert never.stopped == "not finite"
+    for name, value in wing.state(never.flow).items():
+        assert_array_equal(value, before[name])
+
+
+def test_an_own_base_that_is_validated(wing):
+    """Hosts' validation raises at an event that is not finite; `fit` skips the step."""
+    own = wing.normal_base(2, 0.0, 1.0, "float32")
+    rows = batches(3)
+    flow = small(wing, "nice")
+    huge = np.full((32, 2), 3e38, dtype="float32")
+    result = fit(wing, flow, iter([rows[0], huge, rows[1]]), base=own, steps=10)
+    assert result.skipped == 1
+
+
+def test_control_c(wing):
+    def until_interrupted():
+        yield from batches(5)
+        raise KeyboardInterrupt
+
+    result = fit(wing, small(wing), until_interrupted(), steps=50)
+    assert result.stopped == "interrupted"
+    assert len(result.losses) == 5
+    assert result.best_step == 5
+    reference = fit(wing, small(wing), batches(5), steps=5)
+    for name, value in wing.state(reference.flow).items():
+        assert_array_equal(value, wing.state(result.flow)[name])
+
+
+# Reproducibility
+
+
+def test_seeds(wing):
+    one = fit(wing, small(wing), GAUSSIAN, seed=1)
+    np.random.seed(5)
+    if wing.name == "pyro":
+        import torch
+
+        torch.manual_seed(123)
+    same(wing, one, fit(wing, small(wing), GAUSSIAN, seed=1))
+    assert not np.array_equal(one.losses, fit(wing, small(wing), GAUSSIAN, seed=2).losses)
+
+
+# Checkpoints
+
+
+interrupt_at = None
+
+
+def interrupting(step):
+    """A schedule that presses Ctrl-C, or worse."""
+    if step == interrupt_at:
+        raise KeyboardInterrupt
+    if os.environ.get("KILL_AT") == str(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0 / (1 + step)
+
+
+SOURCES = {
+    "rows": lambda: (GAUSSIAN, {}),
+    "validated rows": lambda: (GAUSSIAN, {"validation": 0.3}),
+    "short epochs": lambda: (GAUSSIAN, {"batch_size": 300, "validate_every": None}),
+    "list": lambda: (batches(4), {"validation": SMALL}),
+    "iterator": lambda: (iter(batches(20)), {}),
+}
+
+
+def checkpointed(wing, source, path, name="realnvp", **options):
+    data, own = SOURCES[source]()
+    flow = small(wing, name, **({"batch_norm": True} if name == "realnvp" else {}))
+    options = {
+        "steps": 17,
+        "validate_every": 3,
+        "learning_rate": 3e-2,
+        "schedule": interrupting,
+        "validation": None,
+        "batch_size": 64,
+        "checkpoint": path,
+        **own,
+        **options,
+    }
+    return fit(wing, flow, data, **options)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_resuming_gives_the_same_numbers(wing, source, tmp_path, monkeypatch):
+    whole = checkpointed(wing, source, None)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt_at", 11)
+    cut = checkpointed(wing, source, tmp_path / "run")
+    assert cut.stopped == "interrupted"
+    monkeypatch.setattr(sys.modules[__name__], "interrupt_at", None)
+    resumed = checkpointed(wing, source, tmp_path / "run")
+    same(wing, resumed, whole)
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_augmented_glow_resumes(wing, tmp_path, monkeypatch):
+    options = {"name": "glow", "augment": noisy(wing), "standardize": True}
+    whole = checkpointed(wing, "validated rows", None, **options)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt_at", 10)
+    checkpointed(wing, "validated rows", tmp_path / "run", **options)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt_at", None)
+    same(wing, checkpointed(wing, "validated rows", tmp_path / "run", **options), whole)
+
+
+def killed_run(name, path):
+    """What the killed process does."""
+    (wing,) = (wing for wing in tests.wings.WINGS if wing.name == name)
+    warnings.simplefilter("ignore")
+    checkpointed(wing, "validated rows", path)
+
+
+def test_kill_nine(wing, tmp_path):
+    path = tmp_path / "run"
+    code = f"from tests.specs.test_training import killed_run; killed_run({wing.name!r}, {str(path)!r})"
+    environment = {**os.environ, "KILL_AT": "11", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.exists()
+    same(
+        wing, checkpointed(wing, "validated rows", path), checkpointed(wing, "validated rows", None)
+    )
+
+
+def test_a_finished_run_returns_at_once(wing, tmp_path):
+    whole = checkpointed(wing, "validated rows", tmp_path / "run")
+    written = (tmp_path / "run").stat().st_mtime_ns
+    same(wing, checkpointed(wing, "validated rows", tmp_path / "run"), whole)
+    assert (tmp_path / "run").stat().st_mtime_ns == written
+
+
+def test_a_checkpoint_of_another_run(wing, tmp_path):
+    path = tmp_path / "run"
+    checkpointed(wing, "rows", path, steps=2)
+    for options, word in [
+        ({"steps": 3}, "`steps` was 2 there and is 3 here"),
+        ({"steps": 2, "learning_rate": 0.5}, "`learning_rate`"),
+        ({"steps": 2, "base": "logistic"}, "`base`"),
+        ({"steps": 2, "name": "glow"}, "`flow`"),
+        ({"steps": 2, "validation": 0.2}, "`validation`"),
+        ({"steps": 2, "seed": 3}, "`(seed|key)`"),
+    ]:
+        with pytest.raises(ValueError, match=word):
+            checkpointed(wing, "rows", path, **options)
+    with pytest.raises(ValueError, match="`data`"):
+        checkpointed(wing, "list", path, steps=2, validation=None)
+
+
+def test_a_file_that_is_no_checkpoint(wing, tmp_path):
+    path = tmp_path / "run"
+    checkpointed(wing, "rows", path, steps=2)
+    content = path.read_bytes()
+    before = wing.state(small(wing))
+    for broken in (b"", b"hello", content[: len(content) // 2], b"\x80\x04N."):
+        path.write_bytes(broken)
+        flow = small(wing)
+        with pytest.raises(ValueError, match="`checkpoint`"):
+            fit(wing, flow, GAUSSIAN, checkpoint=path)
+        assert path.read_bytes() == broken
+        for name, value in wing.state(flow).items():
+            assert_array_equal(value, before[name])
+    with pytest.raises(ValueError, match="`checkpoint`"):
+        fit(wing, small(wing), GAUSSIAN, checkpoint=tmp_path / "nowhere" / "run")
+
+
+# Refusals
+
+
+def with_nan(rows):
+    rows = rows.copy()
+    rows[[4, 7], 1] = np.nan
+    return rows
+
+
+C = np.ones((96, 3), dtype="float32")
+REFUSED = [
+    ({"steps": 0}, "`steps` is 0"),
+    ({"steps": 2.5}, "`steps` is 2.5"),
+    ({"batch_size": 0}, "`batch_size` is 0"),
+    ({"learning_rate": 0.0}, "`learning_rate` is 0"),
+    ({"learning_rate": float("nan")}, "`learning_rate` is nan"),
+    ({"validation": 1.0}, "`validation` is 1.0"),
+    ({"validation": -0.1}, "`validation` is -0.1"),
+    ({"validation": 0.999}, "`validation` is 0.999"),
+    ({"validation": with_nan(SMALL)}, "`validation` has 2 of 96 rows.*row 4"),
+    ({"validation": iter([SMALL])}, "`validation` is an iterator"),
+    ({"patience": 0}, "`patience` is 0"),
+    ({"patience": 3, "validation": None}, "`patience` needs"),
+    ({"data": [SMALL], "patience": 3}, "`patience` needs"),
+    ({"data": [SMALL], "validation": 0.2}, "`validation` is 0.2"),
+    ({"validate_every": 0}, "`validate_every` is 0"),
+    ({"schedule": "linear"}, "`schedule` is 'linear'"),
+    ({"clip_norm": 0.0}, "`clip_norm` is 0.0"),
+    ({"penalty": -1.0}, "`penalty` is -1.0"),
+    ({"base": "cauchy"}, "`base` is 'cauchy'"),
+    ({"data": SMALL[:, :1]}, r"`data` has shape \(96, 1\).*events of shape \(2,\)"),
+    ({"data": SMALL[0]}, r"`data` has shape \(2,\)"),
+    ({"data": SMALL[:0]}, "no rows"),
+    ({"data": SMALL[:1]}, "`validation` is 0.1"),
+    ({"data": with_nan(SMALL)}, "`data` has 2 of 96 rows with NaN or inf; the first is row 4"),
+    ({"data": []}, "`data` has no batches"),
+    ({"data": [with_nan(SMALL)]}, "batch 0 of `data` has 2 of 96 rows"),
+    ({"data": [SMALL[:, :1]]}, r"batch 0 of `data` has shape \(96, 1\)"),
+    ({"data": [SMALL[0]]}, "one event"),
+    ({"context": C}, "without"),
+    ({"data": (SMALL, C)}, "without"),
+    ({"data": [(SMALL, C)]}, "without"),
+    ({"data": [SMALL], "context": C}, "`context` goes with an array"),
+    ({"flow": {"context_dim": 3}}, "context_dim=3"),
+    ({"flow": {"context_dim": 3}, "data": [SMALL]}, "context_dim=3"),
+    ({"flow": {"context_dim": 3}, "context": C[:95]}, r"\(95, 3\), expected \(96, 3\)"),
+    ({"flow": {"context_dim": 2}, "context": C}, r"\(96, 3\), expected \(96, 2\)"),
+    ({"flow": {"context_dim": 3}, "context": np.nan * C}, "`context` of `data` has 96 of 96 rows"),
+    ({"flow": {"context_dim": 3}, "data": (SMALL, C), "context": C}, "already"),
+]
+WRONG_TYPES = [
+    ({"data": (10 * SMALL).astype(int)}, "augment"),
+    ({"data": [(10 * SMALL).astype(int)]}, "augment"),
+    ({"data": SMALL.astype(complex)}, "complex"),
+    ({"data": 3}, "`data` is a int"),
+    ({"data": ["moon"]}, "batch 0 of `data` is a str"),
+    ({"data": [(SMALL, C, C)]}, "3 items"),
+    ({"augment": 3}, "`augment` is 3"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "kind"),
+    [(*case, ValueError) for case in REFUSED] + [(*case, TypeError) for case in WRONG_TYPES],
+    ids=[str(case[1]) for case in REFUSED + WRONG_TYPES],
+)
+def test_refusals(wing, options, message, kind):
+    options = dict(options)
+    flow = small(wing, "glow", **options.pop("flow", {}))
+    before, base = wing.state(flow), flow.base
+    with pytest.raises(kind, match=message):
+        fit(wing, flow, options.pop("data", SMALL), **options)
+    assert flow.base == base
+    for name, value in wing.state(flow).items():
+        assert_array_equal(value, before[name])
+
+
+def test_refused_flows(wing):
+    with pytest.raises(ValueError, match="append Standardization"):
+        fit(wing, wing.new("AffineCoupling", 2), SMALL, standardize=True)
+    with pytest.raises(ValueError, match="no parameters"):
+        fit(wing, wing.new("Permutation", [1, 0]), SMALL)
+    with pytest.raises(TypeError, match="`flow` is a str"):
+        fit(wing, "flow", SMALL)
+    given = wing.given(small(wing, context_dim=3), C)
+    with pytest.raises(ValueError, match="context"):
+        fit(wing, given, SMALL)
+
+
+def test_a_bad_batch_on_the_way(wing):
+    flow = small(wing)
+    with pytest.raises(ValueError, match="batch 3 of `data` has 2 of 32 rows"):
+        fit(wing, flow, [*batches(3), with_nan(batches(1)[0])], steps=10)
+    assert all(np.isfinite(value).all() for value in wing.state(flow).values())
+
+
+# The bar
+
+
+def test_progress(wing, capsys):
+    fit(wing, small(wing), SMALL)
+    assert capsys.readouterr() == ("", "")
+    fit(wing, small(wing), SMALL, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "12/12" in err
+    assert "loss=" in err
+    assert "validation=" in err
