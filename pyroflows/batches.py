@@ -183,7 +183,7 @@ class Streamed:
             iterator = iter(self.source.data)
         if iterator is self._iterator:
             return False
-        self._iterator = iterator
+        self._iterator, self._ahead = iterator, None
         return True
 
     def _peek(self) -> Any:
