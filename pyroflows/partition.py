@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -44,13 +43,17 @@ class Partition:
                 "part to look at and a part to transform"
             )
         self._slices_a, self._slices_b = _slices(self.mask, True), _slices(self.mask, False)
+        self._interleaved = len(self.mask) > 2 and all(map(operator.ne, self.mask, self.mask[1:]))
+        # Not a cached_property: in Python 3.11 that takes a lock, which torch.compile cannot trace.
+        self._swap: Partition | None = None
 
-    @cached_property
+    @property
     def swap(self) -> "Partition":
         """The partition with the two parts exchanged; `p.swap.swap is p`."""
-        swapped = Partition([not seen for seen in self.mask])
-        swapped.__dict__["swap"] = self
-        return swapped
+        if self._swap is None:
+            self._swap = Partition([not seen for seen in self.mask])
+            self._swap._swap = self
+        return self._swap
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -74,10 +77,6 @@ class Partition:
             pieces.append(part[..., start : start + length])
             starts[seen] = start + length
         return torch.cat(pieces, dim=-1)
-
-    @cached_property
-    def _interleaved(self) -> bool:
-        return len(self.mask) > 2 and all(map(operator.ne, self.mask, self.mask[1:]))
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Partition) and self.mask == other.mask)
