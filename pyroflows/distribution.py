@@ -4,9 +4,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyroflows.transform import TransformModule
+from pyroflows.transform import TransformModule, check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
 
@@ -57,6 +57,7 @@ def flow_distribution(
         >>> density.sample((5,)).shape
         torch.Size([5, 2])
     """
+    plain = flow
     if context is not None:
         flow = flow.condition(context)
     elif flow.context_dim:
@@ -65,9 +66,12 @@ def flow_distribution(
         raise ValueError(f"`temperature` is {temperature}, expected a positive number")
     base = flow.base if base is None else base
     if isinstance(base, str):
-        base = named_base(base, flow, temperature)
+        # The distribution validates its values itself. The base would do so again, which cannot be
+        # compiled.
+        base = named_base(base, plain, temperature, validate_args=False)
     elif temperature != 1.0:
         raise ValueError("`temperature` is for the named bases; scale your own distribution")
+    check_shape(base.batch_shape + base.event_shape, flow.event_shape, "base")
     return FlowDistribution(base, [flow])
 
 
@@ -81,10 +85,20 @@ def named_base(
         )
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
-    like = next((p for p in flow.parameters() if p.dtype.is_floating_point), None)
-    if like is None:
-        like = next((b for b in flow.buffers() if b.dtype.is_floating_point), torch.zeros(()))
+    like = _example(flow)
+    like = torch.zeros(()) if like is None else like
     zeros = torch.zeros(flow.event_shape, dtype=like.dtype, device=like.device)
     scale = torch.full_like(zeros, temperature)
     base = BASES[name](zeros, scale, validate_args=validate_args)
     return base.to_event(len(flow.event_shape))
+
+
+def _example(module: nn.Module) -> Tensor | None:
+    """Return some floating-point tensor of a module, if it has one."""
+    # As `parameters()`, but torch.compile can trace it: that hashes the modules, and Pyro's
+    # transforms have a hash of their own.
+    for tensor in [*module._parameters.values(), *module._buffers.values()]:
+        if tensor is not None and tensor.dtype.is_floating_point:
+            return tensor
+    examples = (_example(child) for child in module._modules.values() if child is not None)
+    return next((example for example in examples if example is not None), None)
