@@ -425,7 +425,7 @@ def _values(tensors: list[Tensor]) -> Tensor:
 
 def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
     """Turn an int or a sequence of ints into the tuple of an event's shape."""
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
     return shape
