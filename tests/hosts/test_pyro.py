@@ -1,0 +1,685 @@
+"""What only Pyro and PyTorch can test."""
+
+import copy
+import gc
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from pyro.nn import PyroModule, PyroSample
+from torch.func import functional_call, grad, jacfwd, jacrev, vmap
+from torch.testing import assert_close
+
+from pyroflows import (
+    ActNorm,
+    AffineCoupling,
+    Chain,
+    InvertibleLinear,
+    TransformModule,
+    flow_distribution,
+    glow,
+    nice,
+    realnvp,
+)
+
+FLOWS = {
+    "nice": lambda **options: nice(3, layers=2, hidden=(8,), **options),
+    "realnvp": lambda **options: realnvp(3, layers=3, hidden=(8,), **options),
+    "glow": lambda **options: glow(3, layers=2, hidden=(8,), **options),
+}
+every_flow = pytest.mark.parametrize("name", FLOWS)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+def perturbed(flow):
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return flow
+
+
+def make(name, **options):
+    return perturbed(FLOWS[name](**options))
+
+
+# Inference
+
+
+def skewed(rows=300):
+    z = torch.randn(rows, 3)
+    return torch.stack([z[:, 0], z[:, 0] ** 2 + 0.3 * z[:, 1], 2 + 0.5 * z[:, 2]], -1)
+
+
+def learn(model, guide, steps=60, rate=1e-2, loss=None):
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": rate}), loss or Trace_ELBO())
+    return np.array([svi.step() for _ in range(steps)])
+
+
+@every_flow
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_svi_learns_a_density_in_a_plate(name, batch_size):
+    flow, data = FLOWS[name](), skewed()
+
+    def model():
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(data), subsample_size=batch_size) as rows:
+            pyro.sample("x", flow_distribution(flow), obs=data[rows])
+
+    losses = learn(model, lambda: None)
+    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+    learned = flow_distribution(flow).log_prob(data).mean().detach()
+    assert learned > flow_distribution(FLOWS[name]()).log_prob(data).mean()
+    stored = set(pyro.get_param_store())
+    assert {f"flow$$${key}" for key, _ in flow.named_parameters()} <= stored
+
+
+@every_flow
+@pytest.mark.parametrize("loss", [Trace_ELBO(), Trace_ELBO(num_particles=3, vectorize_particles=True)])
+def test_svi_learns_a_guide(name, loss):
+    flow, target = FLOWS[name](), dist.Normal(torch.tensor([1.0, -2.0, 0.5]), 0.3).to_event(1)
+
+    def model():
+        pyro.sample("z", target)
+
+    def guide():
+        pyro.module("flow", flow)
+        density = flow_distribution(flow)
+        assert density.has_rsample
+        pyro.sample("z", density)
+
+    losses = learn(model, guide, steps=250, rate=3e-2, loss=loss)
+    assert losses[-20:].mean() < 0.2 * losses[:5].mean()
+    assert_close(flow_distribution(flow).sample((500,)).mean(0), target.mean, atol=0.4, rtol=0)
+
+
+def test_an_amortised_guide_learns_through_its_context():
+    flow = realnvp(2, layers=2, hidden=(16,), context_dim=2)
+    encoder = torch.nn.Linear(2, 2)
+    data = 3.0 * torch.randn(64, 2)
+
+    def model():
+        with pyro.plate("rows", 64):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.3).to_event(1), obs=data)
+
+    def guide():
+        pyro.module("flow", flow)
+        pyro.module("encoder", encoder)
+        with pyro.plate("rows", 64):
+            pyro.sample("z", flow_distribution(flow, context=encoder(data)))
+
+    losses = learn(model, guide, steps=200, rate=2e-2)
+    assert losses[-10:].mean() < 0.3 * losses[:5].mean()
+    z = flow_distribution(flow, context=encoder(data)).sample()
+    assert np.corrcoef(z.flatten(), data.flatten())[0, 1] > 0.9
+
+
+def test_predictive_and_condition():
+    flow = make("realnvp")
+
+    def model():
+        return pyro.sample("x", flow_distribution(flow))
+
+    draws = Predictive(model, num_samples=7)()["x"]
+    assert draws.shape == (7, 3)
+    trace = poutine.trace(pyro.condition(model, {"x": draws[0]})).get_trace()
+    assert_close(trace.log_prob_sum(), flow_distribution(flow).log_prob(draws[0]))
+
+
+def test_nuts_with_a_frozen_flow_as_prior():
+    flow = make("realnvp").requires_grad_(False)
+
+    def model():
+        z = pyro.sample("z", flow_distribution(flow))
+        pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=torch.tensor([0.5, -0.5, 1.0]))
+
+    mcmc = MCMC(NUTS(model), num_samples=30, warmup_steps=30, disable_progbar=True)
+    mcmc.run()
+    samples = mcmc.get_samples()["z"]
+    assert_close(samples.mean(0), torch.tensor([0.5, -0.5, 1.0]), atol=0.15, rtol=0)
+    assert samples.std(0).max() < 0.3
+
+
+def test_as_an_attribute_of_a_pyro_module():
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.flow = realnvp(3, layers=2, hidden=(8,))
+
+        def forward(self, data):
+            with pyro.plate("rows", len(data)):
+                return pyro.sample("x", flow_distribution(self.flow), obs=data)
+
+    model, data = Model(), skewed()
+    losses = learn(lambda: model(data), lambda data=None: None)
+    assert losses[-5:].mean() < losses[:5].mean()
+    assert any(key.startswith("flow") for key in pyro.get_param_store())
+
+
+class BayesianNet(PyroModule):
+    """A conditioner whose weights are random variables."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.linear = PyroModule[torch.nn.Linear](n_in, n_out, bias=False)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 0.5).expand([n_out, n_in]).to_event(2))
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x))
+
+
+def test_random_weights_never_go_stale():
+    flow = AffineCoupling(4, network=BayesianNet(2, 4)).requires_grad_(False)
+    density = flow_distribution(flow)
+    z, weights = torch.randn(5, 4), 0.5 * torch.randn(2, 4, 2)
+    given = [{"linear.weight": weight} for weight in weights]
+
+    def encode(x):
+        return flow.inv(x), density.log_prob(x)
+
+    kept = pyro.condition(flow, given[0])(z)
+    same, other = (pyro.condition(encode, values)(kept) for values in given)
+    assert_close(same[0], z)
+    for ours, theirs in zip(other, pyro.condition(encode, given[1])(kept.clone()), strict=True):
+        assert_close(ours, theirs)
+    assert abs(same[1] - other[1]).min() > 1e-4
+    assert abs(density.log_prob(kept) - density.log_prob(kept)).max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*random_module:FutureWarning")
+def test_random_module():
+    """Priors on all weights, by the host's own means."""
+    flow, x = FLOWS["realnvp"](), torch.randn(5, 3)
+
+    def prior(name, parameter):
+        return dist.Normal(torch.zeros_like(parameter), 0.3).to_event(parameter.ndim)
+
+    priors = {name: prior(name, value) for name, value in flow.named_parameters()}
+
+    def bayesian():
+        lifted = pyro.random_module("flow", flow, priors)()
+        with pyro.plate("rows", 5):
+            pyro.sample("x", flow_distribution(lifted), obs=x)
+
+    trace = poutine.trace(bayesian).get_trace()
+    drawn = {
+        name: trace.nodes[f"flow$$${name}"]["value"] for name in dict(flow.named_parameters())
+    }
+    updated = copy.deepcopy(flow)
+    updated.load_state_dict(drawn, strict=False)
+    trace.compute_log_prob()
+    expected = flow_distribution(updated).log_prob(x)
+    assert_close(trace.nodes["x"]["log_prob"], expected, rtol=1e-4, atol=1e-4)
+
+
+# The host's distributions
+
+
+@every_flow
+def test_conditional_transformed_distribution(name):
+    flow = make(name, context_dim=2)
+    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    host = dist.ConditionalTransformedDistribution(base, [flow])
+    context, x = torch.randn(5, 2), torch.randn(5, 3)
+    ours = flow_distribution(flow, context=context)
+    assert_close(host.condition(context).log_prob(x), ours.log_prob(x))
+    assert host.condition(context).sample().shape == (5, 3)
+    host.clear_cache()
+
+
+@every_flow
+def test_composes_with_the_hosts_transforms(name):
+    flow = make(name)
+    host = dist.transforms.ExpTransform()
+    base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    density = dist.TransformedDistribution(base, [flow, host])
+    x = density.rsample((4,))
+    inner = x.log()
+    expected = flow_distribution(flow).log_prob(inner) - inner.sum(-1)
+    assert_close(density.log_prob(x), expected, rtol=1e-4, atol=1e-4)
+    chained = dist.transforms.ComposeTransform([flow, host])
+    z = torch.randn(4, 3)
+    assert_close(chained(z), flow(z).exp())
+    ladj = chained.log_abs_det_jacobian(z, chained(z))
+    assert_close(ladj, flow.forward_and_ladj(z)[1] + flow(z).sum(-1))
+    assert_close(chained.inv(chained(z)), z, rtol=1e-3, atol=1e-3)
+    modules = pyro.distributions.torch_transform.ComposeTransformModule([flow, make(name)])
+    assert len(list(modules.parameters())) == 2 * len(list(flow.parameters()))
+
+
+@every_flow
+@pytest.mark.parametrize("validate", [True, False])
+def test_validation(name, validate):
+    flow = make(name)
+    with pyro.validation_enabled(validate):
+        for density in (
+            flow_distribution(flow),
+            dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [flow]),
+        ):
+            assert density.log_prob(density.sample((2,))).shape == (2,)
+            broken = torch.tensor([[1.0, float("nan"), 0.0], [0.0, 0.0, 0.0]])
+            if validate:
+                with pytest.raises(ValueError, match="within the support"):
+                    density.log_prob(broken)
+            else:
+                log_prob = density.log_prob(broken)
+                assert log_prob.isnan().tolist() == [True, False]
+
+        def model():
+            with pyro.plate("rows", 5):
+                pyro.sample("x", flow_distribution(flow), obs=torch.zeros(5, 3))
+
+        assert poutine.trace(model).get_trace().log_prob_sum().isfinite()
+
+
+@every_flow
+def test_expand_to_event_and_mask(name):
+    flow = make(name)
+    density = flow_distribution(flow)
+    expanded = density.expand([4])
+    assert expanded.batch_shape == (4,)
+    assert expanded.event_shape == (3,)
+    x = expanded.sample((2,))
+    assert x.shape == (2, 4, 3)
+    assert_close(expanded.log_prob(x), density.log_prob(x))
+    assert_close(expanded.to_event(1).log_prob(x), density.log_prob(x).sum(-1))
+    assert expanded.expand_by([6]).batch_shape == (6, 4)
+    masked = expanded.mask(torch.tensor([True, False, True, False]))
+    assert (masked.log_prob(x)[:, 1::2] == 0).all()
+    contexts = flow_distribution(make(name, context_dim=2), context=torch.randn(4, 2))
+    assert contexts.expand([5, 4]).sample().shape == (5, 4, 3)
+    assert contexts.expand([5, 4]).log_prob(torch.zeros(5, 4, 3)).shape == (5, 4)
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+@every_flow
+def test_the_hosts_cache_size_changes_nothing(name, cache_size):
+    flow = make(name)
+    cached = flow.with_cache(cache_size)
+    z = torch.randn(5, 3)
+    y = cached(z)
+    assert_close(cached.inv(y), flow.inverse_and_ladj(y)[0], rtol=1e-4, atol=1e-4)
+    cached.clear_cache()
+    with torch.no_grad():
+        next(flow.parameters()).add_(0.5)
+    assert_close(cached.inv(y), copy.deepcopy(flow).inv(y.clone()))
+    assert_close(cached.log_abs_det_jacobian(z, cached(z)), flow.forward_and_ladj(z)[1])
+
+
+# The memo
+
+
+@every_flow
+def test_a_sample_without_gradients_then_a_density_with(name):
+    flow = make(name)
+    density = flow_distribution(flow)
+    with torch.no_grad():
+        x = density.sample((6,))
+    host = dist.TransformedDistribution(density.base_dist, [flow])
+    for log_prob in (density.log_prob(x), host.log_prob(x)):
+        found = torch.autograd.grad(log_prob.sum(), list(flow.parameters()))
+        expected = torch.autograd.grad(
+            flow_distribution(flow).log_prob(x.clone()).sum(), list(flow.parameters())
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        assert any(gradient.abs().max() > 0 for gradient in found)
+
+
+def test_parameters_that_start_to_need_gradients():
+    flow = make("realnvp").requires_grad_(False)
+    density = flow_distribution(flow)
+    x = density.rsample((6,))
+    assert not density.log_prob(x).requires_grad
+    flow.requires_grad_(True)
+    gradients = torch.autograd.grad(density.log_prob(x).sum(), list(flow.parameters()))
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@every_flow
+def test_gradients_through_a_sample_and_its_density(name):
+    """The pathwise gradient of the entropy, with and without the memo."""
+    original, found = make(name).double(), []
+    for clone in (False, True):
+        flow = copy.deepcopy(original)
+        torch.manual_seed(5)
+        density = flow_distribution(flow)
+        x = density.rsample((7,))
+        log_prob = density.log_prob(x.clone() if clone else x)
+        found.append(torch.autograd.grad(log_prob.sum(), flow.parameters(), allow_unused=True))
+    for ours, theirs in zip(*found, strict=True):
+        # A shift does not appear in the log-determinant at all, or its gradients cancel.
+        ours = torch.zeros_like(theirs) if ours is None else ours
+        assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@every_flow
+def test_several_backward_passes_of_one_batch(name):
+    flow, x = make(name), torch.randn(5, 3)
+    density = flow_distribution(flow)
+    for _ in range(3):
+        density.log_prob(x).sum().backward()
+        flow.inv(x).sum().backward()
+        z = flow.inv(x)
+        flow.log_abs_det_jacobian(z, x).sum().backward()
+
+
+@every_flow
+def test_changes_in_place_are_seen(name):
+    flow = make(name)
+    density = flow_distribution(flow)
+    with torch.no_grad():
+        z = torch.randn(5, 3)
+        x = flow(z)
+        x.mul_(2.0)
+        assert_close(density.log_prob(x), copy.deepcopy(density).log_prob(x.clone()))
+        x = flow(z)
+        z.add_(1.0)
+        assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
+        x = flow(z)
+        x.data.add_(1.0)
+        assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
+        x = torch.randn(5, 3)
+        z = flow.inv(x)
+        x.add_(1.0)
+        ladj = copy.deepcopy(flow).log_abs_det_jacobian(z.clone(), x.clone())
+        assert_close(flow.log_abs_det_jacobian(z, x), ladj)
+
+
+def test_replaced_modules_and_buffers_are_seen():
+    flow = make("glow").requires_grad_(False)
+    x = flow(torch.randn(5, 3))
+    flow.layers[1] = ActNorm(3).requires_grad_(False)
+    flow.layers[1].loc.fill_(1.0)
+    assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
+    x = flow(torch.randn(5, 3))
+    flow.layers[0].layers[0].layers[1].signs.neg_()
+    assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
+
+
+def test_the_memo_lets_go():
+    """A sample that is dropped takes what was remembered with it."""
+    flow = make("realnvp").requires_grad_(False)
+    for call in (flow, flow.inv):
+        z = torch.randn(1000, 3)
+        x = call(z)
+        held = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (1000, 3)]
+        assert len(held) >= 2
+        del x, z, held
+        gc.collect()
+        left = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (1000, 3)]
+        assert not left
+
+
+def test_inference_mode():
+    flow = make("glow")
+    density = flow_distribution(flow)
+    outside = density.log_prob(torch.ones(4, 3))
+    with torch.inference_mode():
+        x = density.sample((4,))
+        inside = density.log_prob(x)
+        assert_close(density.log_prob(torch.ones(4, 3)), outside)
+    assert_close(density.log_prob(x.clone()), inside, rtol=1e-4, atol=1e-4)
+
+
+# torch.func and torch.compile
+
+
+@every_flow
+def test_vmap(name):
+    flow, x = make(name), torch.randn(6, 3)
+    density = flow_distribution(flow)
+    assert_close(vmap(flow)(x), flow(x))
+    assert_close(vmap(flow.inv)(x), flow.inv(x))
+    with pyro.validation_enabled(False):
+        density = flow_distribution(flow)
+        assert_close(vmap(density.log_prob)(x), density.log_prob(x))
+
+        def both(z):
+            y = flow(z)
+            return density.log_prob(y)
+
+        assert_close(vmap(both)(x), density.log_prob(flow(x)), rtol=1e-4, atol=1e-4)
+
+
+@every_flow
+def test_functional_derivatives(name):
+    flow = make(name).double()
+    x = torch.randn(3, dtype=torch.float64)
+    y, ladj = flow.forward_and_ladj(x)
+    for jacobian in (jacrev(flow)(x), jacfwd(flow)(x)):
+        assert_close(torch.linalg.slogdet(jacobian).logabsdet, ladj)
+    with pyro.validation_enabled(False):
+        density = flow_distribution(flow)
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(density.log_prob(leaf), leaf)
+        assert_close(grad(density.log_prob)(x), expected)
+        per_row = vmap(grad(density.log_prob))(x.expand(4, 3))
+        assert_close(per_row, expected.expand(4, 3))
+
+
+@every_flow
+def test_functional_call_is_fresh(name):
+    """With other parameter values after a sample, whose memo is of the flow's own values."""
+    flow = make(name)
+    x = flow_distribution(flow).sample((4,))
+    other = {key: value.detach() + 0.2 for key, value in flow.named_parameters()}
+    updated = copy.deepcopy(flow)
+    updated.load_state_dict(other, strict=False)
+
+    class LogProb(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, value):
+            return flow_distribution(self.flow).log_prob(value)
+
+    module = LogProb()
+    given = {f"flow.{key}": value for key, value in other.items()}
+    expected = flow_distribution(updated).log_prob(x.clone())
+    assert_close(functional_call(module, given, (x,)), expected)
+    assert_close(functional_call(flow, other, (x,)), updated(x.clone()))
+    with pyro.validation_enabled(False):
+        ours = grad(lambda values: functional_call(module, values, (x,)).sum())(given)
+        leaves = list(updated.parameters())
+        theirs = torch.autograd.grad(flow_distribution(updated).log_prob(x.clone()).sum(), leaves)
+        for key, gradient in zip(dict(updated.named_parameters()), theirs, strict=True):
+            assert_close(ours[f"flow.{key}"], gradient, rtol=1e-3, atol=1e-3)
+        stacked = {key: torch.stack([value, value + 0.1]) for key, value in given.items()}
+        ensemble = vmap(lambda values: functional_call(module, values, (x,)))(stacked)
+        assert ensemble.shape == (2, 4)
+        assert_close(ensemble[0], expected)
+    assert_close(flow_distribution(flow).log_prob(x), flow_distribution(flow).log_prob(x.clone()))
+
+
+COMPILED = {
+    **FLOWS,
+    "by_hand": lambda: Chain(
+        [
+            AffineCoupling(3, hidden=(4,)),
+            AffineCoupling(3, hidden=(4,), partition="alternating"),
+            AffineCoupling(3, hidden=(4,), partition=[True, False, False]),
+        ]
+    ),
+}
+every_compiled = pytest.mark.parametrize("name", COMPILED)
+
+
+def compiled(function):
+    """In one graph, without a break."""
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+@every_compiled
+def test_compiled_log_prob(name):
+    flow, x = perturbed(COMPILED[name]()), torch.randn(6, 3)
+
+    def log_prob(x):
+        return flow_distribution(flow).log_prob(x)
+
+    fast = compiled(log_prob)
+    for _ in range(2):
+        assert_close(fast(x), log_prob(x), rtol=1e-4, atol=1e-4)
+        found = torch.autograd.grad(fast(x).sum(), list(flow.parameters()))
+        expected = torch.autograd.grad(log_prob(x).sum(), list(flow.parameters()))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        perturbed(flow)
+
+
+@every_compiled
+@pytest.mark.parametrize("call", ["forward_and_ladj", "inverse_and_ladj"])
+def test_compiled_pair(name, call):
+    flow, x = perturbed(COMPILED[name]()), torch.randn(6, 3)
+    pair = compiled(getattr(flow, call))
+    for ours, theirs in zip(pair(x), getattr(flow, call)(x), strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@every_compiled
+def test_compiled_calls(name):
+    flow, x = perturbed(COMPILED[name]()), torch.randn(6, 3)
+    host = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [flow])
+    assert_close(compiled(lambda z: flow(z))(x), flow(x), rtol=1e-4, atol=1e-4)
+    assert_close(compiled(lambda y: flow.inv(y))(x), flow.inv(x), rtol=1e-4, atol=1e-4)
+    expected = host.log_prob(x)
+    with pyro.validation_enabled(False):
+        host = dist.TransformedDistribution(host.base_dist, [flow])
+        assert_close(compiled(host.log_prob)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@every_compiled
+def test_compiled_condition(name):
+    if name == "by_hand":
+        flow = Chain([AffineCoupling(3, hidden=(4,), context_dim=2), InvertibleLinear(3)])
+    else:
+        flow = FLOWS[name](context_dim=2)
+    flow, x, context = perturbed(flow), torch.randn(6, 3), torch.randn(6, 2)
+
+    def log_prob(x, context):
+        return flow_distribution(flow, context=context).log_prob(x)
+
+    assert_close(compiled(log_prob)(x, context), log_prob(x, context), rtol=1e-4, atol=1e-4)
+
+
+@every_compiled
+def test_compiled_rsample(name):
+    density = flow_distribution(perturbed(COMPILED[name]()))
+    draw = compiled(lambda: density.rsample((6,)))
+    torch.manual_seed(3)
+    ours = draw()
+    torch.manual_seed(3)
+    assert_close(ours, density.rsample((6,)), rtol=1e-4, atol=1e-4)
+
+    def both():
+        x = density.rsample((6,))
+        return x, density.log_prob(x)
+
+    x, log_prob = compiled(both)()
+    assert_close(log_prob, density.log_prob(x.clone()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@every_flow
+def test_compile_by_inductor(name):
+    torch.compiler.reset()
+    flow, x = make(name), torch.randn(6, 3)
+    fast = torch.compile(lambda x: flow_distribution(flow).log_prob(x), fullgraph=True)
+    assert_close(fast(x), flow_distribution(flow).log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+# Devices
+
+
+@every_flow
+def test_devices(name):
+    flow = FLOWS[name]().to("meta")
+    assert {tensor.device.type for tensor in flow.state_dict().values()} == {"meta"}
+    y, ladj = flow.forward_and_ladj(torch.ones(4, 3, device="meta"))
+    assert (y.device.type, ladj.device.type) == ("meta", "meta")
+    assert (y.shape, ladj.shape) == ((4, 3), (4,))
+    back = flow.to_empty(device="cpu")
+    assert {tensor.device.type for tensor in back.state_dict().values()} == {"cpu"}
+    assert FLOWS[name]().to("cpu").double().state_dict().keys() == flow.state_dict().keys()
+
+
+@pytest.mark.gpu
+@every_flow
+def test_gpu(name):
+    flow = make(name)
+    x = torch.randn(64, 3)
+    expected = flow_distribution(flow).log_prob(x)
+    z = torch.randn(64, 3)
+    forward = flow(z)
+    flow = flow.to("cuda")
+    density = flow_distribution(flow)
+    assert_close(density.log_prob(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+    assert_close(flow(z.cuda()).cpu(), forward, rtol=1e-3, atol=1e-3)
+    sample = density.rsample((8,))
+    assert sample.device.type == "cuda"
+    density.log_prob(sample).sum().backward()
+    flow.initialize(x.cuda())
+    contexts = make(name, context_dim=2).to("cuda")
+    given = flow_distribution(contexts, context=torch.randn(8, 2, device="cuda"))
+    assert given.sample().device.type == "cuda"
+
+
+# A user's own layer
+
+
+class Shear(TransformModule):
+    """Two methods are all that a layer needs."""
+
+    def __init__(self):
+        super().__init__(2)
+        self.slope = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward_and_ladj(self, x):
+        a, b = x.unbind(-1)
+        return torch.stack([a, 2 * b + self.slope * a], -1), np.log(2) + torch.zeros_like(a)
+
+    def inverse_and_ladj(self, y):
+        a, b = y.unbind(-1)
+        return torch.stack([a, (b - self.slope * a) / 2], -1), -np.log(2) + torch.zeros_like(a)
+
+
+def test_a_layer_of_ones_own():
+    flow = Chain([Shear(), AffineCoupling(2, hidden=(4,)), InvertibleLinear(2)])
+    density = flow_distribution(perturbed(flow))
+    x = density.rsample((5,))
+    jacobian = torch.autograd.functional.jacobian(flow.inv, x[0].detach())
+    z = flow.inv(x[0])
+    expected = density.base_dist.log_prob(z) + torch.linalg.slogdet(jacobian).logabsdet
+    assert_close(density.log_prob(x)[0], expected, rtol=1e-4, atol=1e-4)
+    assert "slope" in dict(flow.layers[0].named_parameters())
+    with pytest.raises(NotImplementedError, match="forward_and_ladj"):
+        TransformModule(2)(torch.ones(2))
+
+
+def test_no_side_effects_of_importing():
+    """The import changes no default of the host: told by a process of its own."""
+    import subprocess
+    import sys
+
+    code = (
+        "import torch, pyro, pyro.distributions as dist\n"
+        "def state(): return (torch.get_default_dtype(), torch.get_rng_state().sum().item(),\n"
+        "    dist.Distribution._validate_args if hasattr(dist.Distribution, '_validate_args')\n"
+        "    else torch.distributions.Distribution._validate_args,\n"
+        "    torch.is_grad_enabled(), torch.get_num_threads())\n"
+        "before = state()\nimport pyroflows\nassert state() == before, (before, state())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
