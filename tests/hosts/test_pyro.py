@@ -410,16 +410,19 @@ def test_replaced_modules_and_buffers_are_seen():
 
 def test_the_memo_lets_go():
     """A sample that is dropped takes what was remembered with it."""
+
+    def tensors(shape):
+        return [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == shape]
+
     flow = make("realnvp").requires_grad_(False)
     for call in (flow, flow.inv):
         z = torch.randn(1000, 3)
         x = call(z)
-        held = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (1000, 3)]
+        held = tensors((1000, 3))
         assert len(held) >= 2
         del x, z, held
         gc.collect()
-        left = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (1000, 3)]
-        assert not left
+        assert not tensors((1000, 3))
 
 
 def test_inference_mode():
