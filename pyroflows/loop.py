@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -16,76 +15,11 @@ from pyroflows.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part, Pr
 from pyroflows.checkpoint import Checkpoint
 from pyroflows.data import Rules
 from pyroflows.normalization import BatchNorm, Standardization
+from pyroflows.settings import History, Settings
 from pyroflows.transform import Chain, TransformModule
 
 # Steps in a row whose loss or gradient is not finite, after which training gives up.
 HOPELESS = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The arguments of `fit` that are numbers and functions."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    patience: int | None
-    validate_every: int | None
-    standardize: bool
-    schedule: str | Callable[[int], float] | None
-    clip_norm: float | None
-    penalty: float
-    augment: Callable[..., Any] | None
-    optimizer: Callable[..., Any] | None
-    seed: int
-    compile: bool
-
-    def check(self) -> None:
-        """Refuse what is out of its range."""
-        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
-            _check_whole(name, getattr(self, name), least)
-        for name in ("patience", "validate_every"):
-            if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), 1)
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` is {self.learning_rate}, expected a positive number")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"`clip_norm` is {self.clip_norm}, expected a positive number or None")
-        if not 0 <= self.penalty < math.inf:
-            raise ValueError(f"`penalty` is {self.penalty}, expected a number from 0")
-        if not (self.schedule in (None, "cosine") or callable(self.schedule)):
-            raise ValueError(
-                f"`schedule` is {self.schedule!r}, expected None, 'cosine' or a function of a step"
-            )
-        for name in ("augment", "optimizer"):
-            if not (getattr(self, name) is None or callable(getattr(self, name))):
-                raise TypeError(f"`{name}` is {getattr(self, name)!r}, expected a function or None")
-
-    def factor(self, step: int) -> float:
-        """Return the schedule's factor on the learning rate."""
-        if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
-        return float(self.schedule(step)) if callable(self.schedule) else 1.0
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings by their names."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-
-@dataclasses.dataclass
-class History:
-    """What has happened so far: with the parameters, all that a checkpoint needs."""
-
-    step: int = 0
-    losses: list[float] = dataclasses.field(default_factory=list)
-    validation_losses: list[float] = dataclasses.field(default_factory=list)
-    validation_steps: list[int] = dataclasses.field(default_factory=list)
-    skipped: int = 0
-    skipped_in_row: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-    since_best: int = 0
-    stopped: str | None = None
 
 
 class Run:
@@ -291,17 +225,13 @@ class Run:
         self.bar.update(history.step - self.bar.n)
         if self.progress and (history.stopped or time.monotonic() - self.shown > 0.1):
             self.shown = time.monotonic()
-            text = {"loss": f"{np.mean(history.losses[-20:]):.3f}"}
+            last = history.losses[-20:]
+            text = {"loss": f"{sum(last) / len(last):.3f}"}
             if history.validation_losses:
                 text["validation"] = f"{history.validation_losses[-1]:.3f}"
             if history.skipped:
                 text["skipped"] = str(history.skipped)
             self.bar.set_postfix(text, refresh=False)
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"`{name}` is {value!r}, expected a whole number from {least}")
 
 
 def standardization(flow: TransformModule) -> Standardization:

@@ -14,7 +14,8 @@ from pyroflows.batches import Part, split
 from pyroflows.checkpoint import Checkpoint, describe_flow
 from pyroflows.data import Batches, Rules, as_source
 from pyroflows.distribution import named_base
-from pyroflows.loop import Run, Settings, standardization
+from pyroflows.loop import Run, standardization
+from pyroflows.settings import Settings
 from pyroflows.transform import Conditioned, TransformModule
 
 # The fraction that is held out where the user says nothing, if the data is such that it can be.
