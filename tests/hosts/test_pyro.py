@@ -397,6 +397,16 @@ def test_changes_in_place_are_seen(name):
         assert_close(flow.log_abs_det_jacobian(z, x), ladj)
 
 
+@every_flow
+def test_changes_of_the_context_are_seen(name):
+    flow, context = make(name, context_dim=2).requires_grad_(False), torch.zeros(2)
+    density = flow_distribution(flow, context=context)
+    x = density.sample((5,))
+    context.add_(1.0)
+    expected = flow_distribution(flow, context=torch.ones(2)).log_prob(x.clone())
+    assert_close(density.log_prob(x), expected)
+
+
 def test_replaced_modules_and_buffers_are_seen():
     flow = make("glow").requires_grad_(False)
     x = flow(torch.randn(5, 3))

@@ -144,6 +144,17 @@ class PyroWing(base.Wing):
     def log_prob_of(self, density, drawn):
         return self.numpy(density.log_prob(drawn.host[0]))
 
+    def held(self, flow, x, inverse):
+        """A host's input and output, which must stay alive."""
+        x = self.array(x)
+        return x, (flow.inv if inverse else flow)(x)
+
+    def recalled(self, flow, held, inverse):
+        """The log-determinant of a pair, and where its output comes from."""
+        transform = flow.inv if inverse else flow
+        ladj = transform.log_abs_det_jacobian(*held)
+        return self.numpy(ladj), self.numpy(transform.inv(held[1]))
+
     def again(self, density, flow):
         """The distribution after an update of its flow: parameters are shared."""
         return density

@@ -1,0 +1,126 @@
+"""The two wings are mirrors: the same files, names, signatures and attributes."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from tests.wings import WINGS
+
+PACKAGES = [wing.package for wing in WINGS]
+NAMES = sorted(set.union(*(set(package.__all__) for package in PACKAGES)))
+FOLDERS = [Path(package.__file__).parent for package in PACKAGES]
+FILES = sorted(set.union(*({path.name for path in folder.glob("*.py")} for folder in FOLDERS)))
+
+# What only one host or one framework asks for.
+HOSTS = {
+    # torch.nn.Module and Pyro's transforms
+    "forward", "training", "bijective", "sign", "with_cache", "clear_cache",
+    # Equinox modules and NumPyro's transforms
+    "inv", "call_with_intermediates", "tree_flatten", "tree_unflatten", "buffers",
+    "pytree_data_fields", "pytree_aux_fields",
+    # what torch.nn.Module has of its own
+    "state_dict", "load_state_dict", "astype",
+}  # fmt: skip
+
+
+def public(names):
+    return {name for name in names if not name.startswith("_")} - HOSTS
+
+
+def parameters(function):
+    """Name, kind and default of each parameter; JAX's key is the one allowed difference."""
+    return [
+        (p.name, p.kind, p.default)
+        for p in inspect.signature(function).parameters.values()
+        if p.name not in ("key", "self")
+    ]
+
+
+def of_the_package(cls):
+    """The classes of the same package that a class inherits from."""
+    package = cls.__module__.split(".")[0]
+    return [base for base in cls.__mro__ if base.__module__.split(".")[0] == package]
+
+
+def test_the_same_public_names():
+    assert len(PACKAGES) == 2
+    for package in PACKAGES:
+        assert sorted(package.__all__) == list(package.__all__) == NAMES
+        for name in NAMES:
+            assert getattr(package, name).__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_signatures(name):
+    ours, theirs = (getattr(package, name) for package in PACKAGES)
+    assert inspect.isclass(ours) == inspect.isclass(theirs)
+    if callable(ours):
+        assert parameters(ours) == parameters(theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_methods(name):
+    ours, theirs = (getattr(package, name) for package in PACKAGES)
+    if not inspect.isclass(ours):
+        return
+    members = [
+        {n: value for base in reversed(of_the_package(cls)) for n, value in vars(base).items()}
+        for cls in (ours, theirs)
+    ]
+    kinds = [
+        {
+            n: "method" if inspect.isfunction(value) else "attribute"
+            for n, value in found.items()
+            if n in public(found) and (callable(value) or isinstance(value, property))
+        }
+        for found in members
+    ]
+    assert kinds[0] == kinds[1]
+    for method, kind in kinds[0].items():
+        if kind == "method":
+            assert parameters(members[0][method]) == parameters(members[1][method]), method
+
+
+INSTANCES = {
+    "ActNorm": (3,),
+    "AdditiveCoupling": (3,),
+    "AffineCoupling": (3,),
+    "BatchNorm": (3,),
+    "DenseNet": (3, 2),
+    "DiagonalScaling": (3,),
+    "InvertibleLinear": (3,),
+    "Partition": ([True, False],),
+    "Permutation": ([1, 0],),
+    "Standardization": (3,),
+    "TransformModule": (3,),
+}
+
+
+def attributes(instance):
+    found = set(vars(instance))
+    for held in ("_parameters", "_buffers", "_modules"):
+        found |= set(vars(instance).get(held, ()))
+    return public(found)
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_the_same_attributes(name):
+    ours, theirs = (attributes(wing.new(name, *INSTANCES[name])) for wing in WINGS)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_same_files_in_the_same_order(file):
+    """Each public name of one file stands in the other's of the same name, in the same order."""
+    orders = []
+    for folder in FOLDERS:
+        body = ast.parse((folder / file).read_text()).body
+        definitions = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        orders.append([node.name for node in definitions if not node.name.startswith("_")])
+    shared = [name for name in orders[0] if name in orders[1]]
+    assert [name for name in orders[1] if name in shared] == shared
+    everything = {name for package in PACKAGES for name in package.__all__}
+    for own, other in (orders, orders[::-1]):
+        assert not (set(own) - set(other)) & everything
