@@ -25,7 +25,8 @@ def builder(build: Callable[..., Chain]) -> Callable[..., Chain]:
         call = inspect.signature(build).bind(*args, **kwargs)
         call.apply_defaults()
         flow = build(*args, **kwargs)
-        flow.recipe = Recipe(build.__name__, dict(call.arguments))
+        arguments = ((name, _plain(value)) for name, value in call.arguments.items())
+        flow.recipe = Recipe(build.__name__, tuple(arguments))
         return flow
 
     return recorded
@@ -233,6 +234,13 @@ def glow(
         return Chain([coupling, InvertibleLinear(shape), ActNorm(shape)])
 
     return Chain([Stack([step() for _ in range(_positive(layers))]), Standardization(shape)])
+
+
+def _plain(value: Any) -> Any:
+    """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
+    value = value.mask if isinstance(value, Partition) else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _in_pairs(

@@ -221,7 +221,7 @@ class TransformModule(PyroTransformModule, ConditionalTransform):
         memo = self._recall(x, forward=False)
         if memo is not None and memo.other is y:
             return -memo.ladj
-        return self.forward_and_ladj(x)[1]
+        return -self.inverse_and_ladj(y)[1]
 
     # The host calls a value and its log-determinant one by one. The memo holds what the last call
     # has computed for as long as its output lives, and is believed only while all that the output
@@ -364,7 +364,7 @@ class Recipe(NamedTuple):
     """How a builder was called: what `save` needs to build the flow again."""
 
     builder: str
-    arguments: dict[str, Any]
+    arguments: tuple[tuple[str, Any], ...]
 
 
 class _Memo:

@@ -1,0 +1,46 @@
+"""Normalizing flows for NumPyro: NICE, RealNVP and Glow as transforms with parameters."""
+
+try:
+    import equinox as _equinox
+    import jax as _jax
+    import numpyro as _numpyro
+    import optax as _optax
+except ImportError as error:
+    raise ImportError(
+        "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
+    ) from error
+
+from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
+from numpyro_flows.distribution import FlowDistribution, flow_distribution
+from numpyro_flows.flows import glow, nice, realnvp
+from numpyro_flows.linear import InvertibleLinear, Permutation
+from numpyro_flows.networks import DenseNet
+from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
+from numpyro_flows.partition import Partition, alternating, halves
+from numpyro_flows.training import FitResult, fit
+from numpyro_flows.transform import Chain, Stack, TransformModule
+
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "BatchNorm",
+    "Chain",
+    "DenseNet",
+    "DiagonalScaling",
+    "FitResult",
+    "FlowDistribution",
+    "InvertibleLinear",
+    "Partition",
+    "Permutation",
+    "Stack",
+    "Standardization",
+    "TransformModule",
+    "alternating",
+    "fit",
+    "flow_distribution",
+    "glow",
+    "halves",
+    "nice",
+    "realnvp",
+]

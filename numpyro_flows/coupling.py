@@ -1,0 +1,348 @@
+"""Coupling layers (NICE, section 3.2; RealNVP, section 3.3) and their scale functions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_flows.networks import DenseNet
+from numpyro_flows.partition import Partition, as_partition
+from numpyro_flows.transform import Event, TransformModule
+
+
+class TanhScale(eqx.Module):
+    """`log_scale = factor · tanh(r)` with a learned factor per coordinate (RealNVP, section 4.1).
+
+    Args:
+        size: number of coordinates.
+        limit: bound that the factor approaches smoothly but never passes; None for none, as in
+            the paper.
+    """
+
+    weight: Array
+    limit: float | None = eqx.field(static=True)
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        self.limit = limit
+        self.weight = jnp.full((size,), 1.0 if limit is None else min(1.0, limit))
+
+    @property
+    def factor(self) -> Array:
+        """The factor, bounded by the limit."""
+        if self.limit is None:
+            return self.weight
+        return self.limit * jnp.tanh(self.weight / self.limit)
+
+    def penalty(self) -> Array:
+        """Sum of the squared factors."""
+        return jnp.square(self.factor).sum()
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        return jnp.broadcast_to(self.factor, r.shape) * jnp.tanh(r)
+
+
+class SigmoidScale(eqx.Module):
+    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
+
+    Args:
+        size: number of coordinates; not used.
+        limit: bound on the distance from the value at `r = 0`; None for none.
+    """
+
+    limit: float | None = eqx.field(static=True)
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        self.limit = limit
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        log_scale = jax.nn.softplus(-(r + 2.0))
+        if self.limit is None:
+            return log_scale
+        start = math.log1p(math.exp(-2.0))
+        return start + self.limit * jnp.tanh((log_scale - start) / self.limit)
+
+
+class ClampScale(eqx.Module):
+    """`log_scale = 2/π · c · arctan(r/c)`, with `c = 0.1` for positive r and 2 for negative.
+
+    The asymmetric soft clamp of Andrade, "Stable training of normalizing flows for
+    high-dimensional variational inference" (2024), section 4.1.
+
+    Args:
+        size: number of coordinates; not used.
+        limit: a smaller bound for both sides; None for none.
+    """
+
+    upper: float = eqx.field(static=True)
+    lower: float = eqx.field(static=True)
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        limit = math.inf if limit is None else limit
+        self.upper, self.lower = min(0.1, limit), min(2.0, limit)
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        upper = self.upper * jnp.arctan(jnp.maximum(r, 0.0) / self.upper)
+        lower = self.lower * jnp.arctan(jnp.minimum(r, 0.0) / self.lower)
+        return 2.0 / math.pi * (upper + lower)
+
+
+class ExpScale(eqx.Module):
+    """`log_scale = r`: unbounded, the papers' formula.
+
+    Args:
+        size: number of coordinates; not used.
+        limit: not used.
+    """
+
+    def __init__(self, size: int, limit: float | None = None) -> None:
+        pass
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        return r
+
+
+class FunctionScale(eqx.Module):
+    """A plain function as a scale: static, so that a flow's leaves are arrays alone.
+
+    Args:
+        function: maps the network's output to a log-scale.
+    """
+
+    function: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        return self.function(r)
+
+
+SCALES: dict[str, Callable[..., eqx.Module]] = {
+    "tanh": TanhScale,
+    "sigmoid": SigmoidScale,
+    "clamp": ClampScale,
+    "exp": ExpScale,
+}
+
+
+class Coupling(TransformModule):
+    """What the couplings share: a partition, and a network that sees part `a` of the event.
+
+    To be subclassed, not used: see `AdditiveCoupling` and `AffineCoupling`.
+    """
+
+    outputs: ClassVar[int]  # numbers that the conditioner gives for each transformed coordinate
+
+    network: Callable[..., Array]
+    partition: Partition = eqx.field(static=True)
+    squash: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        partition: Any = "halves",
+        network: Callable[..., Array] | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        init_scale: float = 0.0,
+        squash: bool = True,
+        context_dim: int = 0,
+        key: Array,
+    ) -> None:
+        super().__init__(event_shape, context_dim=context_dim)
+        self.partition = as_partition(partition, event_shape)
+        size_a, size_b = self.partition.sizes
+        self.squash = squash
+        self.network = network or DenseNet(
+            size_a,
+            self.outputs * size_b,
+            hidden,
+            context_dim=context_dim,
+            activation=activation,
+            init_scale=init_scale,
+            key=key,
+        )
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Map base to data."""
+        event, ladj = self._forward_event(self._entry(x))
+        return event.whole(), ladj
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Map data to base."""
+        event, ladj = self._inverse_event(self._entry(y))
+        return event.whole(), ladj
+
+    def _end_partition(self, last: bool) -> Partition | None:
+        return self.partition
+
+    def _parameters_given(self, a: Array, context: Array | None) -> Array:
+        """Evaluate the network on part `a`."""
+        # The network may see any function of the untouched part. asinh keeps far-out inputs from
+        # driving the shift, and with it the rounding error, beyond what float32 holds.
+        seen = jnp.arcsinh(a) if self.squash else a
+        if self.context_dim:
+            raw = jnp.vectorize(self.network, signature="(a),(c)->(r)")(seen, context)
+        else:
+            raw = jnp.vectorize(self.network, signature="(a)->(r)")(seen)
+        expected = self.outputs * self.partition.sizes[1]
+        if raw.shape[-1] != expected:
+            raise ValueError(
+                f"`network` gave {raw.shape[-1]} outputs, but this coupling needs {expected}: "
+                f"{self.outputs} for each of {self.partition.sizes[1]} transformed coordinates"
+            )
+        return raw
+
+
+class AdditiveCoupling(Coupling):
+    r"""NICE's coupling: one part of the event is shifted by a function of the other.
+
+    $$y_a = x_a, \qquad y_b = x_b + \mathrm{shift}(x_a), \qquad \log|\det dy/dx| = 0.$$
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        network: maps part a of one event, `(D_a,)`, to the shift `(D_b,)`, as Equinox's networks
+            do; called with the context as second argument where `context_dim` is not 0. Default: a
+            `DenseNet`.
+        hidden: widths of the default network's hidden layers.
+        activation: the default network's activation.
+        init_scale: standard deviation of the default network's last layer at the start.
+        squash: whether the network sees `asinh(x_a)` in place of `x_a`.
+        context_dim: size of the context; 0 for none.
+        key: random key of the default network's weights.
+
+    Raises:
+        ValueError: where the event has fewer than two coordinates, or partition or network do
+            not fit it.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
+        (arXiv:1410.8516), section 3.2.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import AdditiveCoupling
+        >>> layer = AdditiveCoupling(3, key=jax.random.key(0))
+        >>> layer.inv(layer(jnp.ones(3)))
+        Array([1., 1., 1.], dtype=float32)
+    """
+
+    outputs: ClassVar[int] = 1
+
+    def _forward_event(self, event: Event) -> tuple[Event, Array]:
+        a, b = event.parts(self.partition)
+        y = b + self._parameters_given(a, event.context)
+        return event.to((a, y), self.partition), jnp.zeros_like(y, shape=y.shape[:-1])
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
+        a, b = event.parts(self.partition)
+        x = b - self._parameters_given(a, event.context)
+        return event.to((a, x), self.partition), jnp.zeros_like(x, shape=x.shape[:-1])
+
+
+class AffineCoupling(Coupling):
+    r"""RealNVP's coupling: one part of the event is scaled and shifted given the other.
+
+    $$y_a = x_a, \qquad y_b = x_b \odot \exp(\mathrm{log\_scale}(x_a)) + \mathrm{shift}(x_a),
+    \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j(x_a).$$
+
+    Shift and the number r behind the log-scale come out of one network, the shifts first.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        scale: how r becomes the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
+            (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
+        limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
+            A flow of L couplings holds its numbers best with about 4 / L.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        network: maps part a of one event, `(D_a,)`, to `(2 D_b,)`, as Equinox's networks do;
+            called with the context as second argument where `context_dim` is not 0. Default: a `DenseNet`.
+        hidden: widths of the default network's hidden layers.
+        activation: the default network's activation.
+        init_scale: standard deviation of the default network's last layer at the start.
+        squash: whether the network sees `asinh(x_a)` in place of `x_a`.
+        context_dim: size of the context; 0 for none.
+        key: random key of the default network's weights.
+
+    Raises:
+        ValueError: where the event has fewer than two coordinates, or partition, network or
+            scale do not fit it.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        sections 3.2 to 3.4; Kingma and Dhariwal, "Glow" (arXiv:1807.03039), table 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import AffineCoupling
+        >>> layer = AffineCoupling(4, scale="tanh", key=jax.random.key(0))
+        >>> y, ladj = layer.forward_and_ladj(jnp.ones((5, 4)))
+        >>> y.shape, ladj.shape
+        ((5, 4), (5,))
+    """
+
+    outputs: ClassVar[int] = 2
+
+    scale: Callable[[Array], Array]
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        scale: str | Callable[[Array], Array] = "tanh",
+        limit: float | None = 2.0,
+        partition: Any = "halves",
+        network: Callable[..., Array] | None = None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        init_scale: float = 0.0,
+        squash: bool = True,
+        context_dim: int = 0,
+        key: Array,
+    ) -> None:
+        super().__init__(
+            event_shape,
+            partition=partition,
+            network=network,
+            hidden=hidden,
+            activation=activation,
+            init_scale=init_scale,
+            squash=squash,
+            context_dim=context_dim,
+            key=key,
+        )
+        if isinstance(scale, str):
+            if scale not in SCALES:
+                raise ValueError(
+                    f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
+                )
+            scale = SCALES[scale](self.partition.sizes[1], limit)
+        self.scale = scale if isinstance(scale, eqx.Module) else FunctionScale(scale)
+
+    def _shift_and_log_scale(self, a: Array, context: Array | None) -> tuple[Array, Array]:
+        shift, r = jnp.split(self._parameters_given(a, context), 2, axis=-1)
+        return shift, self.scale(r)
+
+    def _forward_event(self, event: Event) -> tuple[Event, Array]:
+        a, b = event.parts(self.partition)
+        shift, log_scale = self._shift_and_log_scale(a, event.context)
+        y = b * jnp.exp(log_scale) + shift
+        return event.to((a, y), self.partition), log_scale.sum(-1)
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
+        a, b = event.parts(self.partition)
+        shift, log_scale = self._shift_and_log_scale(a, event.context)
+        x = (b - shift) * jnp.exp(-log_scale)
+        return event.to((a, x), self.partition), -log_scale.sum(-1)

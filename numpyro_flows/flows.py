@@ -1,0 +1,296 @@
+"""Builders: NICE, RealNVP and Glow for vectors, from one call."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax import Array
+
+from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
+from numpyro_flows.linear import InvertibleLinear
+from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
+from numpyro_flows.partition import Partition, as_partition
+from numpyro_flows.transform import (
+    Chain,
+    Recipe,
+    Stack,
+    TransformModule,
+    as_event_shape,
+    replace,
+)
+
+# Log-scales of all couplings together, along one path through the flow: see `robust`.
+LOG_SCALE_BUDGET = 4.0
+
+
+def builder(build: Callable[..., Chain]) -> Callable[..., Chain]:
+    """Let a builder note down on the flow how it was called, so that `save` can tell `load`."""
+
+    @functools.wraps(build)
+    def recorded(*args: Any, **kwargs: Any) -> Chain:
+        call = inspect.signature(build).bind(*args, **kwargs)
+        call.apply_defaults()
+        call.arguments.pop("key")
+        arguments = ((name, _plain(value)) for name, value in call.arguments.items())
+        flow = build(*args, **kwargs)
+        return replace(flow, recipe=Recipe(build.__name__, tuple(arguments)))
+
+    return recorded
+
+
+@builder
+def nice(
+    event_shape: int | Sequence[int],
+    *,
+    layers: int = 4,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    partition: str | Sequence[bool] | Partition = "alternating",
+    network: Callable[[int, int, Array], eqx.Module] | None = None,
+    context_dim: int = 0,
+    robust: bool = True,
+    init_scale: float = 0.0,
+    key: Array,
+) -> Chain:
+    """Build NICE: additive couplings that alternate, and a diagonal scaling next to the base.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        layers: number of couplings; the paper has four.
+        hidden: widths of each conditioner's hidden layers.
+        activation: activation of the conditioners.
+        partition: `"alternating"` (the paper's), `"halves"`, a boolean mask or a `Partition`; every
+            second coupling swaps its parts.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs
+            and a random key.
+        context_dim: size of the context of a conditional flow.
+        robust: whether conditioners see asinh of their input; False for the paper's exact form.
+        init_scale: standard deviation of each conditioner's last layer at the start.
+        key: random key of all weights.
+
+    Returns:
+        The flow: at the start the identity, up to `init_scale`.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), sections 3.2 to 3.4 and 5.1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import flow_distribution, nice
+        >>> density = flow_distribution(nice(4, key=jax.random.key(0)), "logistic")
+        >>> density.log_prob(density.sample(jax.random.key(1), (3,))).shape
+        (3,)
+    """
+    shape = as_event_shape(event_shape)
+    partition = as_partition(partition, shape)
+
+    def coupling(index: int, key: Array) -> list[TransformModule]:
+        part = partition.swap if index % 2 else partition
+        return [
+            AdditiveCoupling(
+                shape,
+                partition=part,
+                network=_make(network, part, 1, context_dim, key),
+                hidden=hidden,
+                activation=activation,
+                init_scale=init_scale,
+                squash=robust,
+                context_dim=context_dim,
+                key=key,
+            )
+        ]
+
+    return Chain([DiagonalScaling(shape), *_in_pairs(coupling, layers, key), Standardization(shape)])
+
+
+@builder
+def realnvp(
+    event_shape: int | Sequence[int],
+    *,
+    layers: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    scale: str | Callable[..., Any] = "tanh",
+    partition: str | Sequence[bool] | Partition = "halves",
+    network: Callable[[int, int, Array], eqx.Module] | None = None,
+    batch_norm: bool = False,
+    context_dim: int = 0,
+    robust: bool = True,
+    init_scale: float = 0.0,
+    key: Array,
+) -> Chain:
+    """Build RealNVP: affine couplings that alternate.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        layers: number of couplings L.
+        hidden: widths of each conditioner's hidden layers.
+        activation: activation of the conditioners.
+        scale: `"tanh"` (the paper's, with a learned factor), `"sigmoid"`, `"clamp"`, `"exp"` or a
+            callable.
+        partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`; every second
+            coupling swaps its parts.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs
+            and a random key.
+        batch_norm: whether a `BatchNorm` follows each coupling.
+        context_dim: size of the context of a conditional flow.
+        robust: whether log-scales are bounded by 4 / L in each coupling and conditioners see asinh
+            of their input, which keeps deep flows invertible in float32 whatever the training;
+            False for the paper's exact form.
+        init_scale: standard deviation of each conditioner's last layer at the start.
+        key: random key of all weights.
+
+    Returns:
+        The flow: at the start the identity, up to `init_scale`.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import flow_distribution, realnvp
+        >>> density = flow_distribution(realnvp(2, layers=4, key=jax.random.key(0)))
+        >>> density.log_prob(jnp.zeros(2)).shape
+        ()
+    """
+    shape = as_event_shape(event_shape)
+    partition = as_partition(partition, shape)
+
+    def coupling(index: int, key: Array) -> list[TransformModule]:
+        part = partition.swap if index % 2 else partition
+        layer = AffineCoupling(
+            shape,
+            scale=scale,
+            limit=LOG_SCALE_BUDGET / layers if robust else None,
+            partition=part,
+            network=_make(network, part, 2, context_dim, key),
+            hidden=hidden,
+            activation=activation,
+            init_scale=init_scale,
+            squash=robust,
+            context_dim=context_dim,
+            key=key,
+        )
+        return [layer, BatchNorm(shape)] if batch_norm else [layer]
+
+    return Chain([*_in_pairs(coupling, layers, key), Standardization(shape)])
+
+
+@builder
+def glow(
+    event_shape: int | Sequence[int],
+    *,
+    layers: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    scale: str | Callable[..., Any] = "sigmoid",
+    partition: str | Sequence[bool] | Partition = "halves",
+    network: Callable[[int, int, Array], eqx.Module] | None = None,
+    context_dim: int = 0,
+    robust: bool = True,
+    init_scale: float = 0.0,
+    key: Array,
+) -> Chain:
+    """Build Glow on vectors: steps of ActNorm, InvertibleLinear and AffineCoupling.
+
+    The steps are named in the paper's order, from data to base.
+
+    Args:
+        event_shape: D or `(D,)`, at least 2.
+        layers: number of steps L.
+        hidden: widths of each conditioner's hidden layers.
+        activation: activation of the conditioners.
+        scale: `"sigmoid"` (Glow's code), `"tanh"`, `"clamp"`, `"exp"` (the paper) or a callable.
+        partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs
+            and a random key.
+        context_dim: size of the context of a conditional flow.
+        robust: whether log-scales are bounded by 4 / L in each coupling and conditioners see asinh
+            of their input; False for the paper's exact form.
+        init_scale: standard deviation of each conditioner's last layer at the start.
+        key: random key of all weights.
+
+    Returns:
+        The flow, with each matrix a random rotation; `fit` initialises each ActNorm from data.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import flow_distribution, glow
+        >>> flow = glow(3, layers=2, key=jax.random.key(0))
+        >>> flow = flow.initialize(jax.random.normal(jax.random.key(1), (100, 3)))
+        >>> flow_distribution(flow).sample(jax.random.key(2), (5,)).shape
+        (5, 3)
+    """
+    shape = as_event_shape(event_shape)
+    partition = as_partition(partition, shape)
+
+    def step(key: Array) -> Chain:
+        net_key, linear_key = jax.random.split(key)
+        coupling = AffineCoupling(
+            shape,
+            scale=scale,
+            limit=LOG_SCALE_BUDGET / layers if robust else None,
+            partition=partition,
+            network=_make(network, partition, 2, context_dim, net_key),
+            hidden=hidden,
+            activation=activation,
+            init_scale=init_scale,
+            squash=robust,
+            context_dim=context_dim,
+            key=net_key,
+        )
+        return Chain([coupling, InvertibleLinear(shape, key=linear_key), ActNorm(shape)])
+
+    keys = jax.random.split(key, _positive(layers))
+    return Chain([Stack([step(k) for k in keys]), Standardization(shape)])
+
+
+def _plain(value: Any) -> Any:
+    """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
+    value = value.mask if isinstance(value, Partition) else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _in_pairs(
+    coupling: Callable[[int, Array], list[TransformModule]], layers: int, key: Array
+) -> list[TransformModule]:
+    """Stack couplings in pairs that swap their parts, and a last one by itself if there is."""
+    keys = jax.random.split(key, _positive(layers))
+    blocks = [
+        Chain(coupling(0, keys[i]) + coupling(1, keys[i + 1])) for i in range(0, layers - 1, 2)
+    ]
+    stack: list[TransformModule] = [Stack(blocks)] if blocks else []
+    return stack + (coupling(0, keys[-1]) if layers % 2 else [])
+
+
+def _positive(layers: int) -> int:
+    if layers < 1:
+        raise ValueError(f"`layers` is {layers}, expected at least 1")
+    return layers
+
+
+def _make(
+    network: Callable[[int, int, Array], eqx.Module] | None,
+    partition: Partition,
+    outputs: int,
+    context_dim: int,
+    key: Array,
+) -> eqx.Module | None:
+    size_a, size_b = partition.sizes
+    return network(size_a + context_dim, outputs * size_b, key) if network else None

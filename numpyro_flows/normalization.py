@@ -1,0 +1,251 @@
+"""Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array, lax
+
+from numpyro_flows.transform import Event, TransformModule, replace
+
+
+class Elementwise(TransformModule):
+    """What the layers here share: `y = x · exp(log_scale) + loc`, coordinate by coordinate.
+
+    To be subclassed, not used.
+    """
+
+    def _loc_and_log_scale(self) -> tuple[Array, Array]:
+        raise NotImplementedError
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Map base to data."""
+        x = self._entry(x).value
+        loc, log_scale = (jnp.broadcast_to(v, x.shape) for v in self._loc_and_log_scale())
+        return x * jnp.exp(log_scale) + loc, self._ladj(log_scale)
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Map data to base."""
+        y = self._entry(y).value
+        loc, log_scale = (jnp.broadcast_to(v, y.shape) for v in self._loc_and_log_scale())
+        return (y - loc) * jnp.exp(-log_scale), -self._ladj(log_scale)
+
+    def _ladj(self, log_scale: Array) -> Array:
+        return log_scale.sum(tuple(range(-len(self.event_shape), 0)))
+
+
+class DiagonalScaling(Elementwise):
+    r"""NICE's scaling layer.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}), \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    The paper's s, which multiplies on the way from data to base, is `-log_scale`.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), section 3.3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import DiagonalScaling
+        >>> DiagonalScaling(2)(jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    log_scale: Array
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.log_scale = jnp.zeros(self.event_shape)
+
+    def _loc_and_log_scale(self) -> tuple[Array, Array]:
+        return jnp.zeros_like(self.log_scale), self.log_scale
+
+
+class ActNorm(Elementwise):
+    r"""Glow's activation normalisation: a learned shift and scale that start from data.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    `flow.initialize(x)` sets both so that the encoded batch has mean 0 and variance 1 in each
+    coordinate; until then the layer is the identity. A coordinate that is constant in the batch
+    keeps scale 1.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import ActNorm
+        >>> layer = ActNorm(1).initialize(jnp.array([[1.0], [5.0]]))
+        >>> layer.inv(jnp.array([[1.0], [5.0]])).tolist()
+        [[-1.0], [1.0]]
+    """
+
+    loc: Array
+    log_scale: Array
+    initialized: Array
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.loc = jnp.zeros(self.event_shape)
+        self.log_scale = jnp.zeros(self.event_shape)
+        self.initialized = jnp.array(False)
+
+    def _loc_and_log_scale(self) -> tuple[Array, Array]:
+        return self.loc, self.log_scale
+
+    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
+        layer, y = self, event.whole()
+        if first:
+            mean, variance = moments(y, self.event_shape)
+            layer = replace(
+                self,
+                loc=_unless(self.initialized, mean, self.loc),
+                log_scale=_unless(self.initialized, log_deviation(mean, variance), self.log_scale),
+                initialized=jnp.ones_like(self.initialized),
+            )
+        return layer, layer._inverse_event(event.to(y))[0]
+
+
+class Standardization(Elementwise):
+    r"""A fixed shift and scale at the data's end of a flow; the identity until it is set.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Standardization
+        >>> layer = Standardization(1).standardize(jnp.array([[1.0], [5.0]]))
+        >>> layer(jnp.array([-1.0, 0.0, 1.0])[:, None]).flatten().tolist()
+        [1.0, 3.0, 5.0]
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
+
+    loc: Array
+    log_scale: Array
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.loc = jnp.zeros(self.event_shape)
+        self.log_scale = jnp.zeros(self.event_shape)
+
+    def _loc_and_log_scale(self) -> tuple[Array, Array]:
+        return lax.stop_gradient((self.loc, self.log_scale))
+
+    def standardize(self, x: Array) -> "Standardization":
+        """Return the layer set so that this data is encoded to mean 0 and variance 1."""
+        mean, variance = moments(x, self.event_shape)
+        return replace(
+            self,
+            loc=mean.astype(self.loc.dtype),
+            log_scale=log_deviation(mean, variance).astype(self.log_scale.dtype),
+        )
+
+
+class BatchNorm(Elementwise):
+    r"""RealNVP's batch normalisation by running averages, as a layer of the flow.
+
+    $$y = x \odot \sqrt{\tilde\sigma^2 + \epsilon} + \tilde\mu, \qquad
+    \log|\det dy/dx| = \tfrac12 \sum_j \log(\tilde\sigma^2_j + \epsilon).$$
+
+    Encoding normalises by the running averages, in training as afterwards, so that a density
+    never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
+    `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        momentum: weight of the new batch in the running averages.
+        eps: added to the variance.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 3.7 and appendix E.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import BatchNorm
+        >>> layer = BatchNorm(1, eps=0.0).initialize(jnp.array([[1.0], [5.0]]))
+        >>> layer.running_mean.item(), layer.running_var.item()
+        (3.0, 4.0)
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
+
+    running_mean: Array
+    running_var: Array
+    initialized: Array
+    momentum: float = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(
+        self, event_shape: int | Sequence[int], *, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__(event_shape)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
+        self.momentum, self.eps = momentum, eps
+        self.running_mean = jnp.zeros(self.event_shape)
+        self.running_var = jnp.ones(self.event_shape)
+        self.initialized = jnp.array(False)
+
+    def _loc_and_log_scale(self) -> tuple[Array, Array]:
+        mean, variance = lax.stop_gradient((self.running_mean, self.running_var))
+        return mean, 0.5 * jnp.log(variance + self.eps)
+
+    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
+        y = event.whole()
+        mean, variance = moments(y, self.event_shape)
+        # One row says nothing of the variance.
+        start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
+        keep = 1.0 - (0.0 if first else self.momentum)
+        layer = replace(
+            self,
+            running_mean=_unless(
+                self.initialized, mean, keep * self.running_mean + (1.0 - keep) * mean
+            ),
+            running_var=_unless(
+                self.initialized, start, keep * self.running_var + (1.0 - keep) * variance
+            ),
+            initialized=jnp.ones_like(self.initialized),
+        )
+        return layer, layer._inverse_event(event.to(y))[0]
+
+
+def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return mean and (biased) variance over the batch."""
+    rows = x.reshape(-1, *event_shape)
+    return rows.mean(0), rows.var(0)
+
+
+def log_deviation(mean: Array, variance: Array) -> Array:
+    """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
+    floor = jnp.square(jnp.finfo(variance.dtype).eps * jnp.abs(mean))
+    varies = variance > floor
+    return jnp.where(varies, 0.5 * jnp.log(jnp.where(varies, variance, 1.0)), 0.0)
+
+
+def _unless(done: Array, new: Array, old: Array) -> Array:
+    return jnp.where(done, old, new.astype(old.dtype))

@@ -1,0 +1,631 @@
+"""The base of every layer: one pair of methods in, a NumPyro transform out; their composition."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import Transform, _InverseTransform
+
+from numpyro_flows.partition import Partition
+
+Module = TypeVar("Module", bound=eqx.Module)
+
+# Blocks per iteration of a scan: few enough for compile time not to grow with depth, enough for
+# XLA to fuse across blocks.
+UNROLL = 4
+
+
+class Event(NamedTuple):
+    """An event on its way through a flow: whole, or as the two parts of a partition.
+
+    A run of couplings on one partition passes the parts on as they are, so that they are split
+    once before the run and joined once after it.
+    """
+
+    value: Any
+    partition: Partition | None = None
+    context: Array | None = None
+
+    def whole(self) -> Array:
+        """Return the event as one array."""
+        return self.value if self.partition is None else self.partition.join(*self.value)
+
+    def parts(self, partition: Partition) -> tuple[Array, Array]:
+        """Return the event as the two parts of `partition`."""
+        if self.partition is not None:
+            if self.partition == partition:
+                return self.value
+            if self.partition == partition.swap:
+                return self.value[1], self.value[0]
+        return partition.split(self.whole())
+
+    def to(self, value: Any, partition: Partition | None = None) -> "Event":
+        """Return the event with a new value and the same context."""
+        return Event(value, partition, self.context)
+
+
+class _HostTransform(Transform):
+    """NumPyro's transform, but for its pytree registration: Equinox registers each module once."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super(Transform, cls).__init_subclass__(**kwargs)
+
+
+class TransformModule(eqx.Module, _HostTransform):
+    """A bijection with parameters: an Equinox module and all that NumPyro wants of a transform.
+
+    A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
+    `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
+    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base.
+
+    Args:
+        event_shape: an int or a tuple of ints.
+        context_dim: size of the context vector; 0 for none.
+
+    Attributes:
+        base: name of the base distribution that the flow was last fitted with.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import TransformModule
+        >>> class Scale(TransformModule):
+        ...     log_scale: jax.Array
+        ...     def __init__(self, event_shape):
+        ...         super().__init__(event_shape)
+        ...         self.log_scale = jnp.ones(self.event_shape)
+        ...     def forward_and_ladj(self, x):
+        ...         ladj = jnp.broadcast_to(self.log_scale.sum(), x.shape[:-1])
+        ...         return x * jnp.exp(self.log_scale), ladj
+        ...     def inverse_and_ladj(self, y):
+        ...         ladj = jnp.broadcast_to(self.log_scale.sum(), y.shape[:-1])
+        ...         return y * jnp.exp(-self.log_scale), -ladj
+        >>> scale = Scale(2)
+        >>> scale.log_abs_det_jacobian(jnp.ones((3, 2)), scale(jnp.ones((3, 2)))).tolist()
+        [2.0, 2.0, 2.0]
+    """
+
+    # Floating-point arrays of a class that are state, not parameters.
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    context_dim: int = eqx.field(static=True)
+    base: str = eqx.field(static=True)
+    recipe: "Recipe | None" = eqx.field(static=True)
+
+    def __init__(self, event_shape: int | Sequence[int], *, context_dim: int = 0) -> None:
+        self.event_shape = as_event_shape(event_shape)
+        self.context_dim = context_dim
+        self.base = "normal"
+        self.recipe = None
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Map base to data: `(*batch, *event_shape)` to `(y, log|det dy/dx|)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Map data to base: `(*batch, *event_shape)` to `(x, log|det dx/dy|)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement inverse_and_ladj")
+
+    # How a flow passes an event on. Layers that look at its parts or at the context override it.
+
+    def _forward_event(self, event: Event) -> tuple[Event, Array]:
+        y, ladj = self.forward_and_ladj(event.whole())
+        return event.to(y), ladj
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
+        x, ladj = self.inverse_and_ladj(event.whole())
+        return event.to(x), ladj
+
+    def _absorb(self, event: Event, first: bool) -> "tuple[TransformModule, Event]":
+        """Learn the data's moments on the way from data to base (see `initialize`, `update`)."""
+        return self, self._inverse_event(event)[0]
+
+    def _end_partition(self, last: bool) -> Partition | None:
+        """Return the partition that the layer at one end works on, if it is a coupling."""
+        return None
+
+    # Data-dependent state
+
+    def initialize(self: Module, x: Array, context: Array | None = None) -> Module:
+        """Initialise the layers that start from data: ActNorm and BatchNorm.
+
+        Each such layer that is not yet initialised takes the moments of the batch as the layers
+        between it and the data have encoded it. `fit` calls this on its first batch; nothing
+        else does.
+
+        Args:
+            x: data `(*batch, *event_shape)`.
+            context: context `(*batch, context_dim)` of a conditional flow.
+
+        Returns:
+            The new flow.
+
+        Raises:
+            ValueError: where `x` has no rows or some that are not finite.
+        """
+        x = check_finite(x, self.event_shape, "x")
+        return _absorbed(self, self._entry(x, context).value, context, True)
+
+    def update(self: Module, x: Array, context: Array | None = None) -> Module:
+        """Move the running averages of every BatchNorm towards a batch of data.
+
+        `fit` calls this before every step. Arguments, result and errors as for `initialize`.
+        """
+        x = check_finite(x, self.event_shape, "x")
+        return _absorbed(self, self._entry(x, context).value, context, False)
+
+    def scale_penalty(self) -> Array:
+        """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
+
+        def has_penalty(node: Any) -> bool:
+            return hasattr(node, "penalty")
+
+        nodes = jax.tree.leaves(self, is_leaf=has_penalty)
+        return sum((node.penalty() for node in nodes if has_penalty(node)), jnp.zeros(()))
+
+    # Context
+
+    def condition(self, context: Array) -> "Conditioned":
+        """Return the plain transform that this conditional flow is, given a context.
+
+        Args:
+            context: `(*batch, context_dim)`; its batch shape broadcasts with the events'.
+
+        Raises:
+            ValueError: where the flow takes no context, or one of another size.
+        """
+        return Conditioned(self, context)
+
+    def _entry(self, x: Array, context: Array | None = None) -> Event:
+        """Check an input and its context, and return them as the event that a flow passes on."""
+        x = check_event(x, self.event_shape)
+        if context is not None:
+            check_context(context, self.context_dim)
+            batch = len(x.shape) - len(self.event_shape)
+            joint = jnp.broadcast_shapes(x.shape[:batch], context.shape[:-1])
+            x = jnp.broadcast_to(x, (*joint, *self.event_shape))
+        elif self.context_dim:
+            raise ValueError(
+                f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
+                "use flow.condition(context)"
+            )
+        return Event(x, None, context)
+
+    # What NumPyro asks for
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """Real events."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Real events."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the data that a base sample of this shape is mapped to."""
+        return check_shape(shape, self.event_shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the base sample that data of this shape is mapped to."""
+        return check_shape(shape, self.event_shape)
+
+    @property
+    def inv(self) -> Transform:
+        """The inverse, from data to base; `flow.inv.inv is flow`."""
+        return _InverseTransform(self)
+
+    def __call__(self, x: Array) -> Array:
+        """Map base to data."""
+        return self.forward_and_ladj(x)[0]
+
+    def _inverse(self, y: Array) -> Array:
+        return self.inverse_and_ladj(y)[0]
+
+    def call_with_intermediates(self, x: Array) -> tuple[Array, Array]:
+        """Map base to data, and keep the log-determinant for `log_abs_det_jacobian`."""
+        return self.forward_and_ladj(x)
+
+    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+        """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
+        # The host has just called `inv`: XLA merges the two forward passes.
+        return -self.inverse_and_ladj(y)[1] if intermediates is None else intermediates
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        """Flatten as the host's transforms do; JAX itself flattens a flow as an Equinox module."""
+        fields = [f for f in dataclasses.fields(self)]
+        names = tuple(f.name for f in fields if not f.metadata.get("static"))
+        static = {f.name: getattr(self, f.name) for f in fields if f.name not in names}
+        return tuple(getattr(self, name) for name in names), (names, static)
+
+    @classmethod
+    def tree_unflatten(cls, aux_data: Any, params: Sequence[Any]) -> "TransformModule":
+        """Undo `tree_flatten`."""
+        names, static = aux_data
+        module = object.__new__(cls)
+        for name, value in [*zip(names, params, strict=True), *static.items()]:
+            object.__setattr__(module, name, value)
+        return module
+
+    # Arrays by name
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return all arrays by name, with the names and shapes that PyTorch's wing gives them."""
+        return dict(_named(self, ""))
+
+    def load_state_dict(self: Module, state: Mapping[str, Any]) -> Module:
+        """Return the flow with arrays replaced by those of a `state_dict`.
+
+        Raises:
+            ValueError: where names or shapes differ from the flow's.
+        """
+        own = dict(_named(self, ""))
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise ValueError(
+                f"`state` does not fit this flow: missing {missing}, unexpected {unexpected}"
+            )
+        for name, array in own.items():
+            if array.shape != jnp.shape(state[name]):
+                raise ValueError(
+                    f"`state` has shape {jnp.shape(state[name])} for {name}, expected {array.shape}"
+                )
+        return _restored(self, "", state)
+
+    def astype(self: Module, dtype: Any) -> Module:
+        """Return the flow with its floating-point arrays in another dtype."""
+        return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
+
+
+class Conditioned(TransformModule):
+    """A conditional flow together with a context: a plain transform.
+
+    Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
+    """
+
+    flow: TransformModule
+    context: Array
+
+    def __init__(self, flow: TransformModule, context: Array) -> None:
+        check_context(context, flow.context_dim)
+        super().__init__(flow.event_shape)
+        self.flow, self.context, self.base = flow, context, flow.base
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Map base to data, given the context."""
+        return _run(self.flow, self.flow._entry(x, self.context).value, self.context, True)
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Map data to base, given the context."""
+        return _run(self.flow, self.flow._entry(y, self.context).value, self.context, False)
+
+    def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the data: the batch shape is broadcast with the context's."""
+        shape = super().forward_shape(shape)
+        batch = len(shape) - len(self.event_shape)
+        joint = jnp.broadcast_shapes(shape[:batch], self.context.shape[:-1])
+        return joint + shape[batch:]
+
+    inverse_shape = forward_shape
+
+
+class Chain(TransformModule):
+    """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
+
+    Args:
+        layers: transforms of events of one shape, the one next to the base first.
+
+    Raises:
+        ValueError: where there are none, or where shapes or context sizes differ.
+        TypeError: where one is not a `TransformModule`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import AdditiveCoupling, Chain, DiagonalScaling
+        >>> flow = Chain([DiagonalScaling(4), AdditiveCoupling(4, key=jax.random.key(0))])
+        >>> flow(jnp.ones((2, 4))).shape
+        (2, 4)
+    """
+
+    layers: tuple[TransformModule, ...]
+
+    def __init__(self, layers: Iterable[TransformModule]) -> None:
+        layers = tuple(layers)
+        shape, context_dim = check_layers(layers)
+        super().__init__(shape, context_dim=context_dim)
+        self.layers = layers
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Apply the layers from the first to the last."""
+        return _run(self, self._entry(x).value, None, True)
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Invert the layers from the last to the first."""
+        return _run(self, self._entry(y).value, None, False)
+
+    def _forward_event(self, event: Event) -> tuple[Event, Array]:
+        ladj: Any = 0.0
+        for layer in self.layers:
+            event, step = layer._forward_event(event)
+            ladj = ladj + step
+        return event, ladj
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
+        ladj: Any = 0.0
+        for layer in reversed(self.layers):
+            event, step = layer._inverse_event(event)
+            ladj = ladj + step
+        return event, ladj
+
+    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
+        layers = []
+        for layer in reversed(self.layers):
+            layer, event = layer._absorb(event, first)
+            layers.append(layer)
+        return replace(self, layers=tuple(reversed(layers))), event
+
+    def _end_partition(self, last: bool) -> Partition | None:
+        return self.layers[-1 if last else 0]._end_partition(last)
+
+
+class Stack(TransformModule):
+    """A chain of blocks that are built alike, as the builders repeat them.
+
+    Their arrays are held stacked along a first axis and a scan runs over them, so that compile
+    time does not grow with depth. `stack[k]` is the k-th block.
+
+    Args:
+        layers: the blocks, the one next to the base first.
+
+    Raises:
+        ValueError: where there are none, or where they are not built alike.
+    """
+
+    blocks: TransformModule
+    depth: int = eqx.field(static=True)
+
+    def __init__(self, layers: Iterable[TransformModule]) -> None:
+        layers = list(layers)
+        shape, context_dim = check_layers(layers)
+        super().__init__(shape, context_dim=context_dim)
+        arrays, static = zip(*(eqx.partition(layer, eqx.is_array) for layer in layers), strict=True)
+        shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
+        if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
+            raise ValueError("`layers` of a Stack must be built alike; use a Chain for others")
+        self.blocks = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
+        self.depth = len(layers)
+
+    def __len__(self) -> int:
+        return self.depth
+
+    def __getitem__(self, index: int) -> TransformModule:
+        if not -self.depth <= index < self.depth:
+            raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
+        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.blocks)
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Apply the blocks from the first to the last."""
+        return _run(self, self._entry(x).value, None, True)
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Invert the blocks from the last to the first."""
+        return _run(self, self._entry(y).value, None, False)
+
+    def _forward_event(self, event: Event) -> tuple[Event, Array]:
+        return self._scan(event, True)
+
+    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
+        return self._scan(event, False)
+
+    def _scan(self, event: Event, forward: bool) -> tuple[Event, Array]:
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+        partition = self.blocks._end_partition(last=not forward)
+
+        def step(carry: tuple[Any, Array], arrays: Any) -> tuple[tuple[Any, Array], None]:
+            block, (value, ladj) = eqx.combine(arrays, static), carry
+            state = Event(value, partition, event.context)
+            state, log_det = (block._forward_event if forward else block._inverse_event)(state)
+            return (_held(state, partition), ladj + log_det), None
+
+        # The carry keeps one dtype: what the blocks will make of the event.
+        value = _held(event, partition)
+        dtype = jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves((value, arrays))))
+        value = jax.tree.map(lambda v: v.astype(dtype), value)
+        ladj = jnp.zeros(jax.tree.leaves(value)[0].shape[: -len(self.event_shape)], dtype)
+        (value, ladj), _ = jax.lax.scan(
+            step, (value, ladj), arrays, reverse=not forward, unroll=min(UNROLL, self.depth)
+        )
+        return event.to(value, partition), ladj
+
+    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+        def step(value: Array, arrays: Any) -> tuple[Array, Any]:
+            block, state = eqx.combine(arrays, static)._absorb(event.to(value), first)
+            return state.whole(), eqx.filter(block, eqx.is_array)
+
+        value, arrays = jax.lax.scan(step, event.whole(), arrays, reverse=True)
+        return replace(self, blocks=eqx.combine(arrays, static)), event.to(value)
+
+    def _end_partition(self, last: bool) -> Partition | None:
+        return self.blocks._end_partition(last)
+
+
+class Recipe(NamedTuple):
+    """How a builder was called: what `save` needs to build the flow again."""
+
+    builder: str
+    arguments: tuple[tuple[str, Any], ...]
+
+
+# A flow runs under jit even where its user does not: a bare scan would be compiled at every call.
+
+
+@eqx.filter_jit
+def _run(
+    flow: TransformModule, x: Array, context: Array | None, forward: bool
+) -> tuple[Array, Array]:
+    event = Event(x, None, context)
+    event, ladj = (flow._forward_event if forward else flow._inverse_event)(event)
+    return event.whole(), ladj
+
+
+@eqx.filter_jit
+def _absorbed(flow: Module, x: Array, context: Array | None, first: bool) -> Module:
+    return flow._absorb(Event(x, None, context), first)[0]
+
+
+def _held(event: Event, partition: Partition | None) -> Any:
+    return event.whole() if partition is None else event.parts(partition)
+
+
+def replace(module: Module, **changes: Any) -> Module:
+    """Return a module with some of its fields replaced."""
+    new = object.__new__(type(module))
+    for field in dataclasses.fields(module):
+        value = changes[field.name] if field.name in changes else getattr(module, field.name)
+        object.__setattr__(new, field.name, value)
+    return new
+
+
+def trainable(flow: Module) -> Module:
+    """Return the flow's pytree with true at parameters and false at state, for `eqx.partition`."""
+
+    def mark(node: Any) -> Any:
+        if not isinstance(node, TransformModule):
+            return eqx.is_inexact_array(node)
+        changes = {}
+        for field in dataclasses.fields(node):
+            if not field.metadata.get("static"):
+                value = getattr(node, field.name)
+                changes[field.name] = (
+                    jax.tree.map(lambda _: False, value)
+                    if field.name in node.buffers
+                    else jax.tree.map(mark, value, is_leaf=lambda n: isinstance(n, TransformModule))
+                )
+        return replace(node, **changes)
+
+    return mark(flow)
+
+
+def _named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
+    if isinstance(node, Stack):
+        for k in range(node.depth):
+            yield from _named(node[k], f"{prefix}layers.{k}.")
+    elif eqx.is_array(node):
+        yield prefix.removesuffix("."), node
+    else:
+        for name, child in _children(node):
+            yield from _named(child, f"{prefix}{name}.")
+
+
+def _restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
+    if isinstance(node, Stack):
+        blocks = [_restored(node[k], f"{prefix}layers.{k}.", state) for k in range(node.depth)]
+        arrays = [eqx.filter(block, eqx.is_array) for block in blocks]
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *arrays)
+        return replace(node, blocks=eqx.combine(stacked, node.blocks))
+    if eqx.is_array(node):
+        return jnp.asarray(state[prefix.removesuffix(".")])
+    children = {name: _restored(child, f"{prefix}{name}.", state) for name, child in _children(node)}
+    if isinstance(node, eqx.Module):
+        return replace(node, **children)
+    if isinstance(node, tuple | list):
+        return type(node)(children.values())
+    return children if isinstance(node, dict) else node
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    if isinstance(node, eqx.Module):
+        fields = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
+        return [(name, getattr(node, name)) for name in fields]
+    if isinstance(node, tuple | list):
+        return [(str(i), child) for i, child in enumerate(node)]
+    return list(node.items()) if isinstance(node, dict) else []
+
+
+def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Turn an int or a sequence of ints into the tuple of an event's shape."""
+    shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
+    return shape
+
+
+def check_shape(
+    shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x"
+) -> tuple[int, ...]:
+    """Refuse a shape that does not end in the event's."""
+    shape = tuple(shape)
+    if shape[max(len(shape) - len(event_shape), 0) :] != event_shape:
+        raise ValueError(
+            f"`{name}` has shape {shape}, but this flow transforms events of shape "
+            f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
+        )
+    return shape
+
+
+def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Array:
+    """Refuse what is not a real floating-point array of events."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a jax.Array")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point array such as float32"
+        )
+    check_shape(x.shape, event_shape, name)
+    return jnp.asarray(x)
+
+
+def check_context(context: Any, context_dim: int) -> None:
+    """Refuse a context that the flow was not built for."""
+    if not context_dim:
+        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+    if not hasattr(context, "dtype") or not jnp.issubdtype(context.dtype, jnp.floating):
+        raise TypeError("`context` must be a floating-point jax.Array")
+    if context.ndim == 0 or context.shape[-1] != context_dim:
+        size = context.shape[-1] if context.ndim else "none"
+        raise ValueError(
+            f"`context` has last dimension {size}, but this flow was built with "
+            f"context_dim={context_dim}"
+        )
+
+
+def check_finite(x: Any, event_shape: tuple[int, ...], name: str) -> Array:
+    """Refuse data without rows or with rows that are not finite, and say where the first is."""
+    x = check_event(x, event_shape, name)
+    rows = x.reshape(-1, math.prod(event_shape))
+    if not len(rows):
+        raise ValueError(f"`{name}` of shape {tuple(x.shape)} has no rows")
+    if isinstance(x, jax.core.Tracer):
+        return x
+    bad = jnp.flatnonzero(~jnp.isfinite(rows).all(-1))
+    if len(bad):
+        raise ValueError(
+            f"`{name}` has {len(bad)} of {len(rows)} rows with NaN or inf; the first is row "
+            f"{int(bad[0])}"
+        )
+    return x
+
+
+def check_layers(layers: Sequence[Any]) -> tuple[tuple[int, ...], int]:
+    """Refuse layers that do not fit one another; return their event shape and context size."""
+    if not layers:
+        raise ValueError("`layers` is empty, expected at least one transform")
+    for layer in layers:
+        if not isinstance(layer, TransformModule):
+            raise TypeError(f"`layers` has a {type(layer).__name__}, expected TransformModules")
+    shapes = {layer.event_shape for layer in layers}
+    if len(shapes) > 1:
+        raise ValueError(f"`layers` transform events of different shapes: {sorted(shapes)}")
+    contexts = {layer.context_dim for layer in layers} - {0}
+    if len(contexts) > 1:
+        raise ValueError(f"`layers` take contexts of different sizes: {sorted(contexts)}")
+    return layers[0].event_shape, max(contexts, default=0)
