@@ -123,7 +123,7 @@ class FunctionScale(eqx.Module):
         return self.function(r)
 
 
-SCALES: dict[str, Callable[..., eqx.Module]] = {
+SCALES: dict[str, Callable[..., Any]] = {
     "tanh": TanhScale,
     "sigmoid": SigmoidScale,
     "clamp": ClampScale,
@@ -268,7 +268,8 @@ class AffineCoupling(Coupling):
             A flow of L couplings holds its numbers best with about 4 / L.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
         network: maps part a of one event, `(D_a,)`, to `(2 D_b,)`, as Equinox's networks do;
-            called with the context as second argument where `context_dim` is not 0. Default: a `DenseNet`.
+            called with the context as second argument where `context_dim` is not 0. Default: a
+            `DenseNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.
@@ -328,8 +329,9 @@ class AffineCoupling(Coupling):
                 raise ValueError(
                     f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
                 )
-            scale = SCALES[scale](self.partition.sizes[1], limit)
-        self.scale = scale if isinstance(scale, eqx.Module) else FunctionScale(scale)
+            self.scale = SCALES[scale](self.partition.sizes[1], limit)
+        else:
+            self.scale = scale if isinstance(scale, eqx.Module) else FunctionScale(scale)
 
     def _shift_and_log_scale(self, a: Array, context: Array | None) -> tuple[Array, Array]:
         shift, r = jnp.split(self._parameters_given(a, context), 2, axis=-1)

@@ -69,15 +69,16 @@ def flow_distribution(
         flow = flow.condition(context)
     elif flow.context_dim:
         flow._entry(jnp.zeros(flow.event_shape))  # says what is missing
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    traced = _is_traced(temperature)
+    if not traced and not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, expected a positive number")
-    base = flow.base if base is None else base
-    if isinstance(base, str):
-        base = named_base(base, plain, temperature)
-    elif isinstance(temperature, jax.core.Tracer) or temperature != 1.0:
+    density: Any = flow.base if base is None else base
+    if isinstance(density, str):
+        density = named_base(density, plain, temperature)
+    elif traced or temperature != 1.0:
         raise ValueError("`temperature` is for the named bases; scale your own distribution")
-    check_shape(base.batch_shape + base.event_shape, flow.event_shape, "base")
-    return FlowDistribution(base, [flow])
+    check_shape(density.batch_shape + density.event_shape, flow.event_shape, "base")
+    return FlowDistribution(density, [flow])
 
 
 def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> Any:
@@ -92,3 +93,7 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> An
     zeros = jnp.zeros(flow.event_shape, next(arrays, jnp.zeros(())).dtype)
     base = BASES[name](zeros, jnp.full_like(zeros, temperature))
     return base.to_event(len(flow.event_shape))
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)

@@ -106,7 +106,9 @@ def nice(
             )
         ]
 
-    return Chain([DiagonalScaling(shape), *_in_pairs(coupling, layers, key), Standardization(shape)])
+    return Chain(
+        [DiagonalScaling(shape), *_in_pairs(coupling, layers, key), Standardization(shape)]
+    )
 
 
 @builder
@@ -264,7 +266,7 @@ def _plain(value: Any) -> Any:
     """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
     value = value.mask if isinstance(value, Partition) else value
     value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(value) if isinstance(value, list | tuple) else value
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _in_pairs(
@@ -291,6 +293,6 @@ def _make(
     outputs: int,
     context_dim: int,
     key: Array,
-) -> eqx.Module | None:
+) -> Any:
     size_a, size_b = partition.sizes
     return network(size_a + context_dim, outputs * size_b, key) if network else None

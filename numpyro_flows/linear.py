@@ -39,9 +39,7 @@ class Permutation(TransformModule):
     def __init__(self, permutation: Sequence[int] | Array) -> None:
         index = np.asarray(permutation)
         if index.ndim != 1 or sorted(index.tolist()) != list(range(len(index))):
-            raise ValueError(
-                f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once"
-            )
+            raise ValueError(f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once")
         super().__init__(len(index))
         self.permutation = jnp.asarray(index.astype(np.int32))
 

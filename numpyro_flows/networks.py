@@ -1,13 +1,13 @@
 """Conditioner networks: the functions of the untouched part that a coupling evaluates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -16,7 +16,7 @@ ACTIVATIONS = {
 }
 
 
-def activation_named(name: str):
+def activation_named(name: str) -> Callable[[Array], Array]:
     """Look an activation function up by its name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
@@ -69,9 +69,8 @@ class DenseNet(eqx.Module):
             for i, o, k in zip(widths[:-1], widths[1:], keys[1:], strict=True)
         )
         weight = init_scale * jax.random.normal(keys[0], last.weight.shape, last.weight.dtype)
-        last = eqx.tree_at(
-            lambda linear: (linear.weight, linear.bias), last, (weight, jnp.zeros_like(last.bias))
-        )
+        bias = jnp.zeros(out_dim, weight.dtype)
+        last = eqx.tree_at(lambda linear: (linear.weight, linear.bias), last, (weight, bias))
         self.layers = (*inner, last)
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -81,5 +80,11 @@ class DenseNet(eqx.Module):
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
         for layer in inner:
-            x = activation(x @ layer.weight.T + layer.bias)
-        return x @ last.weight.T + last.bias
+            x = activation(_linear(layer, x))
+        return _linear(last, x)
+
+
+def _linear(layer: eqx.nn.Linear, x: Array) -> Array:
+    # Not `layer(x)`: under vmap the input on the left makes one product in the batch's layout.
+    product = x @ layer.weight.T
+    return product if layer.bias is None else product + layer.bias

@@ -153,8 +153,13 @@ def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:
     steps = set(map(operator.sub, index[1:], index[:-1])) or {1}
     if len(steps) == 1:
         return [slice(index[0], index[-1] + 1, steps.pop())]
-    runs = [[i for i, _ in run] for seen, run in groupby(enumerate(mask), lambda e: e[1] is part) if seen]
-    return [slice(run[0], run[-1] + 1) for run in runs]
+    runs, start = [], 0
+    for seen, run in groupby(mask):
+        stop = start + len(list(run))
+        if seen is part:
+            runs.append(slice(start, stop))
+        start = stop
+    return runs
 
 
 def _take(x: Array, slices: list[slice]) -> Array:

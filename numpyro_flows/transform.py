@@ -15,6 +15,7 @@ from numpyro.distributions.transforms import Transform, _InverseTransform
 from numpyro_flows.partition import Partition
 
 Module = TypeVar("Module", bound=eqx.Module)
+Flow = TypeVar("Flow", bound="TransformModule")
 
 # Blocks per iteration of a scan: few enough for compile time not to grow with depth, enough for
 # XLA to fuse across blocks.
@@ -76,12 +77,15 @@ class TransformModule(eqx.Module, _HostTransform):
         >>> from numpyro_flows import TransformModule
         >>> class Scale(TransformModule):
         ...     log_scale: jax.Array
+        ...
         ...     def __init__(self, event_shape):
         ...         super().__init__(event_shape)
         ...         self.log_scale = jnp.ones(self.event_shape)
+        ...
         ...     def forward_and_ladj(self, x):
         ...         ladj = jnp.broadcast_to(self.log_scale.sum(), x.shape[:-1])
         ...         return x * jnp.exp(self.log_scale), ladj
+        ...
         ...     def inverse_and_ladj(self, y):
         ...         ladj = jnp.broadcast_to(self.log_scale.sum(), y.shape[:-1])
         ...         return y * jnp.exp(-self.log_scale), -ladj
@@ -132,7 +136,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Data-dependent state
 
-    def initialize(self: Module, x: Array, context: Array | None = None) -> Module:
+    def initialize(self: Flow, x: Array, context: Array | None = None) -> Flow:
         """Initialise the layers that start from data: ActNorm and BatchNorm.
 
         Each such layer that is not yet initialised takes the moments of the batch as the layers
@@ -152,7 +156,7 @@ class TransformModule(eqx.Module, _HostTransform):
         x = check_finite(x, self.event_shape, "x")
         return _absorbed(self, self._entry(x, context).value, context, True)
 
-    def update(self: Module, x: Array, context: Array | None = None) -> Module:
+    def update(self: Flow, x: Array, context: Array | None = None) -> Flow:
         """Move the running averages of every BatchNorm towards a batch of data.
 
         `fit` calls this before every step. Arguments, result and errors as for `initialize`.
@@ -478,7 +482,7 @@ def _run(
 
 
 @eqx.filter_jit
-def _absorbed(flow: Module, x: Array, context: Array | None, first: bool) -> Module:
+def _absorbed(flow: Any, x: Array, context: Array | None, first: bool) -> Any:
     return flow._absorb(Event(x, None, context), first)[0]
 
 
@@ -534,7 +538,9 @@ def _restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
         return replace(node, blocks=eqx.combine(stacked, node.blocks))
     if eqx.is_array(node):
         return jnp.asarray(state[prefix.removesuffix(".")])
-    children = {name: _restored(child, f"{prefix}{name}.", state) for name, child in _children(node)}
+    children = {
+        name: _restored(child, f"{prefix}{name}.", state) for name, child in _children(node)
+    }
     if isinstance(node, eqx.Module):
         return replace(node, **children)
     if isinstance(node, tuple | list):

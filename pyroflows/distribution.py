@@ -64,15 +64,15 @@ def flow_distribution(
         flow._entry(torch.zeros(flow.event_shape))  # says what is missing
     if not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, expected a positive number")
-    base = flow.base if base is None else base
-    if isinstance(base, str):
+    density: Any = flow.base if base is None else base
+    if isinstance(density, str):
         # The distribution validates its values itself. The base would do so again, which cannot be
         # compiled.
-        base = named_base(base, plain, temperature, validate_args=False)
+        density = named_base(density, plain, temperature, validate_args=False)
     elif temperature != 1.0:
         raise ValueError("`temperature` is for the named bases; scale your own distribution")
-    check_shape(base.batch_shape + base.event_shape, flow.event_shape, "base")
-    return FlowDistribution(base, [flow])
+    check_shape(density.batch_shape + density.event_shape, flow.event_shape, "base")
+    return FlowDistribution(density, [flow])
 
 
 def named_base(

@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
     """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
     value = value.mask if isinstance(value, Partition) else value
     value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(value) if isinstance(value, list | tuple) else value
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _in_pairs(

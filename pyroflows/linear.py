@@ -35,9 +35,7 @@ class Permutation(TransformModule):
     def __init__(self, permutation: Sequence[int] | Tensor) -> None:
         index = torch.as_tensor(permutation)
         if index.ndim != 1 or index.sort().values.tolist() != list(range(len(index))):
-            raise ValueError(
-                f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once"
-            )
+            raise ValueError(f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once")
         super().__init__(len(index))
         self.register_buffer("permutation", index.to(torch.int64))
 

@@ -1,12 +1,12 @@
 """Conditioner networks: the functions of the untouched part that a coupling evaluates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -15,7 +15,7 @@ ACTIVATIONS = {
 }
 
 
-def activation_named(name: str):
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     """Look an activation function up by its name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
@@ -58,11 +58,10 @@ class DenseNet(nn.Module):
         self.activation = activation
         activation_named(activation)
         widths = [in_dim + context_dim, *hidden, out_dim]
-        self.layers = nn.ModuleList(
-            nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)
-        )
-        nn.init.normal_(self.layers[-1].weight, std=init_scale)
-        nn.init.zeros_(self.layers[-1].bias)
+        layers = [Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+        nn.init.normal_(layers[-1].weight, std=init_scale)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Evaluate the network."""
@@ -73,5 +72,14 @@ class DenseNet(nn.Module):
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
         for layer in inner:
-            x = activation(F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype)))
-        return F.linear(x, last.weight.to(x.dtype), last.bias.to(x.dtype))
+            x = activation(layer(x))
+        return last(x)
+
+
+class Linear(nn.Linear):
+    """PyTorch's linear layer, computing in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)

@@ -36,7 +36,8 @@ class Elementwise(TransformModule):
 class DiagonalScaling(Elementwise):
     r"""NICE's scaling layer.
 
-    $$y = x \odot \exp(\mathrm{log\_scale}), \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+    $$y = x \odot \exp(\mathrm{log\_scale}), \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
 
     The paper's s, which multiplies on the way from data to base, is `-log_scale`.
 

@@ -65,8 +65,10 @@ class TransformModule(PyroTransformModule, ConditionalTransform):
         ...     def __init__(self, event_shape):
         ...         super().__init__(event_shape)
         ...         self.log_scale = torch.nn.Parameter(torch.ones(self.event_shape))
+        ...
         ...     def forward_and_ladj(self, x):
         ...         return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[:-1])
+        ...
         ...     def inverse_and_ladj(self, y):
         ...         return y * (-self.log_scale).exp(), -self.log_scale.sum().expand(y.shape[:-1])
         >>> scale = Scale(2)
@@ -265,6 +267,9 @@ class Conditioned(TransformModule):
 
     Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
     """
+
+    flow: TransformModule
+    context: Tensor
 
     def __init__(self, flow: TransformModule, context: Tensor) -> None:
         check_context(context, flow.context_dim)
