@@ -1,6 +1,7 @@
 """Set-up that every test shares: threads, precision, markers."""
 
 import os
+import tempfile
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -9,14 +10,20 @@ os.environ.setdefault(
 )
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.wings import WINGS  # noqa: E402
 
 torch.set_num_threads(1)
+# Tests run each program once or twice: compile it quickly, and for all processes together.
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "flows-jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 hypothesis.settings.register_profile(
-    "laws", deadline=None, max_examples=12, derandomize=True, database=None
+    "laws", deadline=None, max_examples=8, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("laws")
 

@@ -50,7 +50,7 @@ def test_broadcasting_is_looping(wing, case, batch, contexts):
 
 
 def test_the_context_matters(wing, case):
-    flow, points = wing.build(case), case.points(5)
+    flow, points = wing.build(case), case.points(3)
     one = wing.inverse(flow, points, case.context(seed=1))[0]
     other = wing.inverse(flow, points, case.context(seed=2))[0]
     assert abs(one - other).max() > 1e-2
@@ -58,7 +58,7 @@ def test_the_context_matters(wing, case):
 
 def test_one_flow_in_several_contexts_at_a_time(wing, case):
     """Distributions of the same flow do not disturb one another."""
-    flow, points = wing.build(case), case.points(5)
+    flow, points = wing.build(case), case.points(3)
     contexts = [case.context(seed=seed) for seed in range(3)]
     densities = [wing.density(flow, context=context) for context in contexts]
     samples = [wing.sample_and_log_prob(density, (4,)) for density in densities]

@@ -50,7 +50,7 @@ def test_samples_follow_the_density(wing, case, base):
 def test_log_prob_agrees_with_the_host(wing, case):
     """A flow is correct in the host's own distribution, too, with a base of the user's own."""
     flow = wing.build(case)
-    points, context = case.points(4), case.context(4)
+    points, context = case.points(3), case.context(3)
     base = wing.normal_base(case.size, 0.5, 2.0)
     ours = wing.density(flow, base, context)
     host = wing.host_density(flow, base, context)

@@ -26,8 +26,8 @@ def test_update_then_log_prob(wing, update, case):
     """With the earlier sample and its log-density kept alive."""
     flow = wing.build(case)
     density = wing.density(flow)
-    kept = wing.drawn(density, (5,))
-    flow = wing.updates[update](flow, case.points(6))
+    kept = wing.drawn(density, (3,))
+    flow = wing.updates[update](flow, case.points(3))
     fresh = wing.load(wing.build(case), wing.state(flow))
     expected = wing.log_prob(wing.density(fresh), kept.sample)
     assert abs(expected - kept.log_prob).max() > 1e-3
@@ -41,10 +41,10 @@ def test_update_then_log_prob(wing, update, case):
 @pytest.mark.parametrize(("wing", "update"), UPDATES, ids=str)
 def test_update_then_log_determinant(wing, update, case, inverse):
     """With the host's own objects of the earlier call kept alive."""
-    flow, points = wing.build(case), case.points(5)
+    flow, points = wing.build(case), case.points(3)
     kept = wing.held(flow, points, inverse)
     x, y = map(wing.numpy, kept)
-    flow = wing.updates[update](flow, case.points(6))
+    flow = wing.updates[update](flow, case.points(3))
     fresh = wing.load(wing.build(case), wing.state(flow))
     there, back = (wing.inverse, wing.forward) if inverse else (wing.forward, wing.inverse)
     ladj, again = wing.recalled(flow, kept, inverse)
@@ -60,7 +60,7 @@ def test_update_then_log_determinant(wing, update, case, inverse):
 def test_copies(wing, case, way):
     """Of a flow that has been used, with gradients; the copy shares nothing with it."""
     flow = wing.build(case)
-    points, context = case.points(4), case.context(4)
+    points, context = case.points(3), case.context(3)
     kept = wing.drawn(wing.density(flow, context=context), ())
     wing.gradients(flow, points, context)
     copy = wing.copies(flow)[way]
@@ -89,7 +89,7 @@ def test_copies(wing, case, way):
 def test_copies_of_distributions(wing, name):
     flow = wing.build(case(name, 3, layers=2))
     density = wing.density(flow, "logistic")
-    kept = wing.drawn(density, (4,))
+    kept = wing.drawn(density, (3,))
     points = np.ones((2, 3))
     for copy in wing.copies(density).values():
         assert_allclose(wing.log_prob(copy, points), wing.log_prob(density, points), rtol=1e-12)

@@ -13,7 +13,7 @@ from tests.specs.registry import CASES, FLOWS, case
 def test_layers_and_builders(wing, case, noise):
     flow = wing.build(case, noise=noise)
     reference = case.reference(wing.state(flow))
-    points, context = case.points(7), case.context(7)
+    points, context = case.points(3), case.context(3)
     for ours, theirs in [(wing.forward, reference.forward), (wing.inverse, reference.inverse)]:
         value, ladj = ours(flow, points, context)
         expected, expected_ladj = theirs(points, context)
@@ -35,7 +35,7 @@ BASES = {
 def test_densities(wing, case, base):
     name, temperature, reference_base = BASES[base]
     flow = wing.build(case)
-    points, context = case.points(7), case.context(7)
+    points, context = case.points(3), case.context(3)
     density = wing.density(flow, name, context, temperature)
     expected = log_density(case.reference(wing.state(flow)), points, reference_base, context)
     assert_allclose(wing.log_prob(density, points), expected, rtol=1e-10, atol=1e-10)

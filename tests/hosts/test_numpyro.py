@@ -1,0 +1,538 @@
+"""What only NumPyro and JAX can test; in JAX's own default precision."""
+
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpyro import handlers
+from numpyro.contrib.module import eqx_module, random_eqx_module
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer.util import log_density
+
+from numpyro_flows import (
+    ActNorm,
+    AffineCoupling,
+    Chain,
+    InvertibleLinear,
+    TransformModule,
+    flow_distribution,
+    glow,
+    nice,
+    realnvp,
+)
+from numpyro_flows.transform import trainable
+
+KEY = jax.random.key(0)
+FLOWS = {
+    "nice": lambda **options: nice(3, layers=2, hidden=(8,), key=KEY, **options),
+    "realnvp": lambda **options: realnvp(3, layers=3, hidden=(8,), key=KEY, **options),
+    "glow": lambda **options: glow(3, layers=2, hidden=(8,), key=KEY, **options),
+}
+every_flow = pytest.mark.parametrize("name", FLOWS)
+
+
+@pytest.fixture(autouse=True)
+def _default_precision():
+    with jax.enable_x64(False):
+        yield
+
+
+def perturbed(flow, seed=1, scale=0.3):
+    parameters, state = eqx.partition(flow, trainable(flow))
+    leaves, tree = jax.tree.flatten(parameters)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return eqx.combine(jax.tree.unflatten(tree, noisy), state)
+
+
+def make(name, **options):
+    return perturbed(FLOWS[name](**options))
+
+
+def normal(shape, seed=2):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+# Inference
+
+
+def skewed(rows=300):
+    z = normal((rows, 3))
+    return jnp.stack([z[:, 0], z[:, 0] ** 2 + 0.3 * z[:, 1], 2 + 0.5 * z[:, 2]], -1)
+
+
+def learn(model, guide, steps=60, rate=1e-2, loss=None):
+    svi = SVI(model, guide, optax.adam(rate), loss or Trace_ELBO())
+    return svi.run(jax.random.key(3), steps, progress_bar=False)
+
+
+@every_flow
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_svi_learns_a_density_in_a_plate(name, batch_size):
+    flow, data = FLOWS[name](), skewed()
+
+    def model():
+        learned = eqx_module("flow", flow)
+        with numpyro.plate("data", len(data), subsample_size=batch_size) as rows:
+            numpyro.sample("x", flow_distribution(learned), obs=data[rows])
+
+    result = learn(model, lambda: None)
+    assert result.losses[-5:].mean() < 0.9 * result.losses[:5].mean()
+    with handlers.seed(rng_seed=0), handlers.substitute(data=result.params):
+        learned = eqx_module("flow", flow)
+    after = flow_distribution(learned).log_prob(data).mean()
+    assert after > flow_distribution(flow).log_prob(data).mean() + 0.1
+
+
+@every_flow
+@pytest.mark.parametrize("particles", [1, 3])
+def test_svi_learns_a_guide(name, particles):
+    flow, target = FLOWS[name](), dist.Normal(jnp.array([1.0, -2.0, 0.5]), 0.3).to_event(1)
+
+    def model():
+        numpyro.sample("z", target)
+
+    def guide():
+        density = flow_distribution(eqx_module("flow", flow))
+        assert density.has_rsample
+        numpyro.sample("z", density)
+
+    result = learn(model, guide, steps=250, rate=3e-2, loss=Trace_ELBO(num_particles=particles))
+    assert result.losses[-20:].mean() < 0.2 * result.losses[:5].mean()
+    z = Predictive(guide, params=result.params, num_samples=300)(jax.random.key(1))["z"]
+    assert_allclose(z.mean(0), target.mean, atol=0.4)
+
+
+def test_an_amortised_guide_learns_through_its_context():
+    flow = realnvp(2, layers=2, hidden=(16,), context_dim=2, key=KEY)
+    encoder = eqx.nn.Linear(2, 2, key=KEY)
+    data = 3.0 * normal((64, 2))
+
+    def model():
+        with numpyro.plate("rows", 64):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(2), 3.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z, 0.3).to_event(1), obs=data)
+
+    def guide():
+        learned, net = eqx_module("flow", flow), eqx_module("encoder", encoder)
+        with numpyro.plate("rows", 64):
+            numpyro.sample("z", flow_distribution(learned, context=jax.vmap(net)(data)))
+
+    result = learn(model, guide, steps=200, rate=2e-2)
+    assert result.losses[-10:].mean() < 0.3 * result.losses[:5].mean()
+    z = Predictive(guide, params=result.params, num_samples=1)(jax.random.key(1))["z"][0]
+    assert np.corrcoef(z.flatten(), data.flatten())[0, 1] > 0.9
+
+
+def test_random_module():
+    """Priors on all weights, by the host's own means."""
+    flow, x = FLOWS["realnvp"](), normal((5, 3))
+
+    def model():
+        lifted = random_eqx_module("flow", flow, prior=dist.Normal(0.0, 0.3))
+        with numpyro.plate("rows", 5):
+            numpyro.sample("x", flow_distribution(lifted), obs=x)
+
+    trace = handlers.trace(handlers.seed(model, 0)).get_trace()
+    drawn = [site for key, site in trace.items() if key.startswith("flow/")]
+    assert any(site["type"] == "sample" for site in drawn)
+    total, _ = log_density(handlers.seed(model, 0), (), {}, {})
+    assert jnp.isfinite(total)
+    other, _ = log_density(handlers.seed(model, 1), (), {}, {})
+    assert abs(total - other) > 1e-3
+
+
+def test_predictive_and_condition():
+    flow = make("realnvp")
+
+    def model():
+        return numpyro.sample("x", flow_distribution(flow))
+
+    draws = Predictive(model, num_samples=7)(KEY)["x"]
+    assert draws.shape == (7, 3)
+    total, _ = log_density(model, (), {}, {"x": draws[0]})
+    assert_allclose(total, flow_distribution(flow).log_prob(draws[0]), rtol=1e-5)
+
+
+def test_nuts_with_a_flow_as_prior():
+    flow = make("realnvp")
+
+    def model():
+        z = numpyro.sample("z", flow_distribution(flow))
+        numpyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=jnp.array([0.5, -0.5, 1.0]))
+
+    mcmc = MCMC(NUTS(model), num_samples=100, num_warmup=100, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    samples = mcmc.get_samples()["z"]
+    assert_allclose(samples.mean(0), [0.5, -0.5, 1.0], atol=0.15)
+    assert samples.std(0).max() < 0.3
+
+
+# The host's distributions
+
+
+@every_flow
+def test_composes_with_the_hosts_transforms(name):
+    flow = make(name)
+    base = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+    host = dist.transforms.ExpTransform()
+    density = dist.TransformedDistribution(base, [flow, host])
+    x = density.sample(KEY, (4,))
+    expected = flow_distribution(flow).log_prob(jnp.log(x)) - jnp.log(x).sum(-1)
+    assert_allclose(density.log_prob(x), expected, rtol=1e-4, atol=1e-4)
+    chained = dist.transforms.ComposeTransform([flow, host])
+    z = normal((4, 3))
+    y, intermediates = chained.call_with_intermediates(z)
+    assert_allclose(y, jnp.exp(flow(z)), rtol=1e-5)
+    ladj = flow.forward_and_ladj(z)[1] + flow(z).sum(-1)
+    assert_allclose(chained.log_abs_det_jacobian(z, y), ladj, rtol=1e-4, atol=1e-4)
+    assert_allclose(chained.log_abs_det_jacobian(z, y, intermediates), ladj, rtol=1e-4, atol=1e-4)
+    assert_allclose(chained.inv(y), z, rtol=1e-3, atol=1e-3)
+
+
+@every_flow
+def test_validation(name):
+    flow = make(name)
+    with numpyro.validation_enabled():
+        density = flow_distribution(flow)
+        assert density.log_prob(density.sample(KEY, (2,))).shape == (2,)
+        broken = jnp.array([[1.0, jnp.nan, 0.0], [0.0, 0.0, 0.0]])
+        with pytest.warns(UserWarning, match="Out-of-support"):
+            found = density.log_prob(broken)
+        assert jnp.isnan(found).tolist() == [True, False]
+        assert jax.jit(density.log_prob)(jnp.ones((2, 3))).shape == (2,)
+
+        def model():
+            with numpyro.plate("rows", 5):
+                numpyro.sample("x", flow_distribution(flow), obs=jnp.zeros((5, 3)))
+
+        assert jnp.isfinite(log_density(model, (), {}, {})[0])
+
+
+@every_flow
+def test_expand_to_event_and_mask(name):
+    flow = make(name)
+    density = flow_distribution(flow)
+    expanded = density.expand([4])
+    assert expanded.batch_shape == (4,)
+    assert expanded.event_shape == (3,)
+    x = expanded.sample(KEY, (2,))
+    assert x.shape == (2, 4, 3)
+    assert_allclose(expanded.log_prob(x), density.log_prob(x), rtol=1e-5)
+    whole = expanded.to_event(1).log_prob(x)
+    assert_allclose(whole, density.log_prob(x).sum(-1), rtol=1e-5)
+    assert expanded.expand_by([6]).batch_shape == (6, 4)
+    masked = expanded.mask(jnp.array([True, False, True, False]))
+    assert (masked.log_prob(x)[:, 1::2] == 0).all()
+    contexts = flow_distribution(make(name, context_dim=2), context=normal((4, 2)))
+    assert contexts.expand([5, 4]).sample(KEY).shape == (5, 4, 3)
+    assert contexts.expand([5, 4]).log_prob(jnp.zeros((5, 4, 3))).shape == (5, 4)
+
+
+def test_batch_shapes_of_bases():
+    flow = make("realnvp")
+    density = flow_distribution(flow, dist.Normal(jnp.zeros((4, 3)), 1.0).to_event(1))
+    assert density.batch_shape == (4,)
+    assert density.log_prob(density.sample(KEY, (2,))).shape == (2, 4)
+
+
+# Transformations
+
+
+def each_density():
+    for name in FLOWS:
+        yield pytest.param(name, None, id=name)
+        yield pytest.param(name, normal((2,)), id=f"{name}-context")
+
+
+every_density = pytest.mark.parametrize(("name", "context"), each_density())
+
+
+def density_of(name, context):
+    flow = make(name, context_dim=0 if context is None else 2)
+    return flow_distribution(flow, context=context)
+
+
+@every_density
+def test_jit(name, context):
+    density, x = density_of(name, context), normal((5, 3))
+    assert_allclose(jax.jit(density.log_prob)(x), density.log_prob(x), rtol=1e-4, atol=1e-4)
+    draw = jax.jit(lambda key: density.sample(key, (4,)))
+    assert_allclose(draw(KEY), density.sample(KEY, (4,)), rtol=1e-4, atol=1e-4)
+
+
+@every_density
+def test_densities_and_flows_are_arguments_of_jit(name, context):
+    """As pytrees; new weights of the same shapes do not compile anew."""
+    traces = []
+
+    @jax.jit
+    def log_prob(density, x):
+        traces.append(1)
+        return density.log_prob(x)
+
+    @jax.jit
+    def encode(flow, x):
+        traces.append(1)
+        return flow.inv(x)
+
+    x = normal((5, 3))
+    for seed in (1, 2):
+        flow = perturbed(FLOWS[name](context_dim=0 if context is None else 2), seed)
+        density = flow_distribution(flow, context=context)
+        assert_allclose(log_prob(density, x), density.log_prob(x), rtol=1e-4, atol=1e-4)
+        flow = flow if context is None else flow.condition(context)
+        assert_allclose(encode(flow, x), flow.inv(x), rtol=1e-4, atol=1e-4)
+    assert len(traces) == 2
+
+
+@every_density
+def test_vmap(name, context):
+    density, x = density_of(name, context), normal((5, 3))
+    flow = density.transforms[0]
+    assert_allclose(jax.vmap(density.log_prob)(x), density.log_prob(x), rtol=1e-4, atol=1e-4)
+    assert_allclose(jax.vmap(flow)(x), flow(x), rtol=1e-4, atol=1e-4)
+    assert_allclose(jax.vmap(flow.inv)(x), flow.inv(x), rtol=1e-4, atol=1e-4)
+
+
+@every_flow
+def test_an_ensemble_by_vmap(name):
+    """Many flows at a time, stacked along a first axis of their arrays."""
+    flows = [perturbed(FLOWS[name](), seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *flows)
+    x = normal((5, 3))
+    found = eqx.filter_vmap(lambda flow: flow_distribution(flow).log_prob(x))(stacked)
+    for flow, ours in zip(flows, found, strict=True):
+        assert_allclose(ours, flow_distribution(flow).log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+@every_density
+def test_grad_and_hessian(name, context):
+    with jax.enable_x64(True):
+        flow = make(name, context_dim=0 if context is None else 2).astype("float64")
+        context = None if context is None else context.astype("float64")
+        density = flow_distribution(flow, context=context)
+        x = normal((3,)).astype("float64")
+        step = 1e-5
+        score, curvature = jax.grad(density.log_prob)(x), jax.hessian(density.log_prob)(x)
+        for i, unit in enumerate(jnp.eye(3)):
+            up, down = density.log_prob(x + step * unit), density.log_prob(x - step * unit)
+            assert_allclose(score[i], (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
+            up, down = (jax.grad(density.log_prob)(x + s * step * unit) for s in (1, -1))
+            assert_allclose(curvature[i], (up - down) / (2 * step), rtol=1e-4, atol=1e-5)
+
+
+@every_density
+def test_no_leaks(name, context):
+    density, x = density_of(name, context), normal((5, 3))
+    with jax.checking_leaks():
+        jax.jit(density.log_prob)(x)
+        jax.jit(lambda key: density.sample(key, (4,)))(KEY)
+        jax.jit(jax.grad(lambda x: density.log_prob(x).sum()))(x)
+        jax.jit(lambda density, x: density.log_prob(x))(density, x)
+        flow = FLOWS[name]()
+        jax.jit(lambda flow, x: flow.initialize(x))(flow, x)
+
+
+@every_density
+def test_strict_promotion(name, context):
+    """Neither dtypes nor ranks are promoted silently."""
+    density, x = density_of(name, context), normal((2, 5, 3))
+    flow = density.transforms[0]
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert flow.forward_and_ladj(x)[1].shape == (2, 5)
+        assert flow.inverse_and_ladj(x)[1].shape == (2, 5)
+        jax.jit(jax.grad(lambda x: flow.inverse_and_ladj(x)[1].sum()))(x)
+        plain = FLOWS[name]()
+        for method in (plain.initialize, plain.update):
+            method(x)
+
+
+@every_flow
+def test_training_in_a_scan(name):
+    """The whole loop on the device: the flow is the carry."""
+    flow, data = FLOWS[name](), skewed(100)
+    optimizer = optax.adam(1e-2)
+    parameters, state = eqx.partition(flow, trainable(flow))
+
+    def loss(parameters):
+        return -flow_distribution(eqx.combine(parameters, state)).log_prob(data).mean()
+
+    def step(carry, _):
+        parameters, moments = carry
+        value, gradients = jax.value_and_grad(loss)(parameters)
+        changes, moments = optimizer.update(gradients, moments)
+        return (optax.apply_updates(parameters, changes), moments), value
+
+    start = (parameters, optimizer.init(parameters))
+    _, losses = jax.jit(lambda carry: jax.lax.scan(step, carry, length=60))(start)
+    assert jnp.isfinite(losses).all()
+    assert losses[-1] < losses[0] - 0.2
+
+
+# Pytrees
+
+
+@every_density
+def test_flatten_and_unflatten(name, context):
+    density, x = density_of(name, context), normal((5, 3))
+    flow = density.transforms[0]
+    for tree in (flow, density):
+        leaves, structure = jax.tree.flatten(tree)
+        assert all(eqx.is_array(leaf) for leaf in leaves)
+        assert structure == jax.tree.structure(jax.tree.unflatten(structure, leaves))
+        assert hash(structure) == hash(jax.tree.structure(tree))
+    again = jax.tree.unflatten(*reversed(jax.tree.flatten(density)))
+    assert_array_equal(again.log_prob(x), density.log_prob(x))
+    children, aux = flow.tree_flatten()
+    rebuilt = type(flow).tree_unflatten(aux, children)
+    assert type(rebuilt) is type(flow)
+    assert_array_equal(rebuilt.inv(x), flow.inv(x))
+    assert rebuilt.event_shape == flow.event_shape
+
+
+@every_flow
+def test_state_is_not_trained(name):
+    flow = glow(3, layers=2, key=KEY) if name == "glow" else FLOWS[name]()
+    marks = trainable(flow)
+    assert jax.tree.structure(marks) == jax.tree.structure(jax.tree.map(lambda _: True, flow))
+    trained = set(eqx.filter(flow, marks).state_dict())
+    state = {"loc", "log_scale", "permutation", "signs", "initialized"}
+    last = max(int(key.split(".")[1]) for key in flow.state_dict())
+    for key in flow.state_dict():
+        fixed = key.startswith(f"layers.{last}.") or key.split(".")[-1] in state - {
+            "loc", "log_scale"
+        }  # fmt: skip
+        assert (key in trained) != fixed
+
+
+# Cost
+
+
+def equations(jaxpr):
+    inner = 0
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+        ):
+            value = getattr(value, "jaxpr", value)
+            inner += equations(value) if hasattr(value, "eqns") else 0
+    return len(jaxpr.eqns) + inner
+
+
+@pytest.mark.parametrize("build", [nice, realnvp, glow])
+def test_the_program_does_not_grow_with_depth(build):
+    sizes = []
+    for layers in (8, 64):
+        flow = build(4, layers=layers, hidden=(8,), key=KEY)
+        density = flow_distribution(flow)
+        total = jax.grad(lambda x, density=density: density.log_prob(x).sum())
+        sizes.append(equations(jax.make_jaxpr(total)(jnp.ones((5, 4))).jaxpr))
+    assert sizes[1] <= 1.1 * sizes[0]
+
+
+@pytest.mark.parametrize("build", [nice, realnvp, glow])
+def test_log_prob_costs_one_pass(build):
+    """The host's own log_prob has two backward passes; `flow_distribution`'s has one."""
+    flow = build(8, layers=2, hidden=(64, 64), key=KEY)
+    parameters, state = eqx.partition(flow, trainable(flow))
+    x = jnp.ones((16, 8))
+
+    def cost(loss):
+        compiled = jax.jit(jax.grad(loss)).lower(parameters).compile()
+        return compiled.cost_analysis()["flops"]
+
+    def ours(parameters):
+        return flow_distribution(eqx.combine(parameters, state)).log_prob(x).sum()
+
+    def least(parameters):
+        z, ladj = eqx.combine(parameters, state).inverse_and_ladj(x)
+        return (ladj - 0.5 * (z**2).sum(-1)).sum()
+
+    assert cost(ours) <= 1.1 * cost(least)
+
+
+# Precision
+
+
+@every_flow
+def test_float64_where_it_is_enabled(name):
+    with jax.enable_x64(True):
+        flow = FLOWS[name]().astype("float64")
+        density = flow_distribution(flow)
+        x = density.sample(KEY, (4,))
+        assert x.dtype == density.log_prob(x).dtype == jnp.float64
+        assert_allclose(flow(flow.inv(x)), x, rtol=1e-10, atol=1e-10)
+
+
+@every_flow
+def test_float32_by_default(name):
+    flow = FLOWS[name]()
+    kinds = {array.dtype.name for array in flow.state_dict().values()}
+    assert kinds <= {"float32", "int32", "bool"}
+    x = flow_distribution(flow).sample(KEY, (4,))
+    assert x.dtype == flow_distribution(flow).log_prob(x).dtype == jnp.float32
+
+
+def test_load_state_dict_refuses_what_does_not_fit():
+    flow = ActNorm(3)
+    state = flow.state_dict()
+    with pytest.raises(ValueError, match=r"missing \['loc'\]"):
+        flow.load_state_dict({key: value for key, value in state.items() if key != "loc"})
+    with pytest.raises(ValueError, match=r"unexpected \['more'\]"):
+        flow.load_state_dict({**state, "more": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"\(4,\) for loc, expected \(3,\)"):
+        flow.load_state_dict({**state, "loc": jnp.ones(4)})
+
+
+# A user's own layer
+
+
+class Shear(TransformModule):
+    """Two methods are all that a layer needs."""
+
+    slope: jax.Array
+
+    def __init__(self):
+        super().__init__(2)
+        self.slope = jnp.array(0.5)
+
+    def forward_and_ladj(self, x):
+        a, b = x[..., 0], x[..., 1]
+        return jnp.stack([a, 2 * b + self.slope * a], -1), jnp.full(a.shape, np.log(2))
+
+    def inverse_and_ladj(self, y):
+        a, b = y[..., 0], y[..., 1]
+        return jnp.stack([a, (b - self.slope * a) / 2], -1), jnp.full(a.shape, -np.log(2))
+
+
+def test_a_layer_of_ones_own():
+    coupling = AffineCoupling(2, hidden=(4,), key=KEY)
+    flow = perturbed(Chain([Shear(), coupling, InvertibleLinear(2, key=KEY)]))
+    density = flow_distribution(flow)
+    x = density.sample(KEY, (5,))
+    jacobian = jax.jacfwd(flow.inv)(x[0])
+    expected = density.base_dist.log_prob(flow.inv(x[0])) + jnp.linalg.slogdet(jacobian)[1]
+    assert_allclose(density.log_prob(x)[0], expected, rtol=1e-4, atol=1e-4)
+    assert "layers.0.slope" in flow.state_dict()
+    with pytest.raises(NotImplementedError, match="forward_and_ladj"):
+        TransformModule(2)(jnp.ones(2))
+
+
+def test_no_side_effects_of_importing():
+    """The import changes no default of the host: told by a process of its own."""
+    code = (
+        "import jax, numpyro, numpyro.distributions as dist\n"
+        "def state(): return {**jax.config.values}, dist.Distribution._validate_args\n"
+        "before = state()\nimport numpyro_flows\nassert state() == before\n"
+        "import sys\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
