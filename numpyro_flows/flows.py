@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 from jax import Array
 
+from numpyro_flows.checks import as_event_shape
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.linear import InvertibleLinear
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
@@ -18,7 +19,6 @@ from numpyro_flows.transform import (
     Recipe,
     Stack,
     TransformModule,
-    as_event_shape,
     replace,
 )
 

@@ -1,7 +1,6 @@
 """The base of every layer: one pair of methods in, a NumPyro transform out; their composition."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -12,6 +11,13 @@ from jax import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
+from numpyro_flows.checks import (
+    as_event_shape,
+    check_context,
+    check_event,
+    check_finite,
+    check_shape,
+)
 from numpyro_flows.partition import Partition
 
 Module = TypeVar("Module", bound=eqx.Module)
@@ -555,70 +561,6 @@ def _children(node: Any) -> list[tuple[str, Any]]:
     if isinstance(node, tuple | list):
         return [(str(i), child) for i, child in enumerate(node)]
     return list(node.items()) if isinstance(node, dict) else []
-
-
-def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """Turn an int or a sequence of ints into the tuple of an event's shape."""
-    shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
-    return shape
-
-
-def check_shape(
-    shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x"
-) -> tuple[int, ...]:
-    """Refuse a shape that does not end in the event's."""
-    shape = tuple(shape)
-    if shape[max(len(shape) - len(event_shape), 0) :] != event_shape:
-        raise ValueError(
-            f"`{name}` has shape {shape}, but this flow transforms events of shape "
-            f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
-        )
-    return shape
-
-
-def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Array:
-    """Refuse what is not a real floating-point array of events."""
-    if not hasattr(x, "dtype"):
-        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a jax.Array")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"`{name}` has dtype {x.dtype}, expected a real floating-point array such as float32"
-        )
-    check_shape(x.shape, event_shape, name)
-    return jnp.asarray(x)
-
-
-def check_context(context: Any, context_dim: int) -> None:
-    """Refuse a context that the flow was not built for."""
-    if not context_dim:
-        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
-    if not hasattr(context, "dtype") or not jnp.issubdtype(context.dtype, jnp.floating):
-        raise TypeError("`context` must be a floating-point jax.Array")
-    if context.ndim == 0 or context.shape[-1] != context_dim:
-        size = context.shape[-1] if context.ndim else "none"
-        raise ValueError(
-            f"`context` has last dimension {size}, but this flow was built with "
-            f"context_dim={context_dim}"
-        )
-
-
-def check_finite(x: Any, event_shape: tuple[int, ...], name: str) -> Array:
-    """Refuse data without rows or with rows that are not finite, and say where the first is."""
-    x = check_event(x, event_shape, name)
-    rows = x.reshape(-1, math.prod(event_shape))
-    if not len(rows):
-        raise ValueError(f"`{name}` of shape {tuple(x.shape)} has no rows")
-    if isinstance(x, jax.core.Tracer):
-        return x
-    bad = jnp.flatnonzero(~jnp.isfinite(rows).all(-1))
-    if len(bad):
-        raise ValueError(
-            f"`{name}` has {len(bad)} of {len(rows)} rows with NaN or inf; the first is row "
-            f"{int(bad[0])}"
-        )
-    return x
 
 
 def check_layers(layers: Sequence[Any]) -> tuple[tuple[int, ...], int]:

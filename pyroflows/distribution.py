@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyroflows.transform import TransformModule, check_shape
+from pyroflows.checks import check_shape
+from pyroflows.transform import TransformModule
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
 

@@ -1,6 +1,5 @@
 """The base of every layer: one pair of methods in, a Pyro transform out; and their composition."""
 
-import math
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyroflows.checks import as_event_shape, check_context, check_event, check_finite, check_shape
 from pyroflows.partition import Partition
 
 
@@ -204,16 +204,17 @@ class TransformModule(PyroTransformModule, ConditionalTransform):
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self._inverse_pair(y)[0]
+        memo = self._recall(y, forward=True)
+        if memo is not None:
+            return memo.other
+        x, ladj = self.inverse_and_ladj(y)
+        self._remember(x, y, ladj, forward=False)
+        return x
 
     def _inverse_pair(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return `inverse_and_ladj(y)`, free of charge where `y` has just come out of the flow."""
         memo = self._recall(y, forward=True)
-        if memo is not None:
-            return memo.other, -memo.ladj
-        x, ladj = self.inverse_and_ladj(y)
-        self._remember(x, y, ladj, forward=False)
-        return x, ladj
+        return self.inverse_and_ladj(y) if memo is None else (memo.other, -memo.ladj)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
@@ -233,11 +234,15 @@ class TransformModule(PyroTransformModule, ConditionalTransform):
     def _tensors(self) -> list[Tensor] | None:
         """List all that a call depends on; None where that cannot be known."""
         tensors: list[Tensor] = []
-        for module in self.modules():
+        modules: list[nn.Module] = [self]
+        # As `parameters()` and `buffers()`, which take as long as a coupling.
+        while modules:
+            module = modules.pop()
             if isinstance(module, PyroModule):  # its parameters may be random variables
                 return None
-            tensors += module.parameters(recurse=False)
-            tensors += module.buffers(recurse=False)
+            tensors += [t for t in module._parameters.values() if t is not None]
+            tensors += [t for t in module._buffers.values() if t is not None]
+            modules += [m for m in module._modules.values() if m is not None]
         return tensors
 
     def _remember(self, output: Tensor, other: Tensor, ladj: Tensor, forward: bool) -> None:
@@ -426,66 +431,6 @@ def _has_storage(tensor: Tensor) -> bool:
 @torch.no_grad()
 def _values(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.detach().flatten() for t in tensors])
-
-
-def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """Turn an int or a sequence of ints into the tuple of an event's shape."""
-    shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
-    return shape
-
-
-def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x") -> torch.Size:
-    """Refuse a shape that does not end in the event's."""
-    shape = torch.Size(shape)
-    if tuple(shape[max(len(shape) - len(event_shape), 0) :]) != event_shape:
-        raise ValueError(
-            f"`{name}` has shape {tuple(shape)}, but this flow transforms events of shape "
-            f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
-        )
-    return shape
-
-
-def check_event(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> Tensor:
-    """Refuse what is not a real floating-point tensor of events."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
-    if not x.dtype.is_floating_point:
-        raise TypeError(
-            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32"
-        )
-    check_shape(x.shape, event_shape, name)
-    return x
-
-
-def check_context(context: Tensor, context_dim: int) -> None:
-    """Refuse a context that the flow was not built for."""
-    if not context_dim:
-        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
-    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
-        raise TypeError("`context` must be a floating-point torch.Tensor")
-    if context.ndim == 0 or context.shape[-1] != context_dim:
-        size = context.shape[-1] if context.ndim else "none"
-        raise ValueError(
-            f"`context` has last dimension {size}, but this flow was built with "
-            f"context_dim={context_dim}"
-        )
-
-
-def check_finite(x: Tensor, event_shape: tuple[int, ...], name: str) -> Tensor:
-    """Refuse data without rows or with rows that are not finite, and say where the first is."""
-    check_event(x, event_shape, name)
-    rows = x.reshape(-1, math.prod(event_shape))
-    if not len(rows):
-        raise ValueError(f"`{name}` of shape {tuple(x.shape)} has no rows")
-    bad = (~rows.isfinite().all(-1)).nonzero().flatten()
-    if len(bad):
-        raise ValueError(
-            f"`{name}` has {len(bad)} of {len(rows)} rows with NaN or inf; the first is row "
-            f"{int(bad[0])}"
-        )
-    return x
 
 
 def check_layers(layers: list[Any]) -> tuple[tuple[int, ...], int]:

@@ -1,0 +1,67 @@
+"""What a flow refuses: checks of shapes, dtypes and numbers, with messages that name them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Turn an int or a sequence of ints into the tuple of an event's shape."""
+    shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
+    return shape
+
+
+def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x") -> torch.Size:
+    """Refuse a shape that does not end in the event's."""
+    shape = torch.Size(shape)
+    if tuple(shape[max(len(shape) - len(event_shape), 0) :]) != event_shape:
+        raise ValueError(
+            f"`{name}` has shape {tuple(shape)}, but this flow transforms events of shape "
+            f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
+        )
+    return shape
+
+
+def check_event(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> Tensor:
+    """Refuse what is not a real floating-point tensor of events."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
+    if not x.dtype.is_floating_point:
+        raise TypeError(
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32"
+        )
+    check_shape(x.shape, event_shape, name)
+    return x
+
+
+def check_context(context: Tensor, context_dim: int) -> None:
+    """Refuse a context that the flow was not built for."""
+    if not context_dim:
+        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
+        raise TypeError("`context` must be a floating-point torch.Tensor")
+    if context.ndim == 0 or context.shape[-1] != context_dim:
+        size = context.shape[-1] if context.ndim else "none"
+        raise ValueError(
+            f"`context` has last dimension {size}, but this flow was built with "
+            f"context_dim={context_dim}"
+        )
+
+
+def check_finite(x: Tensor, event_shape: tuple[int, ...], name: str) -> Tensor:
+    """Refuse data without rows or with rows that are not finite, and say where the first is."""
+    check_event(x, event_shape, name)
+    rows = x.reshape(-1, math.prod(event_shape))
+    if not len(rows):
+        raise ValueError(f"`{name}` of shape {tuple(x.shape)} has no rows")
+    bad = (~rows.isfinite().all(-1)).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"`{name}` has {len(bad)} of {len(rows)} rows with NaN or inf; the first is row "
+            f"{int(bad[0])}"
+        )
+    return x
