@@ -450,7 +450,12 @@ class Stack(TransformModule):
         value = jax.tree.map(lambda v: v.astype(dtype), value)
         ladj = jnp.zeros(jax.tree.leaves(value)[0].shape[: -len(self.event_shape)], dtype)
         (value, ladj), _ = jax.lax.scan(
-            step, (value, ladj), arrays, reverse=not forward, unroll=min(UNROLL, self.depth)
+            step,
+            (value, ladj),
+            arrays,
+            length=self.depth,  # blocks may have no arrays at all
+            reverse=not forward,
+            unroll=min(UNROLL, self.depth),
         )
         return event.to(value, partition), ladj
 
@@ -461,7 +466,7 @@ class Stack(TransformModule):
             block, state = eqx.combine(arrays, static)._absorb(event.to(value), first)
             return state.whole(), eqx.filter(block, eqx.is_array)
 
-        value, arrays = jax.lax.scan(step, event.whole(), arrays, reverse=True)
+        value, arrays = jax.lax.scan(step, event.whole(), arrays, self.depth, reverse=True)
         return replace(self, blocks=eqx.combine(arrays, static)), event.to(value)
 
     def _end_partition(self, last: bool) -> Partition | None:
