@@ -1,10 +1,10 @@
 """Normalizing flows for NumPyro: NICE, RealNVP and Glow as transforms with parameters."""
 
 try:
-    import equinox as _equinox
-    import jax as _jax
-    import numpyro as _numpyro
-    import optax as _optax
+    import equinox as _equinox  # noqa: F401
+    import jax as _jax  # noqa: F401
+    import numpyro as _numpyro  # noqa: F401
+    import optax as _optax  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
@@ -17,6 +17,7 @@ from numpyro_flows.linear import InvertibleLinear, Permutation
 from numpyro_flows.networks import DenseNet
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import Partition, alternating, halves
+from numpyro_flows.storage import load, save
 from numpyro_flows.training import FitResult, fit
 from numpyro_flows.transform import Chain, Stack, TransformModule
 
@@ -41,6 +42,8 @@ __all__ = [
     "flow_distribution",
     "glow",
     "halves",
+    "load",
     "nice",
     "realnvp",
+    "save",
 ]

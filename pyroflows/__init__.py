@@ -1,12 +1,10 @@
 """Normalizing flows for Pyro: NICE, RealNVP and Glow as transforms with parameters."""
 
 try:
-    import pyro as _pyro
-    import torch as _torch
+    import pyro as _pyro  # noqa: F401
+    import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'"
-    ) from error
+    raise ImportError("pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'") from error
 
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.distribution import FlowDistribution, flow_distribution
@@ -15,6 +13,7 @@ from pyroflows.linear import InvertibleLinear, Permutation
 from pyroflows.networks import DenseNet
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, alternating, halves
+from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import Chain, Stack, TransformModule
 
@@ -39,6 +38,8 @@ __all__ = [
     "flow_distribution",
     "glow",
     "halves",
+    "load",
     "nice",
     "realnvp",
+    "save",
 ]

@@ -34,7 +34,7 @@ SMALL = case("glow", 3, layers=2, hidden=(4,))
 DTYPES = {"float32": 1e-5, "float64": 1e-12}
 
 
-@pytest.fixture(params=[w for w in WINGS], ids=lambda w: f"from_{w}")
+@pytest.fixture(params=WINGS, ids=lambda w: f"from_{w}")
 def writer(request):
     """The wing that writes a file, where another may read it."""
     return request.param
@@ -159,7 +159,6 @@ def with_recipe(wing, flow, recipe):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"event_shape": 4, "layers": np.int32(2), "hidden": [3]},
         {"event_shape": (4,), "hidden": [], "init_scale": np.float32(0.1)},
         {"event_shape": [4], "hidden": (), "partition": np.array([True, False, True, True])},
         {"event_shape": 4, "partition": [np.True_, np.False_, np.True_, True], "layers": 1},
