@@ -1,0 +1,235 @@
+"""Maximum-likelihood training: `fit`."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from numpyro_flows.batches import Part, seed_of, split
+from numpyro_flows.checkpoint import Checkpoint, describe_flow
+from numpyro_flows.data import Batches, Rules, as_source
+from numpyro_flows.distribution import named_base
+from numpyro_flows.loop import Run, standardization
+from numpyro_flows.settings import Settings
+from numpyro_flows.transform import Conditioned, TransformModule, replace, trainable
+
+# The fraction that is held out where the user says nothing, if the data is such that it can be.
+HELD_OUT = 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FitResult:
+    """What `fit` has come to.
+
+    Args:
+        flow: the trained flow.
+        losses: negative log-likelihood of each training batch, in nats per event; also of the
+            steps that were skipped.
+        validation_losses: the same of the held-out data, at each validation.
+        validation_steps: numbers of steps after which these were taken.
+        skipped: number of steps that were left out since loss or gradient were not finite.
+        best_step: number of steps that the flow's parameters have had.
+        stopped: why training ended: `"steps"`, `"patience"`, `"interrupted"`, `"not finite"` or
+            `"data exhausted"`.
+    """
+
+    flow: TransformModule
+    losses: np.ndarray
+    validation_losses: np.ndarray
+    validation_steps: np.ndarray
+    skipped: int
+    best_step: int
+    stopped: str
+
+
+def fit(
+    flow: TransformModule,
+    data: Any,
+    *,
+    context: Any = None,
+    base: Any = None,
+    steps: int,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    validation: Any = HELD_OUT,
+    patience: int | None = None,
+    validate_every: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    standardize: bool = False,
+    schedule: str | Callable[[int], float] | None = None,
+    clip_norm: float | None = None,
+    penalty: float = 0.0,
+    augment: Callable[[Array, Array], Array] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    key: Array | None = None,
+) -> FitResult:
+    r"""Train a flow by maximum likelihood.
+
+    $$\mathrm{loss} = -\frac1n \sum_{i=1}^n \log p_z(z_i) + \log|\det dz_i/dx_i|, \qquad
+    z_i = \mathrm{flow}^{-1}(x_i).$$
+
+    Layers that start from data are initialised on the first batch, and the running averages of
+    every `BatchNorm` are moved before each step. Equal keys give equal numbers. A step is one
+    compiled function, which runs with equally built flows share. Ctrl-C ends training and returns
+    what has been learned so far.
+
+    Args:
+        flow: the flow; it stays as it is.
+        data: rows `(n, *event_shape)` as an array; or a dataset with rows, or any iterable of
+            batches, such as a DataLoader, none of which need fit in memory. Rows and batches of a
+            conditional flow are pairs (x, context). Batches are converted to the flow's dtype. A
+            JAX array stays on its device; of a NumPy array, batches are sent there one by one.
+        context: contexts `(n, context_dim)` that go with an array.
+        base: `"normal"`, `"logistic"` or a NumPyro distribution over events of the flow's shape.
+            Default: what the flow was last fitted with, normal at first.
+        steps: number of steps at most.
+        batch_size: rows in a batch; an iterable makes batches as it likes.
+        learning_rate: Adam's step size.
+        validation: fraction of the rows to hold out, or data to validate on (as `data`), or None.
+            Of an iterable of batches nothing is held out. The parameters with the lowest loss on
+            this data are restored in the end; without it the last ones stay.
+        patience: number of validations without improvement after which to stop.
+        validate_every: steps between validations. Default: an epoch.
+        checkpoint: file that holds the state of training, written at each validation. Where it
+            exists, training goes on from there, to the numbers of a run without a break.
+        progress: whether to show a bar.
+        standardize: whether to set the flow's `Standardization` from the training data, of an
+            iterable from its first batch.
+        schedule: `"cosine"` (to zero at the last step) or a function of the number of steps done,
+            from 0, that gives a factor on the learning rate.
+        clip_norm: bound on the norm of the whole gradient.
+        penalty: weight of `flow.scale_penalty()` in the loss; RealNVP has 5e-5.
+        augment: function of a batch and a key that gives the batch to train on, such as one that
+            adds dequantisation noise; it is compiled. The noise is drawn afresh for each training
+            batch, and once and for all for the validation data.
+        optimizer: another optimiser; it brings its own learning rate.
+        key: of the split, the order of the rows and `augment`. Default: `jax.random.key(0)`.
+
+    Returns:
+        The new flow with the history of its training.
+
+    Raises:
+        ValueError: where an argument is out of its range, where data, context or base do not suit
+            the flow, where data has NaN or inf, or where the checkpoint is of another run. All
+            that can be known before training is found before any work is done.
+        TypeError: where data is none of the above, or has whole numbers and there is no `augment`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import fit, flow_distribution, realnvp
+        >>> x = jax.random.normal(jax.random.key(0), (1000, 2)) * jnp.array([1.0, 5.0]) + 3.0
+        >>> flow = realnvp(2, key=jax.random.key(1))
+        >>> result = fit(flow, x, steps=30, standardize=True, progress=False)
+        >>> result.stopped, len(result.losses)
+        ('steps', 30)
+        >>> bool(flow_distribution(result.flow).log_prob(x).mean() > -4.5)
+        True
+    """
+    key = jax.random.key(0) if key is None else key
+    settings = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        patience=patience,
+        validate_every=validate_every,
+        standardize=standardize,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        penalty=penalty,
+        augment=augment,
+        optimizer=optimizer,
+        key=key,
+    )
+    settings.check()
+    _check_flow(flow, standardize)
+    name, density = _base(flow, base)
+    rules = Rules(flow.event_shape, flow.context_dim, augment is not None)
+    train, held_out = _split(rules, data, context, validation, settings)
+    saved = None
+    if checkpoint is not None:
+        about: dict[str, Any] = {
+            "flow": describe_flow(flow),
+            "base": name,
+            "data": train.describe(),
+            "validation": None if held_out is None else held_out.describe(),
+        }
+        saved = Checkpoint(checkpoint, {**settings.describe(), **about})
+    run = Run(flow, density, rules, settings, train, held_out, saved, progress)
+    run.begin()
+    history = run.finish()
+    return FitResult(
+        flow=replace(run.flow, base=name),
+        losses=np.array(history.losses),
+        validation_losses=np.array(history.validation_losses),
+        validation_steps=np.array(history.validation_steps, dtype=int),
+        skipped=history.skipped,
+        best_step=history.best_step,
+        stopped=history.stopped or "",
+    )
+
+
+def _check_flow(flow: Any, standardize: bool) -> None:
+    """Refuse a flow that cannot be trained so."""
+    if not isinstance(flow, TransformModule):
+        raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
+    if isinstance(flow, Conditioned):
+        raise ValueError("`flow` has its context already: pass the flow itself, and `context`")
+    if not any(jax.tree.leaves(trainable(flow))):
+        raise ValueError("`flow` has no parameters to train")
+    if standardize:
+        standardization(flow)
+
+
+def _base(flow: TransformModule, base: Any) -> tuple[str, Any]:
+    """Return the name of the base and the distribution."""
+    base = flow.base if base is None else base
+    if isinstance(base, str):
+        return base, named_base(base, flow)
+    shapes = tuple(getattr(base, "batch_shape", ())), tuple(getattr(base, "event_shape", ()))
+    if not hasattr(base, "log_prob") or shapes != ((), flow.event_shape):
+        raise ValueError(
+            f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
+            f"() and event_shape {flow.event_shape}"
+        )
+    return "custom", base
+
+
+def _split(
+    rules: Rules, data: Any, context: Any, validation: Any, settings: Settings
+) -> tuple[Part, Part | None]:
+    """Return what to train on and what is held out."""
+    source = as_source(rules, data, context)
+    held_out: Part | None = None
+    if validation is None or isinstance(validation, int | float):
+        fraction = float(validation or 0.0)
+        if not 0 <= fraction < 1:
+            raise ValueError(
+                f"`validation` is {validation}, expected a fraction from 0 to below 1, data or None"
+            )
+        if isinstance(source, Batches):
+            if fraction not in (0.0, HELD_OUT):
+                raise ValueError(
+                    f"`validation` is {validation}, but of an iterable of batches no fraction can "
+                    "be held out: pass the data to validate on"
+                )
+            train = Part(source, None)
+        else:
+            kept, held = split(len(source), fraction, seed_of(settings.key))
+            train = Part(source, kept)
+            held_out = Part(source, held) if len(held) else None
+    else:
+        train = Part(source)
+        held_out = Part(as_source(rules, validation, name="`validation`"))
+        if isinstance(validation, Iterator):
+            raise ValueError(
+                "`validation` is an iterator, which can be read only once: pass an array or a list"
+            )
+    if settings.patience is not None and held_out is None:
+        raise ValueError("`patience` needs data to validate on: pass `validation`")
+    return train, held_out
