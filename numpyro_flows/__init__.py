@@ -10,6 +10,7 @@ except ImportError as error:
         "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
     ) from error
 
+from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
 from numpyro_flows.flows import glow, nice, realnvp
@@ -19,7 +20,7 @@ from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Sta
 from numpyro_flows.partition import Partition, alternating, halves
 from numpyro_flows.storage import load, save
 from numpyro_flows.training import FitResult, fit
-from numpyro_flows.transform import Chain, Stack, TransformModule
+from numpyro_flows.transform import TransformModule
 
 __all__ = [
     "ActNorm",

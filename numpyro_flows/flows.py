@@ -9,18 +9,13 @@ import equinox as eqx
 import jax
 from jax import Array
 
+from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.checks import as_event_shape
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.linear import InvertibleLinear
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import Partition, as_partition
-from numpyro_flows.transform import (
-    Chain,
-    Recipe,
-    Stack,
-    TransformModule,
-    replace,
-)
+from numpyro_flows.transform import Recipe, TransformModule, replace
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0

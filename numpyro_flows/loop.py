@@ -23,11 +23,12 @@ from numpyro_flows.batches import (
     Preparation,
     seed_of,
 )
+from numpyro_flows.chain import Chain
 from numpyro_flows.checkpoint import Checkpoint
 from numpyro_flows.data import Rules
 from numpyro_flows.normalization import BatchNorm, Standardization
 from numpyro_flows.settings import History, Settings
-from numpyro_flows.transform import Chain, TransformModule, replace, trainable
+from numpyro_flows.transform import TransformModule, replace, trainable
 
 # Steps in a row whose loss or gradient is not finite, after which training gives up.
 HOPELESS = 50

@@ -23,10 +23,6 @@ from numpyro_flows.partition import Partition
 Module = TypeVar("Module", bound=eqx.Module)
 Flow = TypeVar("Flow", bound="TransformModule")
 
-# Blocks per iteration of a scan: few enough for compile time not to grow with depth, enough for
-# XLA to fuse across blocks.
-UNROLL = 4
-
 
 class Event(NamedTuple):
     """An event on its way through a flow: whole, or as the two parts of a partition.
@@ -139,6 +135,14 @@ class TransformModule(eqx.Module, _HostTransform):
     def _end_partition(self, last: bool) -> Partition | None:
         """Return the partition that the layer at one end works on, if it is a coupling."""
         return None
+
+    def _unpacked(self) -> "TransformModule":
+        """Return the module whose fields have the names and shapes of PyTorch's wing."""
+        return self
+
+    def _packed(self, unpacked: Any) -> Any:
+        """Undo `_unpacked`."""
+        return unpacked
 
     # Data-dependent state
 
@@ -310,11 +314,11 @@ class Conditioned(TransformModule):
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data, given the context."""
-        return _run(self.flow, self.flow._entry(x, self.context).value, self.context, True)
+        return run(self.flow, self.flow._entry(x, self.context).value, self.context, True)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base, given the context."""
-        return _run(self.flow, self.flow._entry(y, self.context).value, self.context, False)
+        return run(self.flow, self.flow._entry(y, self.context).value, self.context, False)
 
     def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the data: the batch shape is broadcast with the context's."""
@@ -324,153 +328,6 @@ class Conditioned(TransformModule):
         return joint + shape[batch:]
 
     inverse_shape = forward_shape
-
-
-class Chain(TransformModule):
-    """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
-
-    Args:
-        layers: transforms of events of one shape, the one next to the base first.
-
-    Raises:
-        ValueError: where there are none, or where shapes or context sizes differ.
-        TypeError: where one is not a `TransformModule`.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from numpyro_flows import AdditiveCoupling, Chain, DiagonalScaling
-        >>> flow = Chain([DiagonalScaling(4), AdditiveCoupling(4, key=jax.random.key(0))])
-        >>> flow(jnp.ones((2, 4))).shape
-        (2, 4)
-    """
-
-    layers: tuple[TransformModule, ...]
-
-    def __init__(self, layers: Iterable[TransformModule]) -> None:
-        layers = tuple(layers)
-        shape, context_dim = check_layers(layers)
-        super().__init__(shape, context_dim=context_dim)
-        self.layers = layers
-
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Apply the layers from the first to the last."""
-        return _run(self, self._entry(x).value, None, True)
-
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Invert the layers from the last to the first."""
-        return _run(self, self._entry(y).value, None, False)
-
-    def _forward_event(self, event: Event) -> tuple[Event, Array]:
-        ladj: Any = 0.0
-        for layer in self.layers:
-            event, step = layer._forward_event(event)
-            ladj = ladj + step
-        return event, ladj
-
-    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
-        ladj: Any = 0.0
-        for layer in reversed(self.layers):
-            event, step = layer._inverse_event(event)
-            ladj = ladj + step
-        return event, ladj
-
-    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
-        layers = []
-        for layer in reversed(self.layers):
-            layer, event = layer._absorb(event, first)
-            layers.append(layer)
-        return replace(self, layers=tuple(reversed(layers))), event
-
-    def _end_partition(self, last: bool) -> Partition | None:
-        return self.layers[-1 if last else 0]._end_partition(last)
-
-
-class Stack(TransformModule):
-    """A chain of blocks that are built alike, as the builders repeat them.
-
-    Their arrays are held stacked along a first axis and a scan runs over them, so that compile
-    time does not grow with depth. `stack[k]` is the k-th block.
-
-    Args:
-        layers: the blocks, the one next to the base first.
-
-    Raises:
-        ValueError: where there are none, or where they are not built alike.
-    """
-
-    blocks: TransformModule
-    depth: int = eqx.field(static=True)
-
-    def __init__(self, layers: Iterable[TransformModule]) -> None:
-        layers = list(layers)
-        shape, context_dim = check_layers(layers)
-        super().__init__(shape, context_dim=context_dim)
-        arrays, static = zip(*(eqx.partition(layer, eqx.is_array) for layer in layers), strict=True)
-        shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
-        if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
-            raise ValueError("`layers` of a Stack must be built alike; use a Chain for others")
-        self.blocks = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
-        self.depth = len(layers)
-
-    def __len__(self) -> int:
-        return self.depth
-
-    def __getitem__(self, index: int) -> TransformModule:
-        if not -self.depth <= index < self.depth:
-            raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
-        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.blocks)
-
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Apply the blocks from the first to the last."""
-        return _run(self, self._entry(x).value, None, True)
-
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Invert the blocks from the last to the first."""
-        return _run(self, self._entry(y).value, None, False)
-
-    def _forward_event(self, event: Event) -> tuple[Event, Array]:
-        return self._scan(event, True)
-
-    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
-        return self._scan(event, False)
-
-    def _scan(self, event: Event, forward: bool) -> tuple[Event, Array]:
-        arrays, static = eqx.partition(self.blocks, eqx.is_array)
-        partition = self.blocks._end_partition(last=not forward)
-
-        def step(carry: tuple[Any, Array], arrays: Any) -> tuple[tuple[Any, Array], None]:
-            block, (value, ladj) = eqx.combine(arrays, static), carry
-            state = Event(value, partition, event.context)
-            state, log_det = (block._forward_event if forward else block._inverse_event)(state)
-            return (_held(state, partition), ladj + log_det), None
-
-        # The carry keeps one dtype: what the blocks will make of the event.
-        value = _held(event, partition)
-        dtype = jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves((value, arrays))))
-        value = jax.tree.map(lambda v: v.astype(dtype), value)
-        ladj = jnp.zeros(jax.tree.leaves(value)[0].shape[: -len(self.event_shape)], dtype)
-        (value, ladj), _ = jax.lax.scan(
-            step,
-            (value, ladj),
-            arrays,
-            length=self.depth,  # blocks may have no arrays at all
-            reverse=not forward,
-            unroll=min(UNROLL, self.depth),
-        )
-        return event.to(value, partition), ladj
-
-    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
-        arrays, static = eqx.partition(self.blocks, eqx.is_array)
-
-        def step(value: Array, arrays: Any) -> tuple[Array, Any]:
-            block, state = eqx.combine(arrays, static)._absorb(event.to(value), first)
-            return state.whole(), eqx.filter(block, eqx.is_array)
-
-        value, arrays = jax.lax.scan(step, event.whole(), arrays, self.depth, reverse=True)
-        return replace(self, blocks=eqx.combine(arrays, static)), event.to(value)
-
-    def _end_partition(self, last: bool) -> Partition | None:
-        return self.blocks._end_partition(last)
 
 
 class Recipe(NamedTuple):
@@ -484,9 +341,10 @@ class Recipe(NamedTuple):
 
 
 @eqx.filter_jit
-def _run(
+def run(
     flow: TransformModule, x: Array, context: Array | None, forward: bool
 ) -> tuple[Array, Array]:
+    """Take an event through a flow, from base to data or back."""
     event = Event(x, None, context)
     event, ladj = (flow._forward_event if forward else flow._inverse_event)(event)
     return event.whole(), ladj
@@ -495,10 +353,6 @@ def _run(
 @eqx.filter_jit
 def _absorbed(flow: Any, x: Array, context: Array | None, first: bool) -> Any:
     return flow._absorb(Event(x, None, context), first)[0]
-
-
-def _held(event: Event, partition: Partition | None) -> Any:
-    return event.whole() if partition is None else event.parts(partition)
 
 
 def replace(module: Module, **changes: Any) -> Module:
@@ -531,10 +385,7 @@ def trainable(flow: Module) -> Module:
 
 
 def _named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
-    if isinstance(node, Stack):
-        for k in range(node.depth):
-            yield from _named(node[k], f"{prefix}layers.{k}.")
-    elif eqx.is_array(node):
+    if eqx.is_array(node):
         yield prefix.removesuffix("."), node
     else:
         for name, child in _children(node):
@@ -542,16 +393,11 @@ def _named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
 
 
 def _restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
-    if isinstance(node, Stack):
-        blocks = [_restored(node[k], f"{prefix}layers.{k}.", state) for k in range(node.depth)]
-        arrays = [eqx.filter(block, eqx.is_array) for block in blocks]
-        stacked = jax.tree.map(lambda *a: jnp.stack(a), *arrays)
-        return replace(node, blocks=eqx.combine(stacked, node.blocks))
     if eqx.is_array(node):
         return jnp.asarray(state[prefix.removesuffix(".")])
-    children = {
-        name: _restored(child, f"{prefix}{name}.", state) for name, child in _children(node)
-    }
+    children = {n: _restored(child, f"{prefix}{n}.", state) for n, child in _children(node)}
+    if isinstance(node, TransformModule):
+        return node._packed(replace(node._unpacked(), **children))
     if isinstance(node, eqx.Module):
         return replace(node, **children)
     if isinstance(node, tuple | list):
@@ -560,25 +406,10 @@ def _restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
+    node = node._unpacked() if isinstance(node, TransformModule) else node
     if isinstance(node, eqx.Module):
         fields = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
         return [(name, getattr(node, name)) for name in fields]
     if isinstance(node, tuple | list):
         return [(str(i), child) for i, child in enumerate(node)]
     return list(node.items()) if isinstance(node, dict) else []
-
-
-def check_layers(layers: Sequence[Any]) -> tuple[tuple[int, ...], int]:
-    """Refuse layers that do not fit one another; return their event shape and context size."""
-    if not layers:
-        raise ValueError("`layers` is empty, expected at least one transform")
-    for layer in layers:
-        if not isinstance(layer, TransformModule):
-            raise TypeError(f"`layers` has a {type(layer).__name__}, expected TransformModules")
-    shapes = {layer.event_shape for layer in layers}
-    if len(shapes) > 1:
-        raise ValueError(f"`layers` transform events of different shapes: {sorted(shapes)}")
-    contexts = {layer.context_dim for layer in layers} - {0}
-    if len(contexts) > 1:
-        raise ValueError(f"`layers` take contexts of different sizes: {sorted(contexts)}")
-    return layers[0].event_shape, max(contexts, default=0)

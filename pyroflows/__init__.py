@@ -6,6 +6,7 @@ try:
 except ImportError as error:
     raise ImportError("pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'") from error
 
+from pyroflows.chain import Chain, Stack
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.distribution import FlowDistribution, flow_distribution
 from pyroflows.flows import glow, nice, realnvp
@@ -15,7 +16,7 @@ from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standar
 from pyroflows.partition import Partition, alternating, halves
 from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
-from pyroflows.transform import Chain, Stack, TransformModule
+from pyroflows.transform import TransformModule
 
 __all__ = [
     "ActNorm",

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from pyroflows.chain import Chain, Stack
 from pyroflows.checks import as_event_shape
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.linear import InvertibleLinear
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, as_partition
-from pyroflows.transform import Chain, Recipe, Stack, TransformModule
+from pyroflows.transform import Recipe, TransformModule
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyroflows.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part, Preparation
+from pyroflows.chain import Chain
 from pyroflows.checkpoint import Checkpoint
 from pyroflows.data import Rules
 from pyroflows.normalization import BatchNorm, Standardization
 from pyroflows.settings import History, Settings
-from pyroflows.transform import Chain, TransformModule
+from pyroflows.transform import TransformModule
 
 # Steps in a row whose loss or gradient is not finite, after which training gives up.
 HOPELESS = 50
