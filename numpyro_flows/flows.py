@@ -28,10 +28,10 @@ def builder(build: Callable[..., Chain]) -> Callable[..., Chain]:
     def recorded(*args: Any, **kwargs: Any) -> Chain:
         call = inspect.signature(build).bind(*args, **kwargs)
         call.apply_defaults()
-        call.arguments.pop("key")
-        arguments = ((name, _plain(value)) for name, value in call.arguments.items())
-        flow = build(*args, **kwargs)
-        return replace(flow, recipe=Recipe(build.__name__, tuple(arguments)))
+        key = call.arguments.pop("key")
+        arguments = {name: _plain(value) for name, value in call.arguments.items()}
+        flow = build(**arguments, key=key)
+        return replace(flow, recipe=Recipe(build.__name__, tuple(arguments.items())))
 
     return recorded
 

@@ -63,7 +63,7 @@ class Plan:
         self.optimizer, self.penalized = optimizer, penalized
         nodes = jax.tree.leaves(flow, is_leaf=lambda node: isinstance(node, BatchNorm))
         self.norms = any(isinstance(node, BatchNorm) for node in nodes)
-        self._parts = (
+        self._parts: tuple[Any, ...] = (
             self.structure,
             self.trained,
             self.fixed,
@@ -360,13 +360,14 @@ def _numbered(name: str, tree: Any) -> dict[str, np.ndarray]:
 
 
 def _collected(name: str, arrays: dict[str, Any], like: Any) -> Any:
-    leaves, structure = jax.tree.flatten(like)
+    leaves: list[Any] = jax.tree.leaves(like)
     found = [arrays[f"{name}/{number}"] for number in range(len(leaves))]
-    return structure.unflatten(
+    restored = [
         # NumPy's files know no bfloat16: it comes back as bytes.
         jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a.view(leaf.dtype))
         for a, leaf in zip(found, leaves, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -26,9 +26,9 @@ def builder(build: Callable[..., Chain]) -> Callable[..., Chain]:
     def recorded(*args: Any, **kwargs: Any) -> Chain:
         call = inspect.signature(build).bind(*args, **kwargs)
         call.apply_defaults()
-        flow = build(*args, **kwargs)
-        arguments = ((name, _plain(value)) for name, value in call.arguments.items())
-        flow.recipe = Recipe(build.__name__, tuple(arguments))
+        arguments = {name: _plain(value) for name, value in call.arguments.items()}
+        flow = build(**arguments)
+        flow.recipe = Recipe(build.__name__, tuple(arguments.items()))
         return flow
 
     return recorded
