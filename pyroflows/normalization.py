@@ -215,7 +215,9 @@ class BatchNorm(Elementwise):
 def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return mean and (biased) variance over the batch."""
     rows = x.reshape(-1, *event_shape)
-    return rows.mean(0), rows.var(0, correction=0)
+    # Relative to the first row, so that the variance of a constant is 0 whatever the sum's rounding.
+    rest = rows - rows[:1]
+    return rows[0] + rest.mean(0), rest.var(0, correction=0)
 
 
 def log_deviation(mean: Tensor, variance: Tensor) -> Tensor:
