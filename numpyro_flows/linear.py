@@ -126,4 +126,4 @@ class InvertibleLinear(TransformModule):
         return x[..., self.permutation], -self._ladj(y)
 
     def _ladj(self, x: Array) -> Array:
-        return jnp.broadcast_to(-self.log_diagonal.sum(), x.shape[:-1])
+        return jnp.broadcast_to(-self.log_diagonal.sum().astype(x.dtype), x.shape[:-1])

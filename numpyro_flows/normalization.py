@@ -23,13 +23,15 @@ class Elementwise(TransformModule):
         """Map base to data."""
         x = self._entry(x).value
         loc, log_scale = (jnp.broadcast_to(v, x.shape) for v in self._loc_and_log_scale())
-        return x * jnp.exp(log_scale) + loc, self._ladj(log_scale)
+        y = x * jnp.exp(log_scale) + loc
+        return y, self._ladj(log_scale).astype(y.dtype)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base."""
         y = self._entry(y).value
         loc, log_scale = (jnp.broadcast_to(v, y.shape) for v in self._loc_and_log_scale())
-        return (y - loc) * jnp.exp(-log_scale), -self._ladj(log_scale)
+        x = (y - loc) * jnp.exp(-log_scale)
+        return x, -self._ladj(log_scale).astype(x.dtype)
 
     def _ladj(self, log_scale: Array) -> Array:
         return log_scale.sum(tuple(range(-len(self.event_shape), 0)))
