@@ -33,7 +33,9 @@ def test_a_flow_keeps_its_dtype_throughout(wing, case, dtype):
     density = wing.density(flow, base, context)
     found = [*wing.forward(flow, points, context), *wing.inverse(flow, points, context)]
     found += [*wing.call(flow, points, context), *wing.call_inverse(flow, points, context)]
-    found += [wing.log_prob(density, points), *wing.sample_and_log_prob(density, (3,))]
+    found += [wing.log_prob(density, points)]
+    if dtype in wing.drawn_dtypes:
+        found += wing.sample_and_log_prob(density, (3,))
     assert {str(array.dtype) for array in found} == {dtype}
     before = {name: value.dtype for name, value in wing.state(flow).items()}
     for method in (wing.initialize, wing.update):

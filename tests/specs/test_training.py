@@ -1,5 +1,6 @@
 """Laws of `fit`: what it learns, what it leaves alone, what it refuses, and how it goes on."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -64,6 +65,7 @@ def noisy(wing):
     return lambda x, key: x + jax.random.uniform(key, x.shape)
 
 
+@functools.cache  # NumPyro compiles a step anew for another optimiser
 def plain_descent(wing, rate):
     """Stochastic gradient descent, as the wing's users pass an optimiser."""
     if wing.name == "pyro":
@@ -171,9 +173,9 @@ def test_running_averages(wing):
 def test_the_optimiser_moves_parameters_only(wing, name):
     flow = small(wing, name, size=3)
     rows = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
-    before = wing.state(fit(wing, flow, rows, steps=1).flow)
-    # Weight decay would shrink a buffer that it were shown.
-    after = wing.state(fit(wing, flow, rows, steps=20, optimizer=plain_descent(wing, 0.1)).flow)
+    options = {"optimizer": plain_descent(wing, 0.1), "validation": None}
+    before = wing.state(fit(wing, flow, rows, steps=1, **options).flow)
+    after = wing.state(fit(wing, flow, rows, steps=20, **options).flow)
     for key in before:
         part = key.rsplit(".", 1)[1]
         if part in ("permutation", "signs", "initialized") or key.startswith("layers.2."):
@@ -293,7 +295,7 @@ def test_streams(wing):
 
 
 def test_a_whole_batch_of_rows_is_a_stream_of_one(wing):
-    rows = fit(wing, small(wing), SMALL, validation=None, steps=5)
+    rows = fit(wing, small(wing), SMALL, validation=None, batch_size=200, steps=5)
     stream = fit(wing, small(wing), [SMALL], steps=5)
     assert_allclose(rows.losses, stream.losses, rtol=1e-4)
 
@@ -565,7 +567,8 @@ def killed_run(name, path):
 def test_kill_nine(wing, tmp_path):
     path = tmp_path / "run"
     call = f"killed_run({wing.name!r}, {str(path)!r})"
-    code = f"from tests.specs.test_training import killed_run; {call}"
+    # The set-up of the tests goes first: it settles how programs are compiled, to the last bit.
+    code = f"import tests.conftest; from tests.specs.test_training import killed_run; {call}"
     environment = {**os.environ, "KILL_AT": "11", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL

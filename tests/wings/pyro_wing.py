@@ -30,6 +30,7 @@ def own_scale(r):
 
 class PyroWing(base.Wing):
     name = "pyro"
+    drawn_dtypes = ("float32", "float64")
     package = pyroflows
     own_network = OwnNetwork
     own_scale = staticmethod(own_scale)
