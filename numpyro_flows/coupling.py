@@ -28,7 +28,7 @@ class TanhScale(eqx.Module):
 
     def __init__(self, size: int, limit: float | None = None) -> None:
         self.limit = limit
-        self.weight = jnp.full((size,), 1.0 if limit is None else min(1.0, limit))
+        self.weight = jnp.full((size,), 1.0 if limit is None else min(1.0, limit), dtype=float)
 
     @property
     def factor(self) -> Array:

@@ -490,6 +490,12 @@ def test_float32_by_default(name):
     assert x.dtype == flow_distribution(flow).log_prob(x).dtype == jnp.float32
 
 
+@every_flow
+def test_types_are_not_weak(name):
+    """Training would compile twice: an update makes a weak type strong."""
+    assert not any(jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(FLOWS[name]()))
+
+
 def test_load_state_dict_refuses_what_does_not_fit():
     flow = ActNorm(3)
     state = flow.state_dict()
