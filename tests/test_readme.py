@@ -1,5 +1,6 @@
-"""The README's examples run as they stand, each in a Python of its own; its links lead somewhere."""
+"""The README's examples run as they stand, each in a Python of its own, and its links exist."""
 
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,14 @@ def test_example_runs(example, tmp_path):
     (used,) = {wing for wing in HOSTS if re.search(rf"\b(from|import) {wing}\b", example)}
     absent = " ".join(HOSTS[used])
     command = [sys.executable, "-W", "error::UserWarning", "-c", ALONE, absent, example]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr
 
 
