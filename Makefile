@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 PINS := $(abspath constraints.txt)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
 
-# One thread for each test process: the processes already share the cores out.
+# One thread for each process: tests share the cores out, and where cores are busy the threads of
+# small matrices wait for each other for most of the time.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
@@ -25,7 +26,7 @@ help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/installed ## learn the digits in both wings; table and pictures
-	$(BIN)/python benchmarks/demo.py $(ARGS)
+	$(ONE_THREAD) $(BIN)/python benchmarks/demo.py $(ARGS)
 
 test: $(VENV)/installed ## the laws and the hosts' tests, without the slow ones
 	$(PYTEST) $(ARGS)

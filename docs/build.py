@@ -1,0 +1,47 @@
+"""What running the tutorials' code needs: settings, and figures as HTML. MkDocs loads it first."""
+
+import base64
+import io
+import os
+import sys
+import tempfile
+from html import escape
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SCRATCH = Path(tempfile.gettempdir()) / "pyroflows-docs"
+
+# The flows here are small: more threads than one only get into each other's way.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+# Here JAX spends more time on compiling than on running.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def on_config(config):
+    """Let the pages import this module, and the tutorials' modules."""
+    sys.path[:0] = [str(HERE), str(HERE / "tutorials")]
+    return config
+
+
+def figure(fig, alt, caption):
+    """Return a matplotlib figure as an HTML figure that holds the picture itself."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="webp", dpi=120, pil_kwargs={"lossless": True, "method": 6})
+    plt.close(fig)
+    width, height = (round(120 * inches) for inches in fig.get_size_inches())
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure class="run"><img src="data:image/webp;base64,{data}" alt="{escape(alt)}" '
+        f'width="{width}" height="{height}" loading="lazy">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def scratch(name):
+    """Return a path for a file that an example writes."""
+    SCRATCH.mkdir(exist_ok=True)
+    return SCRATCH / name
