@@ -161,10 +161,9 @@ class Coupling(TransformModule):
         size_a, size_b = self.partition.sizes
         self.squash = squash
         self.network = network or DenseNet(
-            size_a,
+            size_a + context_dim,
             self.outputs * size_b,
             hidden,
-            context_dim=context_dim,
             activation=activation,
             init_scale=init_scale,
             key=key,
@@ -188,10 +187,11 @@ class Coupling(TransformModule):
         # The network may see any function of the untouched part. asinh keeps far-out inputs from
         # driving the shift, and with it the rounding error, beyond what float32 holds.
         seen = jnp.arcsinh(a) if self.squash else a
-        if self.context_dim:
-            raw = jnp.vectorize(self.network, signature="(a),(c)->(r)")(seen, context)
-        else:
-            raw = jnp.vectorize(self.network, signature="(a)->(r)")(seen)
+        if context is not None and self.context_dim:
+            shape = (*seen.shape[:-1], self.context_dim)
+            context = jnp.broadcast_to(context.astype(seen.dtype), shape)
+            seen = jnp.concatenate([seen, context], axis=-1)
+        raw = jnp.vectorize(self.network, signature="(a)->(r)")(seen)
         expected = self.outputs * self.partition.sizes[1]
         if raw.shape[-1] != expected:
             raise ValueError(
@@ -211,9 +211,8 @@ class AdditiveCoupling(Coupling):
     Args:
         event_shape: D or `(D,)`, at least 2.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
-        network: maps part a of one event, `(D_a,)`, to the shift `(D_b,)`, as Equinox's networks
-            do; called with the context as second argument where `context_dim` is not 0. Default: a
-            `DenseNet`.
+        network: maps part a of one event, joined by the context, `(D_a + context_dim,)`, to the
+            shift `(D_b,)`, as Equinox's networks do. Default: a `DenseNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.
@@ -267,9 +266,8 @@ class AffineCoupling(Coupling):
         limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
             A flow of L couplings holds its numbers best with about 4 / L.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
-        network: maps part a of one event, `(D_a,)`, to `(2 D_b,)`, as Equinox's networks do;
-            called with the context as second argument where `context_dim` is not 0. Default: a
-            `DenseNet`.
+        network: maps part a of one event, joined by the context, `(D_a + context_dim,)`, to
+            `(2 D_b,)`, as Equinox's networks do. Default: a `DenseNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.

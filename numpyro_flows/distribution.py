@@ -31,7 +31,8 @@ class FlowDistribution(dist.TransformedDistribution):
         else:
             ((x, ladj),) = intermediates
             ladj = -ladj
-        return self.base_dist.log_prob(x) + ladj
+        surplus = tuple(range(len(flow.event_shape) - self.event_dim, 0))
+        return self.base_dist.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
 
 
 def flow_distribution(
@@ -57,6 +58,7 @@ def flow_distribution(
 
     Raises:
         ValueError: where base, context or temperature do not suit the flow.
+        TypeError: where `flow` is not a `TransformModule`.
 
     Example:
         >>> import jax
@@ -65,6 +67,8 @@ def flow_distribution(
         >>> density.sample(jax.random.key(1), (5,)).shape
         (5, 2)
     """
+    if not isinstance(flow, TransformModule):
+        raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
     plain = flow
     if context is not None:
         flow = flow.condition(context)

@@ -1,12 +1,11 @@
 """Layers that mix coordinates: a fixed permutation, and a learned matrix (Glow, section 3.2)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.scipy.linalg import lu, solve_triangular
 
 from numpyro_flows.transform import TransformModule
@@ -82,8 +81,6 @@ class InvertibleLinear(TransformModule):
         True
     """
 
-    buffers: ClassVar[tuple[str, ...]] = ("signs",)
-
     lower: Array
     upper: Array
     log_diagonal: Array
@@ -101,13 +98,13 @@ class InvertibleLinear(TransformModule):
         self.upper = jnp.triu(upper, 1)
         self.log_diagonal = jnp.log(jnp.abs(diagonal))
         self.permutation = p.argmax(1).astype(jnp.int32)
-        self.signs = jnp.sign(diagonal)
+        self.signs = jnp.sign(diagonal).astype(jnp.int32)
 
     def _triangles(self) -> tuple[Array, Array]:
         """Return L and U with their diagonals."""
         lower = jnp.tril(self.lower, -1) + jnp.eye(len(self.lower), dtype=self.lower.dtype)
-        signs = lax.stop_gradient(self.signs)
-        return lower, jnp.triu(self.upper, 1) + jnp.diag(signs * jnp.exp(self.log_diagonal))
+        diagonal = self.signs.astype(self.lower.dtype) * jnp.exp(self.log_diagonal)
+        return lower, jnp.triu(self.upper, 1) + jnp.diag(diagonal)
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data: two triangular solves."""

@@ -26,14 +26,13 @@ def activation_named(name: str) -> Callable[[Array], Array]:
 class DenseNet(eqx.Module):
     """A fully connected network, by default starting as the zero function.
 
-    Shapes: as Equinox's networks it maps one event: `x` is `(in_dim,)`, `context` is
-    `(context_dim,)`, the result is `(out_dim,)`. Couplings vectorise it over the batch.
+    Shapes: as Equinox's networks it maps one event: `x` is `(in_dim,)`, the result `(out_dim,)`.
+    Couplings vectorise it over the batch.
 
     Args:
-        in_dim: number of inputs, without the context.
+        in_dim: number of inputs: the coordinates that are looked at, and the context.
         out_dim: number of outputs.
         hidden: widths of the hidden layers.
-        context_dim: size of the context that is concatenated to the input; 0 for none.
         activation: `"relu"`, `"silu"`, `"gelu"`, `"elu"` or `"tanh"`.
         init_scale: standard deviation of the last layer's initial weights; 0 makes every flow
             that is built on this network start as the identity (Glow, section 3.3).
@@ -55,14 +54,13 @@ class DenseNet(eqx.Module):
         out_dim: int,
         hidden: Sequence[int] = (64, 64),
         *,
-        context_dim: int = 0,
         activation: str = "relu",
         init_scale: float = 0.0,
         key: Array,
     ) -> None:
         self.activation = activation
         activation_named(activation)
-        widths = [in_dim + context_dim, *hidden, out_dim]
+        widths = [in_dim, *hidden, out_dim]
         keys = jax.random.split(key, len(widths))
         *inner, last = (
             eqx.nn.Linear(i, o, key=k)
@@ -73,10 +71,8 @@ class DenseNet(eqx.Module):
         last = eqx.tree_at(lambda linear: (linear.weight, linear.bias), last, (weight, bias))
         self.layers = (*inner, last)
 
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
+    def __call__(self, x: Array) -> Array:
         """Evaluate the network."""
-        if context is not None:
-            x = jnp.concatenate([x, context.astype(x.dtype)], axis=-1)
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
         for layer in inner:

@@ -240,7 +240,7 @@ class BatchNorm(Elementwise):
 def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Return mean and (biased) variance over the batch."""
     rows = x.reshape(-1, *event_shape)
-    # Relative to the first row, so that the variance of a constant is 0 whatever the sum's rounding.
+    # Relative to the first row: the variance of a constant is then 0 whatever the sum's rounding.
     rest = rows - rows[:1]
     return rows[0] + rest.mean(0), rest.var(0)
 

@@ -320,6 +320,10 @@ class Conditioned(TransformModule):
         """Map data to base, given the context."""
         return run(self.flow, self.flow._entry(y, self.context).value, self.context, False)
 
+    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
+        flow, encoded = self.flow._absorb(self.flow._entry(event.whole(), self.context), first)
+        return replace(self, flow=flow), event.to(encoded.whole())
+
     def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the data: the batch shape is broadcast with the context's."""
         shape = super().forward_shape(shape)

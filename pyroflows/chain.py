@@ -74,6 +74,12 @@ class Stack(Chain):
         layers: the blocks, the one next to the base first.
     """
 
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> TransformModule:
+        return self.layers[index]
+
 
 def check_layers(layers: list[Any]) -> tuple[tuple[int, ...], int]:
     """Refuse layers that do not fit one another; return their event shape and context size."""

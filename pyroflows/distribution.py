@@ -24,7 +24,8 @@ class FlowDistribution(dist.TransformedDistribution):
             self._validate_sample(value)
         (flow,) = self.transforms
         x, ladj = flow._inverse_pair(value)
-        return self.base_dist.log_prob(x) + ladj
+        surplus = tuple(range(len(flow.event_shape) - self.event_dim, 0))
+        return self.base_dist.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
 
 
 def flow_distribution(
@@ -50,6 +51,7 @@ def flow_distribution(
 
     Raises:
         ValueError: where base, context or temperature do not suit the flow.
+        TypeError: where `flow` is not a `TransformModule`.
 
     Example:
         >>> import torch
@@ -58,6 +60,8 @@ def flow_distribution(
         >>> density.sample((5,)).shape
         torch.Size([5, 2])
     """
+    if not isinstance(flow, TransformModule):
+        raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
     plain = flow
     if context is not None:
         flow = flow.condition(context)

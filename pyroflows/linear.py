@@ -91,7 +91,7 @@ class InvertibleLinear(TransformModule):
         self.upper = nn.Parameter(upper.triu(1))
         self.log_diagonal = nn.Parameter(diagonal.abs().log())
         self.register_buffer("permutation", p.argmax(1))
-        self.register_buffer("signs", diagonal.sign())
+        self.register_buffer("signs", diagonal.sign().to(torch.int64))
 
     def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return L and U with their diagonals."""

@@ -25,14 +25,13 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
 class DenseNet(nn.Module):
     """A fully connected network, by default starting as the zero function.
 
-    Shapes: `x` is `(*batch, in_dim)`, `context` is `(*batch, context_dim)`, the result is
-    `(*batch, out_dim)`. The network computes in the dtype of `x`.
+    Shapes: `x` is `(*batch, in_dim)`, the result `(*batch, out_dim)`. The network computes in the
+    dtype of `x`.
 
     Args:
-        in_dim: number of inputs, without the context.
+        in_dim: number of inputs: the coordinates that are looked at, and the context.
         out_dim: number of outputs.
         hidden: widths of the hidden layers.
-        context_dim: size of the context that is concatenated to the input; 0 for none.
         activation: `"relu"`, `"silu"`, `"gelu"`, `"elu"` or `"tanh"`.
         init_scale: standard deviation of the last layer's initial weights; 0 makes every flow
             that is built on this network start as the identity (Glow, section 3.3).
@@ -50,25 +49,20 @@ class DenseNet(nn.Module):
         out_dim: int,
         hidden: Sequence[int] = (64, 64),
         *,
-        context_dim: int = 0,
         activation: str = "relu",
         init_scale: float = 0.0,
     ) -> None:
         super().__init__()
         self.activation = activation
         activation_named(activation)
-        widths = [in_dim + context_dim, *hidden, out_dim]
+        widths = [in_dim, *hidden, out_dim]
         layers = [Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
         nn.init.normal_(layers[-1].weight, std=init_scale)
         nn.init.zeros_(layers[-1].bias)
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Evaluate the network."""
-        if context is not None:
-            batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-            context = context.to(x.dtype)
-            x = torch.cat([x.expand(*batch, -1), context.expand(*batch, -1)], dim=-1)
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
         for layer in inner:

@@ -204,7 +204,7 @@ class BatchNorm(Elementwise):
         if not (first and self.initialized):
             mean, variance = moments(y, self.event_shape)
             weight = self.momentum if self.initialized else 1.0
-            if weight == 1.0:  # one row says nothing of the variance
+            if not self.initialized:  # one row says nothing of the variance
                 variance = torch.where(variance > 0, variance, torch.ones_like(variance))
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
             self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
@@ -215,7 +215,7 @@ class BatchNorm(Elementwise):
 def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return mean and (biased) variance over the batch."""
     rows = x.reshape(-1, *event_shape)
-    # Relative to the first row, so that the variance of a constant is 0 whatever the sum's rounding.
+    # Relative to the first row: the variance of a constant is then 0 whatever the sum's rounding.
     rest = rows - rows[:1]
     return rows[0] + rest.mean(0), rest.var(0, correction=0)
 

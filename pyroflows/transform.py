@@ -9,6 +9,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.torch_transform import TransformModule as PyroTransformModule
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
 from pyroflows.checks import as_event_shape, check_context, check_event, check_finite, check_shape
@@ -44,7 +45,7 @@ class Event(NamedTuple):
         return Event(value, partition, self.context)
 
 
-class TransformModule(PyroTransformModule, ConditionalTransform):
+class TransformModule(PyroTransformModule):
     """A bijection with parameters, and all that Pyro wants to know of one.
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
@@ -204,27 +205,30 @@ class TransformModule(PyroTransformModule, ConditionalTransform):
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        memo = self._recall(y, forward=True)
-        if memo is not None:
-            return memo.other
-        x, ladj = self.inverse_and_ladj(y)
+        x, ladj = self._inverse_pair(y)
         self._remember(x, y, ladj, forward=False)
         return x
 
     def _inverse_pair(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return `inverse_and_ladj(y)`, free of charge where `y` has just come out of the flow."""
         memo = self._recall(y, forward=True)
-        return self.inverse_and_ladj(y) if memo is None else (memo.other, -memo.ladj)
+        if memo is None:
+            return self.inverse_and_ladj(y)
+        if torch.is_grad_enabled() and y.requires_grad:
+            trained = [p for p in memo.tensors if p.requires_grad]
+            return _Recalled.apply(self, memo.other.detach(), memo.ladj.detach(), y, *trained)
+        return memo.other, -memo.ladj
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
         memo = self._recall(y, forward=True)
-        if memo is not None and memo.other is x:
-            return memo.ladj
-        memo = self._recall(x, forward=False)
-        if memo is not None and memo.other is y:
-            return -memo.ladj
-        return -self.inverse_and_ladj(y)[1]
+        if memo is None or memo.other is not x:
+            memo = self._recall(x, forward=False)
+            if memo is None or memo.other is not y:
+                return -self.inverse_and_ladj(y)[1]
+        # Once only: a second use might want to go backward through a graph that is freed by then.
+        self._memo = None
+        return memo.ladj if memo.forward else -memo.ladj
 
     # The host calls a value and its log-determinant one by one. The memo holds what the last call
     # has computed for as long as its output lives, and is believed only while all that the output
@@ -267,6 +271,10 @@ class TransformModule(PyroTransformModule, ConditionalTransform):
         return nn.Module.__repr__(self)
 
 
+# Registered, not inherited: PyroModule cannot take in a class whose metaclass is ABCMeta.
+ConditionalTransform.register(TransformModule)
+
+
 class Conditioned(TransformModule):
     """A conditional flow together with a context: a plain transform.
 
@@ -291,6 +299,11 @@ class Conditioned(TransformModule):
         event, ladj = self.flow._inverse_event(self.flow._entry(y, self.context))
         return event.whole(), ladj
 
+    def _absorb(self, event: Event, first: bool) -> Event:
+        return event.to(
+            self.flow._absorb(self.flow._entry(event.whole(), self.context), first).whole()
+        )
+
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Shape of the data: the batch shape is broadcast with the context's."""
         shape = super().forward_shape(shape)
@@ -310,6 +323,34 @@ class Recipe(NamedTuple):
 
     builder: str
     arguments: tuple[tuple[str, Any], ...]
+
+
+class _Recalled(torch.autograd.Function):
+    """A sample's way back to the base, known from the way there, with its own gradients.
+
+    Without this the gradient with respect to the sample itself would be lost, since what is
+    remembered was computed from the base. Going backward evaluates the inverse.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, flow: TransformModule, x: Tensor, ladj: Tensor, y: Tensor, *trained: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.flow = flow
+        ctx.save_for_backward(y, *trained)
+        return x.clone(), -ladj
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        y, *trained = ctx.saved_tensors
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            outputs = ctx.flow.inverse_and_ladj(y)
+            pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+            outs, given = zip(*pairs, strict=True)
+            wanted = torch.autograd.grad(outs, [y, *trained], given, allow_unused=True)
+        return None, None, None, *wanted
 
 
 class _Memo:
