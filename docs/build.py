@@ -12,11 +12,9 @@ HERE = Path(__file__).parent
 SCRATCH = Path(tempfile.gettempdir()) / "pyroflows-docs"
 
 # The flows here are small: more threads than one only get into each other's way.
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Here JAX spends more time on compiling than on running.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 def on_config(config):
@@ -30,7 +28,7 @@ def figure(fig, alt, caption):
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="webp", dpi=120, pil_kwargs={"lossless": True, "method": 6})
+    fig.savefig(buffer, format="webp", dpi=120, pil_kwargs={"quality": 90, "method": 6})
     plt.close(fig)
     width, height = (round(120 * inches) for inches in fig.get_size_inches())
     data = base64.b64encode(buffer.getvalue()).decode()
