@@ -85,7 +85,9 @@ def test_svi_learns_a_density_in_a_plate(name, batch_size):
 
 
 @every_flow
-@pytest.mark.parametrize("loss", [Trace_ELBO(), Trace_ELBO(num_particles=3, vectorize_particles=True)])
+@pytest.mark.parametrize(
+    "loss", [Trace_ELBO(), Trace_ELBO(num_particles=3, vectorize_particles=True)]
+)
 def test_svi_learns_a_guide(name, loss):
     flow, target = FLOWS[name](), dist.Normal(torch.tensor([1.0, -2.0, 0.5]), 0.3).to_event(1)
 
@@ -213,9 +215,7 @@ def test_random_module():
             pyro.sample("x", flow_distribution(lifted), obs=x)
 
     trace = poutine.trace(bayesian).get_trace()
-    drawn = {
-        name: trace.nodes[f"flow$$${name}"]["value"] for name in dict(flow.named_parameters())
-    }
+    drawn = {name: trace.nodes[f"flow$$${name}"]["value"] for name in dict(flow.named_parameters())}
     updated = copy.deepcopy(flow)
     updated.load_state_dict(drawn, strict=False)
     trace.compute_log_prob()

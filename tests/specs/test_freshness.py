@@ -31,9 +31,9 @@ def test_update_then_log_prob(wing, update, case):
     fresh = wing.load(wing.build(case), wing.state(flow))
     expected = wing.log_prob(wing.density(fresh), kept.sample)
     assert abs(expected - kept.log_prob).max() > 1e-3
-    for density in (wing.again(density, flow), wing.density(flow)):
-        assert_allclose(wing.log_prob_of(density, kept), expected, rtol=1e-9)
-        assert_allclose(wing.log_prob(density, kept.sample), expected, rtol=1e-9)
+    for updated in (wing.again(density, flow), wing.density(flow)):
+        assert_allclose(wing.log_prob_of(updated, kept), expected, rtol=1e-9)
+        assert_allclose(wing.log_prob(updated, kept.sample), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

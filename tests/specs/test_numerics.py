@@ -55,7 +55,9 @@ def test_float32_agrees_with_float64(wing, case):
     context64 = None if context is None else context.astype("float64")
     for pair in (wing.forward, wing.inverse):
         rough = pair(single, points, context)
-        for got, exact in zip(rough, pair(double, points.astype("float64"), context64)):
+        for got, exact in zip(
+            rough, pair(double, points.astype("float64"), context64), strict=True
+        ):
             assert_allclose(got, exact, rtol=1e-4, atol=1e-4 * max(1.0, abs(exact).max()))
 
 

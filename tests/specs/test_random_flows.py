@@ -13,7 +13,9 @@ def flows(draw):
     """A builder's call: D, depth and every option."""
     name = draw(st.sampled_from(["nice", "realnvp", "glow"]))
     size = draw(st.integers(2, 6))
-    masks = st.lists(st.booleans(), min_size=size, max_size=size).filter(lambda m: 0 < sum(m) < size)
+    masks = st.lists(st.booleans(), min_size=size, max_size=size).filter(
+        lambda m: 0 < sum(m) < size
+    )
     layers = draw(st.integers(1, 5))
     options = {
         "layers": layers,
@@ -36,9 +38,7 @@ def test_agreement_with_the_papers(wing, case, seed):
     reference = case.reference(wing.state(flow))
     points, context = case.points(5, seed=seed), case.context(5, seed=seed)
     for ours, theirs in [(wing.forward, reference.forward), (wing.inverse, reference.inverse)]:
-        for got, expected in zip(
-            ours(flow, points, context), theirs(points, context), strict=True
-        ):
+        for got, expected in zip(ours(flow, points, context), theirs(points, context), strict=True):
             assert_allclose(got, expected, rtol=1e-8, atol=1e-8)
 
 

@@ -76,6 +76,4 @@ class Wing:
     def density(self, flow, base=None, context=None, temperature=1.0):
         """The distribution that `flow_distribution` makes."""
         context = None if context is None else self.array(context)
-        return self.package.flow_distribution(
-            flow, base, context=context, temperature=temperature
-        )
+        return self.package.flow_distribution(flow, base, context=context, temperature=temperature)
