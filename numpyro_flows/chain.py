@@ -26,7 +26,7 @@ class Chain(TransformModule):
         ValueError: where there are none, or where shapes or context sizes differ.
         TypeError: where one is not a `TransformModule`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import AdditiveCoupling, Chain, DiagonalScaling
         >>> flow = Chain([DiagonalScaling(4), AdditiveCoupling(4, key=jax.random.key(0))])

@@ -228,7 +228,7 @@ class AdditiveCoupling(Coupling):
         Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
         (arXiv:1410.8516), section 3.2.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import AdditiveCoupling
         >>> layer = AdditiveCoupling(3, key=jax.random.key(0))
@@ -283,7 +283,7 @@ class AffineCoupling(Coupling):
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
         sections 3.2 to 3.4; Kingma and Dhariwal, "Glow" (arXiv:1807.03039), table 1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import AffineCoupling
         >>> layer = AffineCoupling(4, scale="tanh", key=jax.random.key(0))

@@ -60,7 +60,7 @@ def flow_distribution(
         ValueError: where base, context or temperature do not suit the flow.
         TypeError: where `flow` is not a `TransformModule`.
 
-    Example:
+    Examples:
         >>> import jax
         >>> from numpyro_flows import flow_distribution, realnvp
         >>> density = flow_distribution(realnvp(2, key=jax.random.key(0)), temperature=0.7)

@@ -26,7 +26,7 @@ class Permutation(TransformModule):
     Raises:
         ValueError: where the ints are not a permutation.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from numpyro_flows import Permutation
         >>> Permutation([2, 0, 1])(jnp.array([10.0, 20.0, 30.0])).tolist()
@@ -73,7 +73,7 @@ class InvertibleLinear(TransformModule):
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import InvertibleLinear
         >>> layer = InvertibleLinear(3, key=jax.random.key(0))

@@ -38,7 +38,7 @@ class DenseNet(eqx.Module):
             that is built on this network start as the identity (Glow, section 3.3).
         key: random key of the initial weights.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import DenseNet
         >>> DenseNet(3, 2, key=jax.random.key(0))(jnp.ones(3)).shape

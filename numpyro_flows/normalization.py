@@ -53,7 +53,7 @@ class DiagonalScaling(Elementwise):
     References:
         Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), section 3.3.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from numpyro_flows import DiagonalScaling
         >>> DiagonalScaling(2)(jnp.ones(2)).tolist()
@@ -88,7 +88,7 @@ class ActNorm(Elementwise):
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from numpyro_flows import ActNorm
         >>> layer = ActNorm(1).initialize(jnp.array([[1.0], [5.0]]))
@@ -135,7 +135,7 @@ class Standardization(Elementwise):
     Args:
         event_shape: D or `(D,)`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from numpyro_flows import Standardization
         >>> layer = Standardization(1).standardize(jnp.array([[1.0], [5.0]]))
@@ -187,7 +187,7 @@ class BatchNorm(Elementwise):
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
         section 3.7 and appendix E.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from numpyro_flows import BatchNorm
         >>> layer = BatchNorm(1, eps=0.0).initialize(jnp.array([[1.0], [5.0]]))

@@ -22,7 +22,7 @@ class Partition:
     Raises:
         ValueError: where the mask is not one-dimensional or leaves one of the parts empty.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from numpyro_flows import Partition
         >>> partition = Partition([True, False, True])

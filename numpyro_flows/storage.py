@@ -34,7 +34,7 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: where the flow cannot be written, or the path is not in a directory.
 
-    Example:
+    Examples:
         >>> import os, tempfile, jax
         >>> from numpyro_flows import load, realnvp, save
         >>> path = os.path.join(tempfile.mkdtemp(), "flow.safetensors")
@@ -74,7 +74,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
         ValueError: where the file is broken, foreign or newer, or does not fit `like`;
             or where it is in float64 and JAX is not set to it.
 
-    Example:
+    Examples:
         >>> import os, tempfile
         >>> from numpyro_flows import ActNorm, Chain, load, save
         >>> path = os.path.join(tempfile.mkdtemp(), "flow.safetensors")

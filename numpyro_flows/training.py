@@ -120,7 +120,7 @@ def fit(
             that can be known before training is found before any work is done.
         TypeError: where data is none of the above, or has whole numbers and there is no `augment`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import fit, flow_distribution, realnvp
         >>> x = jax.random.normal(jax.random.key(0), (1000, 2)) * jnp.array([1.0, 5.0]) + 3.0

@@ -74,7 +74,7 @@ class TransformModule(eqx.Module, _HostTransform):
     Attributes:
         base: name of the base distribution that the flow was last fitted with.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> from numpyro_flows import TransformModule
         >>> class Scale(TransformModule):

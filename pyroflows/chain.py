@@ -18,7 +18,7 @@ class Chain(TransformModule):
         ValueError: where there are none, or where shapes or context sizes differ.
         TypeError: where one is not a `TransformModule`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import AdditiveCoupling, Chain, DiagonalScaling
         >>> flow = Chain([DiagonalScaling(4), AdditiveCoupling(4)])

@@ -231,7 +231,7 @@ class AdditiveCoupling(Coupling):
         Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
         (arXiv:1410.8516), section 3.2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import AdditiveCoupling
         >>> layer = AdditiveCoupling(3)
@@ -285,7 +285,7 @@ class AffineCoupling(Coupling):
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
         sections 3.2 to 3.4; Kingma and Dhariwal, "Glow" (arXiv:1807.03039), table 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import AffineCoupling
         >>> layer = AffineCoupling(4, scale="tanh", partition="alternating")

@@ -53,7 +53,7 @@ def flow_distribution(
         ValueError: where base, context or temperature do not suit the flow.
         TypeError: where `flow` is not a `TransformModule`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import flow_distribution, realnvp
         >>> density = flow_distribution(realnvp(2), temperature=0.7)

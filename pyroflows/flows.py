@@ -70,7 +70,7 @@ def nice(
     References:
         Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), sections 3.2 to 3.4 and 5.1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import flow_distribution, nice
         >>> density = flow_distribution(nice(4), "logistic")
@@ -141,7 +141,7 @@ def realnvp(
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import flow_distribution, realnvp
         >>> density = flow_distribution(realnvp(2, layers=4, hidden=(32, 32)))
@@ -210,7 +210,7 @@ def glow(
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import flow_distribution, glow
         >>> flow = glow(3, layers=2).initialize(torch.randn(100, 3))

@@ -23,7 +23,7 @@ class Permutation(TransformModule):
     Raises:
         ValueError: where the ints are not a permutation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import Permutation
         >>> Permutation([2, 0, 1])(torch.tensor([10.0, 20.0, 30.0])).tolist()
@@ -69,7 +69,7 @@ class InvertibleLinear(TransformModule):
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import InvertibleLinear
         >>> layer = InvertibleLinear(3)

@@ -36,7 +36,7 @@ class DenseNet(nn.Module):
         init_scale: standard deviation of the last layer's initial weights; 0 makes every flow
             that is built on this network start as the identity (Glow, section 3.3).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import DenseNet
         >>> DenseNet(3, 2)(torch.ones(5, 3)).shape

@@ -49,7 +49,7 @@ class DiagonalScaling(Elementwise):
     References:
         Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), section 3.3.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import DiagonalScaling
         >>> DiagonalScaling(2)(torch.ones(2)).tolist()
@@ -82,7 +82,7 @@ class ActNorm(Elementwise):
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import ActNorm
         >>> layer = ActNorm(1).initialize(torch.tensor([[1.0], [5.0]]))
@@ -124,7 +124,7 @@ class Standardization(Elementwise):
     Args:
         event_shape: D or `(D,)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import Standardization
         >>> layer = Standardization(1).standardize(torch.tensor([[1.0], [5.0]]))
@@ -173,7 +173,7 @@ class BatchNorm(Elementwise):
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
         section 3.7 and appendix E.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import BatchNorm
         >>> layer = BatchNorm(1, eps=0.0).initialize(torch.tensor([[1.0], [5.0]]))

@@ -32,7 +32,7 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: where the flow cannot be written, or the path is not in a directory.
 
-    Example:
+    Examples:
         >>> import os, tempfile
         >>> from pyroflows import load, realnvp, save
         >>> path = os.path.join(tempfile.mkdtemp(), "flow.safetensors")
@@ -71,7 +71,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
         FileNotFoundError: where there is no such file.
         ValueError: where the file is broken, foreign or newer, or does not fit `like`.
 
-    Example:
+    Examples:
         >>> import os, tempfile
         >>> from pyroflows import ActNorm, Chain, load, save
         >>> path = os.path.join(tempfile.mkdtemp(), "flow.safetensors")

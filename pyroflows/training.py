@@ -122,7 +122,7 @@ def fit(
             that can be known before training is found before anything is changed.
         TypeError: where data is none of the above, or has whole numbers and there is no `augment`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import fit, flow_distribution, realnvp
         >>> _ = torch.manual_seed(0)

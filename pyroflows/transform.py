@@ -59,7 +59,7 @@ class TransformModule(PyroTransformModule):
     Attributes:
         base: name of the base distribution that the flow was last fitted with.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyroflows import TransformModule
         >>> class Scale(TransformModule):
