@@ -89,9 +89,7 @@ def curves(result, label="validation"):
     """Draw the losses of a `FitResult` against the step."""
     fig, axes = plt.subplots(figsize=(7, 3.2))
     axes.plot(result.losses, color="#b0bec5", lw=0.8, label="training batch")
-    axes.plot(
-        result.validation_steps, result.validation_losses, color=SAMPLES, lw=2, label=label
-    )
+    axes.plot(result.validation_steps, result.validation_losses, color=SAMPLES, lw=2, label=label)
     axes.set(xlabel="step", ylabel="nats per point")
     axes.legend()
     return fig
