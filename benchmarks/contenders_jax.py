@@ -1,4 +1,4 @@
-"""What is timed on JAX: the floor, this library and its peer, all jitted and doing the same work."""
+"""What is timed on JAX: the floor, this library and its peer, all jitted, on the same work."""
 
 import time
 from collections.abc import Callable

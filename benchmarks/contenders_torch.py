@@ -1,9 +1,8 @@
 """What is timed on PyTorch: the floor, this library and its peers, all doing the same work."""
 
 import torch
-from torch import Tensor, nn
-
 from timing import FLOOR, Contender, Settings
+from torch import Tensor, nn
 
 
 def contenders(settings: Settings) -> dict[str, Contender]:
