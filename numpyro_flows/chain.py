@@ -110,11 +110,6 @@ class Stack(TransformModule):
             raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
         return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.blocks)
 
-    @property
-    def layers(self) -> tuple[TransformModule, ...]:
-        """The blocks one by one."""
-        return tuple(self[k] for k in range(self.depth))
-
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Apply the blocks from the first to the last."""
         return run(self, self._entry(x).value, None, True)

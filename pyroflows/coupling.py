@@ -235,8 +235,8 @@ class AdditiveCoupling(Coupling):
         >>> import torch
         >>> from pyroflows import AdditiveCoupling
         >>> layer = AdditiveCoupling(3)
-        >>> layer.inv(layer(torch.ones(3)))
-        tensor([1., 1., 1.])
+        >>> layer.inv(layer(torch.ones(3))).tolist()
+        [1.0, 1.0, 1.0]
     """
 
     outputs = 1
