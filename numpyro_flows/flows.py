@@ -137,9 +137,9 @@ def realnvp(
             and a random key.
         batch_norm: whether a `BatchNorm` follows each coupling.
         context_dim: size of the context of a conditional flow.
-        robust: whether log-scales are bounded by 4 / L in each coupling and conditioners see asinh
-            of their input, which keeps deep flows invertible in float32 whatever the training;
-            False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
+            and conditioners see asinh of their input, which keeps deep flows invertible in float32
+            whatever the training; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
         key: random key of all weights.
 
@@ -211,8 +211,8 @@ def glow(
         network: makes a conditioner of one's own, given its numbers of inputs and outputs
             and a random key.
         context_dim: size of the context of a conditional flow.
-        robust: whether log-scales are bounded by 4 / L in each coupling and conditioners see asinh
-            of their input; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
+            and conditioners see asinh of their input; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
         key: random key of all weights.
 

@@ -111,9 +111,13 @@ class InvertibleLinear(TransformModule):
         x = self._entry(x).value
         lower, upper = self._triangles()
         columns = x[..., jnp.argsort(self.permutation)].reshape(-1, *self.event_shape).T
+        # JAX solves no systems in half precision.
+        dtype = jnp.promote_types(x.dtype, lower.dtype)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        lower, upper, columns = (a.astype(wide) for a in (lower, upper, columns))
         y = solve_triangular(lower, columns, lower=True, unit_diagonal=True)
         y = solve_triangular(upper, y, lower=False)
-        return y.T.reshape(x.shape), self._ladj(x)
+        return y.T.reshape(x.shape).astype(dtype), self._ladj(x)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a matrix product."""

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_flows.checks import as_widths
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -60,7 +62,7 @@ class DenseNet(eqx.Module):
     ) -> None:
         self.activation = activation
         activation_named(activation)
-        widths = [in_dim, *hidden, out_dim]
+        widths = [in_dim, *as_widths(hidden), out_dim]
         keys = jax.random.split(key, len(widths))
         *inner, last = (
             eqx.nn.Linear(i, o, key=k)

@@ -65,7 +65,8 @@ class TransformModule(eqx.Module, _HostTransform):
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
     `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
-    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base.
+    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. A layer with a
+    `context_dim` is given the context, `(*batch, context_dim)`, as a second argument of the two.
 
     Args:
         event_shape: an int or a tuple of ints.
@@ -118,14 +119,16 @@ class TransformModule(eqx.Module, _HostTransform):
         """Map data to base: `(*batch, *event_shape)` to `(x, log|det dx/dy|)`."""
         raise NotImplementedError(f"{type(self).__name__} does not implement inverse_and_ladj")
 
-    # How a flow passes an event on. Layers that look at its parts or at the context override it.
+    # How a flow passes an event on. Layers that look at its parts override it.
 
     def _forward_event(self, event: Event) -> tuple[Event, Array]:
-        y, ladj = self.forward_and_ladj(event.whole())
+        context = [event.context] if self.context_dim else []
+        y, ladj = self.forward_and_ladj(event.whole(), *context)
         return event.to(y), ladj
 
     def _inverse_event(self, event: Event) -> tuple[Event, Array]:
-        x, ladj = self.inverse_and_ladj(event.whole())
+        context = [event.context] if self.context_dim else []
+        x, ladj = self.inverse_and_ladj(event.whole(), *context)
         return event.to(x), ladj
 
     def _absorb(self, event: Event, first: bool) -> "tuple[TransformModule, Event]":

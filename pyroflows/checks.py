@@ -15,6 +15,14 @@ def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
+def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
+    """Turn the widths of hidden layers into a tuple of ints."""
+    widths = tuple(hidden) if isinstance(hidden, Sequence) else (None,)
+    if not all(isinstance(n, int) and n > 0 for n in widths):
+        raise ValueError(f"`hidden` is {hidden!r}, expected a sequence of positive ints")
+    return widths
+
+
 def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x") -> torch.Size:
     """Refuse a shape that does not end in the event's."""
     shape = torch.Size(shape)

@@ -120,9 +120,10 @@ class Asinh(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        """Evaluate `sign(x) · log1p(|x| + x² / (1 + √(1 + x²)))`."""
+        """Evaluate `sign(x) · log1p(|x| + |x| / (1/|x| + √(1 + 1/x²)))`, which has no overflow."""
         size = x.abs()
-        ratio = size / ((size * size + 1.0).sqrt() + 1.0)
+        inverse = size.reciprocal()
+        ratio = ((inverse * inverse + 1.0).sqrt() + inverse).reciprocal()
         return torch.addcmul(size, size, ratio).log1p().copysign(x)
 
     @staticmethod
@@ -142,7 +143,9 @@ class Asinh(torch.autograd.Function):
 
 def asinh(x: Tensor) -> Tensor:
     """Return `asinh(x)`, fast in eager mode as under `torch.compile`, which fuses its own."""
-    return torch.asinh(x) if torch.compiler.is_compiling() else Asinh.apply(x)
+    if torch.compiler.is_compiling() or torch.finfo(x.dtype).bits < 32:
+        return torch.asinh(x)
+    return Asinh.apply(x)
 
 
 class Coupling(TransformModule):

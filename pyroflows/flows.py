@@ -1,5 +1,6 @@
 """Builders: NICE, RealNVP and Glow for vectors, from one call."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -127,9 +128,9 @@ def realnvp(
         network: makes a conditioner of one's own, given its numbers of inputs and outputs.
         batch_norm: whether a `BatchNorm` follows each coupling.
         context_dim: size of the context of a conditional flow.
-        robust: whether log-scales are bounded by 4 / L in each coupling and conditioners see asinh
-            of their input, which keeps deep flows invertible in float32 whatever the training;
-            False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
+            and conditioners see asinh of their input, which keeps deep flows invertible in float32
+            whatever the training; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
@@ -155,7 +156,7 @@ def realnvp(
         part = partition.swap if index % 2 else partition
         layer = AffineCoupling(
             shape,
-            scale=scale,
+            scale=copy.deepcopy(scale),  # a module of its own for each coupling
             limit=LOG_SCALE_BUDGET / layers if robust else None,
             partition=part,
             network=_make(network, part, 2, context_dim),
@@ -197,8 +198,8 @@ def glow(
         partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
         network: makes a conditioner of one's own, given its numbers of inputs and outputs.
         context_dim: size of the context of a conditional flow.
-        robust: whether log-scales are bounded by 4 / L in each coupling and conditioners see asinh
-            of their input; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
+            and conditioners see asinh of their input; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
@@ -223,7 +224,7 @@ def glow(
     def step() -> Chain:
         coupling = AffineCoupling(
             shape,
-            scale=scale,
+            scale=copy.deepcopy(scale),  # a module of its own for each coupling
             limit=LOG_SCALE_BUDGET / layers if robust else None,
             partition=partition,
             network=_make(network, partition, 2, context_dim),

@@ -103,12 +103,14 @@ class InvertibleLinear(TransformModule):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data: two triangular solves."""
         self._entry(x)
-        lower, upper = self._triangles(x.dtype)
+        # PyTorch solves no systems in half precision.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        lower, upper = self._triangles(dtype)
         # Rows are events, so the systems are solved from the right: y = x W^-T.
-        y = x[..., self.permutation.argsort()].reshape(-1, *self.event_shape)
+        y = x[..., self.permutation.argsort()].reshape(-1, *self.event_shape).to(dtype)
         y = torch.linalg.solve_triangular(lower.mT, y, upper=True, left=False, unitriangular=True)
         y = torch.linalg.solve_triangular(upper.mT, y, upper=False, left=False)
-        return y.reshape(x.shape), self._ladj(x)
+        return y.reshape(x.shape).to(x.dtype), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a matrix product."""

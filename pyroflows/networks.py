@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyroflows.checks import as_widths
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
@@ -55,7 +57,7 @@ class DenseNet(nn.Module):
         super().__init__()
         self.activation = activation
         activation_named(activation)
-        widths = [in_dim, *hidden, out_dim]
+        widths = [in_dim, *as_widths(hidden), out_dim]
         layers = [Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
         nn.init.normal_(layers[-1].weight, std=init_scale)
         nn.init.zeros_(layers[-1].bias)

@@ -133,10 +133,12 @@ def _call(flow: TransformModule, arrays: Mapping[str, np.ndarray]) -> tuple[str,
         return "", {}
     try:
         arguments = json.loads(json.dumps(dict(flow.recipe.arguments)))
-        archive.check_arrays(arrays, _layout(_built(flow.recipe.builder, arguments, arrays)))
+        again = _built(flow.recipe.builder, arguments, arrays)
+        archive.check_arrays(arrays, _layout(again))
     except (TypeError, ValueError):  # an argument is a callable, or the flow was changed by hand
         return "", {}
-    return flow.recipe.builder, arguments
+    again.base = flow.base
+    return (flow.recipe.builder, arguments) if _outline(again) == _outline(flow) else ("", {})
 
 
 def _built(
@@ -149,6 +151,18 @@ def _built(
             return getattr(flows, builder)(**call)
     except Exception as error:
         raise ValueError(f"{builder} does not take its arguments: {error}") from error
+
+
+def _outline(flow: TransformModule) -> list[Any]:
+    """Return the settings of a flow and of all modules in it."""
+    return [
+        (
+            name,
+            type(module),
+            {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"},
+        )
+        for name, module in flow.named_modules()
+    ]
 
 
 def _check_flow(flow: Any, name: str) -> None:

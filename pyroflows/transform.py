@@ -50,14 +50,16 @@ class TransformModule(PyroTransformModule):
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
     `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
-    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base.
+    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. A layer with a
+    `context_dim` is given the context, `(*batch, context_dim)`, as a second argument of the two.
 
     Args:
         event_shape: an int or a tuple of ints.
         context_dim: size of the context vector; 0 for none.
 
     Attributes:
-        base: name of the base distribution that the flow was last fitted with.
+        base: name of the base distribution that the flow was last fitted with. Copies, pickles
+            and `save` keep it; torch's `state_dict` holds tensors alone.
 
     Examples:
         >>> import torch
@@ -95,14 +97,16 @@ class TransformModule(PyroTransformModule):
         """Map data to base: `(*batch, *event_shape)` to `(x, log|det dx/dy|)`."""
         raise NotImplementedError(f"{type(self).__name__} does not implement inverse_and_ladj")
 
-    # How a flow passes an event on. Layers that look at its parts or at the context override it.
+    # How a flow passes an event on. Layers that look at its parts override it.
 
     def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
-        y, ladj = self.forward_and_ladj(event.whole())
+        context = [event.context] if self.context_dim else []
+        y, ladj = self.forward_and_ladj(event.whole(), *context)
         return event.to(y), ladj
 
     def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
-        x, ladj = self.inverse_and_ladj(event.whole())
+        context = [event.context] if self.context_dim else []
+        x, ladj = self.inverse_and_ladj(event.whole(), *context)
         return event.to(x), ladj
 
     def _absorb(self, event: Event, first: bool) -> Event:
@@ -242,7 +246,9 @@ class TransformModule(PyroTransformModule):
         # As `parameters()` and `buffers()`, which take as long as a coupling.
         while modules:
             module = modules.pop()
-            if isinstance(module, PyroModule):  # its parameters may be random variables
+            # A PyroModule's parameters may be random variables, and a network or scale that is no
+            # module may look at anything.
+            if isinstance(module, PyroModule) or not vars(module).keys().isdisjoint(_FUNCTIONS):
                 return None
             tensors += [t for t in module._parameters.values() if t is not None]
             tensors += [t for t in module._buffers.values() if t is not None]
@@ -270,6 +276,8 @@ class TransformModule(PyroTransformModule):
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
+
+_FUNCTIONS = {"network", "scale"}
 
 # Registered, not inherited: PyroModule cannot take in a class whose metaclass is ABCMeta.
 ConditionalTransform.register(TransformModule)

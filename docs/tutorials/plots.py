@@ -63,13 +63,14 @@ def gallery(rows):
     fig, axes = plt.subplots(3, len(rows), figsize=(2.2 * len(rows), 6.6), squeeze=False)
     for column, (name, (data, samples, log_prob)) in zip(axes.T, rows.items(), strict=True):
         low, high = around(data)
-        cloud(column[0], data, DATA, name)
+        cloud(column[0], data, DATA)
+        column[0].set_title(name, fontsize=17)
         cloud(column[1], samples, SAMPLES)
         shade(column[2], low, high, log_prob(plane(low, high)[0]))
         for panel in column:
             frame(panel, low, high)
     for panel, label in zip(axes[:, 0], ("data", "samples", "density"), strict=True):
-        panel.set_ylabel(label)
+        panel.set_ylabel(label, fontsize=17)
     return fig
 
 
@@ -88,7 +89,7 @@ def clouds(panels, colours, window=None):
 def curves(result, label="validation"):
     """Draw the losses of a `FitResult` against the step."""
     fig, axes = plt.subplots(figsize=(7, 3.2))
-    axes.plot(result.losses, color="#b0bec5", lw=0.8, label="training batch")
+    axes.plot(result.losses, color="#90a4ae", lw=0.8, label="training batch")
     axes.plot(result.validation_steps, result.validation_losses, color=SAMPLES, lw=2, label=label)
     axes.set(xlabel="step", ylabel="nats per point")
     axes.legend()

@@ -490,6 +490,15 @@ def test_float32_by_default(name):
     assert x.dtype == flow_distribution(flow).log_prob(x).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@every_flow
+def test_half_precision(name, dtype):
+    flow = make(name).astype(dtype)
+    x = flow(normal((5, 3)).astype(dtype))
+    assert x.dtype == dtype
+    assert jnp.isfinite(flow_distribution(flow).log_prob(x)).all()
+
+
 @every_flow
 def test_types_are_not_weak(name):
     """Training would compile twice: an update makes a weak type strong."""
@@ -539,6 +548,27 @@ def test_a_layer_of_ones_own():
     assert "layers.0.slope" in flow.state_dict()
     with pytest.raises(NotImplementedError, match="forward_and_ladj"):
         TransformModule(2)(jnp.ones(2))
+
+
+class Turn(TransformModule):
+    """A layer that takes a context has it as a second argument."""
+
+    def __init__(self):
+        super().__init__(2, context_dim=1)
+
+    def forward_and_ladj(self, x, context):
+        return x + context, jnp.zeros_like((x + context)[..., 0])
+
+    def inverse_and_ladj(self, y, context):
+        return y - context, jnp.zeros_like((y - context)[..., 0])
+
+
+def test_a_layer_of_ones_own_sees_the_context():
+    for flow in (Turn(), Chain([Turn(), ActNorm(2)])):
+        y = flow.condition(jnp.array([[1.0], [2.0]]))(jnp.zeros(2))
+        assert_allclose(y, jnp.array([[1.0, 1.0], [2.0, 2.0]]))
+        back = flow.condition(jnp.array([2.0])).inv(y)
+        assert_allclose(back, jnp.array([[-1.0, -1.0], [0.0, 0.0]]))
 
 
 def test_no_side_effects_of_importing():

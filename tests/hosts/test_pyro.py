@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 
 import numpy as np
 import pyro
@@ -25,6 +26,7 @@ from pyroflows import (
     nice,
     realnvp,
 )
+from pyroflows.coupling import TanhScale, asinh
 
 FLOWS = {
     "nice": lambda **options: nice(3, layers=2, hidden=(8,), **options),
@@ -418,6 +420,44 @@ def test_replaced_modules_and_buffers_are_seen():
     assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
 
 
+def test_functions_of_ones_own_are_not_remembered():
+    """A scale function may look at what the flow does not know of."""
+    bound = torch.tensor(0.1)
+    flow = realnvp(3, scale=lambda r: bound * torch.tanh(r), init_scale=0.5).requires_grad_(False)
+    density = flow_distribution(flow)
+    x = density.sample((5,))
+    bound.add_(0.4)
+    assert_close(density.log_prob(x), density.log_prob(x.clone()))
+
+
+def test_couplings_share_no_scale_of_ones_own():
+    scale = TanhScale(2)
+    flow = glow(4, layers=3, scale=scale)
+    assert len({id(m) for m in flow.modules() if isinstance(m, TanhScale)} | {id(scale)}) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every_flow
+def test_half_precision(name, dtype):
+    flow = make(name).to(dtype)
+    x = flow_distribution(flow).sample((5,))
+    assert x.dtype == dtype
+    assert flow_distribution(flow).log_prob(x).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_asinh(dtype):
+    """From the smallest number to the largest, with both derivatives."""
+    largest = torch.finfo(dtype).max / 4
+    sizes = torch.logspace(-40, math.log10(largest), 400, dtype=torch.float64)
+    x = torch.cat([-sizes, sizes.new_zeros(1), sizes]).to(dtype).requires_grad_()
+    exact = x.detach().double()
+    eps = torch.finfo(dtype).eps
+    assert_close(asinh(x).double(), torch.asinh(exact), rtol=4 * eps, atol=1e-12 * eps)
+    (slope,) = torch.autograd.grad(asinh(x).sum(), x)
+    assert_close(slope.double(), (1 + exact**2).rsqrt(), rtol=8 * eps, atol=4 * eps)
+
+
 def test_the_memo_lets_go():
     """A sample that is dropped takes what was remembered with it."""
 
@@ -680,6 +720,27 @@ def test_a_layer_of_ones_own():
     assert "slope" in dict(flow.layers[0].named_parameters())
     with pytest.raises(NotImplementedError, match="forward_and_ladj"):
         TransformModule(2)(torch.ones(2))
+
+
+class Turn(TransformModule):
+    """A layer that takes a context has it as a second argument."""
+
+    def __init__(self):
+        super().__init__(2, context_dim=1)
+
+    def forward_and_ladj(self, x, context):
+        return x + context, torch.zeros_like((x + context)[..., 0])
+
+    def inverse_and_ladj(self, y, context):
+        return y - context, torch.zeros_like((y - context)[..., 0])
+
+
+def test_a_layer_of_ones_own_sees_the_context():
+    for flow in (Turn(), Chain([Turn(), ActNorm(2)])):
+        y = flow.condition(torch.tensor([[1.0], [2.0]]))(torch.zeros(2))
+        assert_close(y, torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
+        back = flow.condition(torch.tensor([2.0])).inv(y)
+        assert_close(back, torch.tensor([[-1.0, -1.0], [0.0, 0.0]]))
 
 
 def test_no_side_effects_of_importing():

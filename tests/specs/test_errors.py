@@ -161,6 +161,13 @@ def test_activations(wing, name):
         wing.new(name, 4, activation="sine")
 
 
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("hidden", [64, (64, 0), (8.5,), None], ids=str)
+def test_widths(wing, name, hidden):
+    with pytest.raises(ValueError, match="`hidden` is .*expected a sequence of positive ints"):
+        wing.new(name, 4, hidden=hidden)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("layers", [0, -3])
 def test_no_layers(wing, name, layers):

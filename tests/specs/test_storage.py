@@ -187,6 +187,18 @@ def test_a_flow_changed_by_hand(wing, path):
 
 
 @pytest.mark.parametrize(
+    ("inner", "setting", "value"),
+    [("layers.0", "squash", False), ("layers.0.scale", "limit", 0.5), ("layers.1", "eps", 0.5)],
+)
+def test_a_setting_changed_by_hand(wing, path, inner, setting, value):
+    flow = wing.new("realnvp", 3, layers=1, hidden=(4,), batch_norm=True)
+    flow = wing.with_setting(flow, inner, setting, value)
+    wing.package.save(flow, path)
+    assert about(path)["builder"] == ""
+    same(wing, flow, wing.package.load(path, like=flow))
+
+
+@pytest.mark.parametrize(
     "case", [SMALL, case("realnvp", 3, layers=2, batch_norm=True)], ids=["glow", "realnvp"]
 )
 def test_the_flag_of_initialization_travels(writer, wing, case, path):

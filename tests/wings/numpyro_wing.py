@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import optax
 
 import numpyro_flows
-from numpyro_flows.transform import trainable
+from numpyro_flows.transform import replace, trainable
 from tests.wings import base
 
 # The laws are checked in float64; what they build in float32 stays in it.
@@ -117,6 +117,16 @@ class NumPyroWing(base.Wing):
 
     def load(self, flow, state):
         return flow.load_state_dict(state)
+
+    def with_setting(self, flow, inner, setting, value):
+        """The flow, with a setting of the module named `inner` changed by hand."""
+
+        def module(node):
+            for name in inner.split("."):
+                node = node[int(name)] if name.isdigit() else getattr(node, name)
+            return node
+
+        return eqx.tree_at(module, flow, replace(module(flow), **{setting: value}))
 
     def copies(self, flow):
         return {"deepcopy": copy.deepcopy(flow), "pickle": pickle.loads(pickle.dumps(flow))}

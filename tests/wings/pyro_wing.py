@@ -60,6 +60,11 @@ class PyroWing(base.Wing):
         flow.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
         return flow
 
+    def with_setting(self, flow, inner, setting, value):
+        """The flow, with a setting of the module named `inner` changed by hand."""
+        setattr(flow.get_submodule(inner), setting, value)
+        return flow
+
     def copies(self, flow):
         return {"deepcopy": copy.deepcopy(flow), "pickle": pickle.loads(pickle.dumps(flow))}
 
