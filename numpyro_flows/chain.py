@@ -11,10 +11,6 @@ from jax import Array
 from numpyro_flows.partition import Partition
 from numpyro_flows.transform import Event, TransformModule, replace, run
 
-# Blocks per iteration of a scan: few enough for compile time not to grow with depth, enough for
-# XLA to fuse across blocks.
-UNROLL = 4
-
 
 class Chain(TransformModule):
     """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
@@ -145,7 +141,6 @@ class Stack(TransformModule):
             arrays,
             length=self.depth,  # blocks may have no arrays at all
             reverse=not forward,
-            unroll=min(UNROLL, self.depth),
         )
         return event.to(value, partition), ladj
 
