@@ -14,10 +14,19 @@ from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
 from numpyro_flows.flows import glow, nice, realnvp
-from numpyro_flows.linear import InvertibleLinear, Permutation
-from numpyro_flows.networks import DenseNet
+from numpyro_flows.image import Flatten, MultiScale, Squeeze
+from numpyro_flows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
+from numpyro_flows.networks import ConvNet, DenseNet, ResNet
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
-from numpyro_flows.partition import Partition, alternating, halves
+from numpyro_flows.partition import (
+    Checkerboard,
+    Partition,
+    alternating,
+    channels,
+    checkerboard,
+    halves,
+)
+from numpyro_flows.pixels import Logit, bits_per_dim, dequantize
 from numpyro_flows.storage import load, save
 from numpyro_flows.training import FitResult, fit
 from numpyro_flows.transform import TransformModule
@@ -28,17 +37,29 @@ __all__ = [
     "AffineCoupling",
     "BatchNorm",
     "Chain",
+    "Checkerboard",
+    "ConvNet",
     "DenseNet",
     "DiagonalScaling",
     "FitResult",
+    "Flatten",
     "FlowDistribution",
+    "InvertibleConv1x1",
     "InvertibleLinear",
+    "Logit",
+    "MultiScale",
     "Partition",
     "Permutation",
+    "ResNet",
+    "Squeeze",
     "Stack",
     "Standardization",
     "TransformModule",
     "alternating",
+    "bits_per_dim",
+    "channels",
+    "checkerboard",
+    "dequantize",
     "fit",
     "flow_distribution",
     "glow",

@@ -5,6 +5,7 @@ This module is the same in both wings, to the letter.
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,15 @@ ARGUMENTS = {
     "event_shape": int | tuple,
     "layers": int,
     "hidden": tuple,
+    "scales": int | type(None),
+    "levels": int | type(None),
+    "steps": int,
+    "blocks": int,
+    "channels": int,
+    "norm": str | type(None),
+    "coupling": str,
+    "learned_prior": bool,
+    "logit": float | int | type(None),
     "activation": str,
     "scale": str,
     "partition": str | tuple,
@@ -135,7 +145,11 @@ def check_call(
             raise ValueError(f"{builder} does not take {name:.80}={value!r:.80}")
         sizes += inner or ([value] if isinstance(value, int) else [])
     # Each layer has a network, and that has two arrays for each of its own layers.
-    matrices = call.get("layers", 1) * (len(call.get("hidden", ())) + 1)
+    depths = [call.get(name) or 1 for name in ("layers", "levels", "steps", "scales", "blocks")]
+    matrices = math.prod(depths) * (len(call.get("hidden", ())) + 1)
+    shape = call.get("event_shape")
+    if builder == "nice" and isinstance(shape, tuple):  # it sees images as vectors
+        sizes.append(math.prod(shape))
     numbers = sum(array.size for array in arrays.values())
     if 2 * matrices > len(arrays) or max(sizes, default=0) > numbers:
         raise ValueError(f"the arguments of {builder} ask for a larger flow than the file holds")

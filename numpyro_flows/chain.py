@@ -1,22 +1,26 @@
 """Transforms one after the other: a chain of layers, and a stack of blocks built alike."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpyro.distributions import constraints
 
+from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition
-from numpyro_flows.transform import Event, TransformModule, replace, run
+from numpyro_flows.transform import TransformModule, replace, run
 
 
 class Chain(TransformModule):
     """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
 
     Args:
-        layers: transforms of events of one shape, the one next to the base first.
+        layers: transforms, the one next to the base first; each takes the events that the one
+            before it gives.
 
     Raises:
         ValueError: where there are none, or where shapes or context sizes differ.
@@ -34,13 +38,25 @@ class Chain(TransformModule):
 
     def __init__(self, layers: Iterable[TransformModule]) -> None:
         layers = tuple(layers)
-        shape, context_dim = check_layers(layers)
-        super().__init__(shape, context_dim=context_dim)
+        context_dim = check_layers(layers)
+        super().__init__(
+            layers[-1].event_shape, base_shape=layers[0].base_shape, context_dim=context_dim
+        )
         self.layers = layers
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """What the first layer takes."""
+        return self.layers[0].domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """What the last layer gives."""
+        return self.layers[-1].codomain
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Apply the layers from the first to the last."""
-        return run(self, self._entry(x).value, None, True)
+        return run(self, self._entry(x, at_base=True).value, None, True)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Invert the layers from the last to the first."""
@@ -89,8 +105,10 @@ class Stack(TransformModule):
 
     def __init__(self, layers: Iterable[TransformModule]) -> None:
         layers = list(layers)
-        shape, context_dim = check_layers(layers)
-        super().__init__(shape, context_dim=context_dim)
+        context_dim = check_layers(layers)
+        super().__init__(
+            layers[-1].event_shape, base_shape=layers[0].base_shape, context_dim=context_dim
+        )
         arrays, static = zip(*(eqx.partition(layer, eqx.is_array) for layer in layers), strict=True)
         shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
         if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
@@ -108,7 +126,7 @@ class Stack(TransformModule):
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Apply the blocks from the first to the last."""
-        return run(self, self._entry(x).value, None, True)
+        return run(self, self._entry(x, at_base=True).value, None, True)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Invert the blocks from the last to the first."""
@@ -168,17 +186,30 @@ def _held(event: Event, partition: Partition | None) -> Any:
     return event.whole() if partition is None else event.parts(partition)
 
 
-def check_layers(layers: Sequence[Any]) -> tuple[tuple[int, ...], int]:
-    """Refuse layers that do not fit one another; return their event shape and context size."""
+def check_layers(layers: Sequence[Any]) -> int:
+    """Refuse layers that do not fit one another; return the size of their context."""
+    check_modules(layers, "layers")
+    for i, (layer, following) in enumerate(pairwise(layers)):
+        if layer.event_shape != following.base_shape:
+            raise ValueError(
+                f"`layers` do not fit: number {i} gives events of shape {layer.event_shape}, but "
+                f"number {i + 1} takes {following.base_shape}"
+            )
+    return check_context_dims(layers, "layers")
+
+
+def check_modules(layers: Sequence[Any], name: str) -> None:
+    """Refuse what is not a sequence of transforms."""
     if not layers:
-        raise ValueError("`layers` is empty, expected at least one transform")
+        raise ValueError(f"`{name}` is empty, expected at least one transform")
     for layer in layers:
         if not isinstance(layer, TransformModule):
-            raise TypeError(f"`layers` has a {type(layer).__name__}, expected TransformModules")
-    shapes = {layer.event_shape for layer in layers}
-    if len(shapes) > 1:
-        raise ValueError(f"`layers` transform events of different shapes: {sorted(shapes)}")
+            raise TypeError(f"`{name}` has a {type(layer).__name__}, expected TransformModules")
+
+
+def check_context_dims(layers: Sequence[Any], name: str) -> int:
+    """Return the size of the context that the layers take; 0 where they take none."""
     contexts = {layer.context_dim for layer in layers} - {0}
     if len(contexts) > 1:
-        raise ValueError(f"`layers` take contexts of different sizes: {sorted(contexts)}")
-    return layers[0].event_shape, max(contexts, default=0)
+        raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")
+    return max(contexts, default=0)

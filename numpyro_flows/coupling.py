@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_flows.networks import DenseNet
+from numpyro_flows.checks import as_event_shape
+from numpyro_flows.event import Event
+from numpyro_flows.networks import ConvNet, DenseNet
 from numpyro_flows.partition import Partition, as_partition
-from numpyro_flows.transform import Event, TransformModule
+from numpyro_flows.transform import TransformModule
 
 
 class TanhScale(eqx.Module):
-    """`log_scale = factor · tanh(r)` with a learned factor per coordinate (RealNVP, section 4.1).
+    """`log_scale = factor · tanh(r)` with learned factors (RealNVP, section 4.1).
 
     Args:
-        size: number of coordinates.
+        shape: shape of the factors: `(D,)`, one per coordinate, or `(C, 1, 1)`, one per channel.
         limit: bound that the factor approaches smoothly but never passes; None for none, as in
             the paper.
     """
@@ -26,9 +28,9 @@ class TanhScale(eqx.Module):
     weight: Array
     limit: float | None = eqx.field(static=True)
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         self.limit = limit
-        self.weight = jnp.full((size,), 1.0 if limit is None else min(1.0, limit), dtype=float)
+        self.weight = jnp.full(tuple(shape), 1.0 if limit is None else min(1.0, limit), dtype=float)
 
     @property
     def factor(self) -> Array:
@@ -50,13 +52,13 @@ class SigmoidScale(eqx.Module):
     """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
 
     Args:
-        size: number of coordinates; not used.
+        shape: not used.
         limit: bound on the distance from the value at `r = 0`; None for none.
     """
 
     limit: float | None = eqx.field(static=True)
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         self.limit = limit
 
     def __call__(self, r: Array) -> Array:
@@ -75,14 +77,14 @@ class ClampScale(eqx.Module):
     high-dimensional variational inference" (2024), section 4.1.
 
     Args:
-        size: number of coordinates; not used.
+        shape: not used.
         limit: a smaller bound for both sides; None for none.
     """
 
     upper: float = eqx.field(static=True)
     lower: float = eqx.field(static=True)
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         limit = math.inf if limit is None else limit
         self.upper, self.lower = min(0.1, limit), min(2.0, limit)
 
@@ -97,11 +99,11 @@ class ExpScale(eqx.Module):
     """`log_scale = r`: unbounded, the papers' formula.
 
     Args:
-        size: number of coordinates; not used.
+        shape: not used.
         limit: not used.
     """
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         pass
 
     def __call__(self, r: Array) -> Array:
@@ -156,11 +158,13 @@ class Coupling(TransformModule):
         context_dim: int = 0,
         key: Array,
     ) -> None:
-        super().__init__(event_shape, context_dim=context_dim)
-        self.partition = as_partition(partition, event_shape)
+        shape = as_event_shape(event_shape)
+        super().__init__(shape, context_dim=context_dim)
+        self.partition = as_partition(partition, shape)
         size_a, size_b = self.partition.sizes
+        net = DenseNet if len(shape) == 1 else ConvNet
         self.squash = squash
-        self.network = network or DenseNet(
+        self.network = network or net(
             size_a + context_dim,
             self.outputs * size_b,
             hidden,
@@ -187,18 +191,26 @@ class Coupling(TransformModule):
         # The network may see any function of the untouched part. asinh keeps far-out inputs from
         # driving the shift, and with it the rounding error, beyond what float32 holds.
         seen = jnp.arcsinh(a) if self.squash else a
+        axis, rank = self.partition.axis, len(self.event_shape)
         if context is not None and self.context_dim:
-            shape = (*seen.shape[:-1], self.context_dim)
-            context = jnp.broadcast_to(context.astype(seen.dtype), shape)
-            seen = jnp.concatenate([seen, context], axis=-1)
-        raw = jnp.vectorize(self.network, signature="(a)->(r)")(seen)
+            context = context.astype(seen.dtype)[(..., *[None] * (rank - 1))]
+            pixels = seen.shape[seen.ndim - rank + 1 :]
+            shape = (*seen.shape[:-rank], self.context_dim, *pixels)
+            seen = jnp.concatenate([seen, jnp.broadcast_to(context, shape)], axis=axis)
+        signature = "(a)->(r)" if rank == 1 else "(a,h,w)->(r,h,w)"
+        raw = jnp.vectorize(self.network, signature=signature)(seen)
         expected = self.outputs * self.partition.sizes[1]
-        if raw.shape[-1] != expected:
+        if raw.shape[axis] != expected:
             raise ValueError(
-                f"`network` gave {raw.shape[-1]} outputs, but this coupling needs {expected}: "
-                f"{self.outputs} for each of {self.partition.sizes[1]} transformed coordinates"
+                f"`network` gave {raw.shape[axis]} outputs, but this coupling needs {expected}: "
+                f"{self.outputs} for each of {self.partition.sizes[1]} transformed "
+                + ("coordinates" if rank == 1 else "channels")
             )
         return raw
+
+    def _unchanged(self, y: Array) -> Array:
+        """Return the log-determinant of a shift."""
+        return jnp.zeros_like(y, shape=y.shape[: y.ndim - len(self.event_shape)])
 
 
 class AdditiveCoupling(Coupling):
@@ -206,13 +218,15 @@ class AdditiveCoupling(Coupling):
 
     $$y_a = x_a, \qquad y_b = x_b + \mathrm{shift}(x_a), \qquad \log|\det dy/dx| = 0.$$
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
-        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
+            for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
         network: maps part a of one event, joined by the context, `(D_a + context_dim,)`, to the
-            shift `(D_b,)`, as Equinox's networks do. Default: a `DenseNet`.
+            shift `(D_b,)`, as Equinox's networks do; for images C in place of D, and `(H, W)`
+            after it. Default: a `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.
@@ -240,13 +254,13 @@ class AdditiveCoupling(Coupling):
 
     def _forward_event(self, event: Event) -> tuple[Event, Array]:
         a, b = event.parts(self.partition)
-        y = b + self._parameters_given(a, event.context)
-        return event.to((a, y), self.partition), jnp.zeros_like(y, shape=y.shape[:-1])
+        y = b + self.partition.only_b(self._parameters_given(a, event.context))
+        return event.to((a, y), self.partition), self._unchanged(y)
 
     def _inverse_event(self, event: Event) -> tuple[Event, Array]:
         a, b = event.parts(self.partition)
-        x = b - self._parameters_given(a, event.context)
-        return event.to((a, x), self.partition), jnp.zeros_like(x, shape=x.shape[:-1])
+        x = b - self.partition.only_b(self._parameters_given(a, event.context))
+        return event.to((a, x), self.partition), self._unchanged(x)
 
 
 class AffineCoupling(Coupling):
@@ -257,17 +271,19 @@ class AffineCoupling(Coupling):
 
     Shift and the number r behind the log-scale come out of one network, the shifts first.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
         scale: how r becomes the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
             (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
         limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
             A flow of L couplings holds its numbers best with about 4 / L.
-        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
+            for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
         network: maps part a of one event, joined by the context, `(D_a + context_dim,)`, to
-            `(2 D_b,)`, as Equinox's networks do. Default: a `DenseNet`.
+            `(2 D_b,)`, as Equinox's networks do; for images C in place of D, and `(H, W)` after
+            it. Default: a `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.
@@ -327,22 +343,27 @@ class AffineCoupling(Coupling):
                 raise ValueError(
                     f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
                 )
-            self.scale = SCALES[scale](self.partition.sizes[1], limit)
+            ones = [1] * (len(self.event_shape) - 1)  # one parameter for a channel of an image
+            self.scale = SCALES[scale]((self.partition.sizes[1], *ones), limit)
         else:
             self.scale = scale if isinstance(scale, eqx.Module) else FunctionScale(scale)
 
     def _shift_and_log_scale(self, a: Array, context: Array | None) -> tuple[Array, Array]:
-        shift, r = jnp.split(self._parameters_given(a, context), 2, axis=-1)
-        return shift, self.scale(r)
+        raw = self._parameters_given(a, context)
+        shift, r = jnp.split(raw, 2, axis=self.partition.axis)
+        return self.partition.only_b(shift), self.partition.only_b(self.scale(r))
 
     def _forward_event(self, event: Event) -> tuple[Event, Array]:
         a, b = event.parts(self.partition)
         shift, log_scale = self._shift_and_log_scale(a, event.context)
         y = b * jnp.exp(log_scale) + shift
-        return event.to((a, y), self.partition), log_scale.sum(-1)
+        return event.to((a, y), self.partition), self._sum(log_scale)
 
     def _inverse_event(self, event: Event) -> tuple[Event, Array]:
         a, b = event.parts(self.partition)
         shift, log_scale = self._shift_and_log_scale(a, event.context)
         x = (b - shift) * jnp.exp(-log_scale)
-        return event.to((a, x), self.partition), -log_scale.sum(-1)
+        return event.to((a, x), self.partition), -self._sum(log_scale)
+
+    def _sum(self, log_scale: Array) -> Array:
+        return log_scale.sum(tuple(range(-len(self.event_shape), 0)))

@@ -82,7 +82,7 @@ def flow_distribution(
         density = named_base(density, plain, temperature)
     elif traced or temperature != 1.0:
         raise ValueError("`temperature` is for the named bases; scale your own distribution")
-    check_shape(density.batch_shape + density.event_shape, flow.event_shape, "base")
+    check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 
 
@@ -95,9 +95,9 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> An
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
     arrays = filter(eqx.is_inexact_array, jax.tree.leaves(flow))
-    zeros = jnp.zeros(flow.event_shape, next(arrays, jnp.zeros(())).dtype)
+    zeros = jnp.zeros(flow.base_shape, next(arrays, jnp.zeros(())).dtype)
     base = BASES[name](zeros, jnp.full_like(zeros, temperature))
-    return base.to_event(len(flow.event_shape))
+    return base.to_event(len(flow.base_shape))
 
 
 def _is_traced(value: Any) -> bool:

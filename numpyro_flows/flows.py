@@ -1,7 +1,8 @@
-"""Builders: NICE, RealNVP and Glow for vectors, from one call."""
+"""Builders: NICE, RealNVP and Glow for vectors and for images, from one call."""
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,31 +13,54 @@ from jax import Array
 from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.checks import as_event_shape
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
+from numpyro_flows.image import Flatten
 from numpyro_flows.linear import InvertibleLinear
+from numpyro_flows.multiscale import glow_levels, positive, realnvp_levels
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import Partition, as_partition
+from numpyro_flows.pixels import Logit
 from numpyro_flows.transform import Recipe, TransformModule, replace
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0
 
 
-def builder(build: Callable[..., Chain]) -> Callable[..., Chain]:
-    """Let a builder note down on the flow how it was called, so that `save` can tell `load`."""
+def builder(
+    vectors: Sequence[str] = (), images: Sequence[str] = ()
+) -> Callable[[Callable[..., TransformModule]], Callable[..., TransformModule]]:
+    """Let a builder note down on the flow how it was called, so that `save` can tell `load`.
 
-    @functools.wraps(build)
-    def recorded(*args: Any, **kwargs: Any) -> Chain:
-        call = inspect.signature(build).bind(*args, **kwargs)
-        call.apply_defaults()
-        key = call.arguments.pop("key")
-        arguments = {name: _plain(value) for name, value in call.arguments.items()}
-        flow = build(**arguments, key=key)
-        return replace(flow, recipe=Recipe(build.__name__, tuple(arguments.items())))
+    Args:
+        vectors: the arguments that mean nothing for images.
+        images: the arguments that mean nothing for vectors.
+    """
 
-    return recorded
+    def decorate(build: Callable[..., TransformModule]) -> Callable[..., TransformModule]:
+        @functools.wraps(build)
+        def recorded(*args: Any, **kwargs: Any) -> TransformModule:
+            call = inspect.signature(build).bind(*args, **kwargs)
+            image = len(as_event_shape(call.arguments["event_shape"])) == 3
+            useless = vectors if image else images
+            for name in useless:
+                if name in call.arguments:
+                    kind, shape = ("vectors", "images")[not image], call.arguments["event_shape"]
+                    others = ", ".join(f"`{other}`" for other in (images if image else vectors))
+                    raise ValueError(
+                        f"`{name}` is for {kind}, but `event_shape` is {shape}: use {others}"
+                    )
+            call.apply_defaults()
+            key = call.arguments.pop("key")
+            given = {k: v for k, v in call.arguments.items() if k not in useless}
+            arguments = {name: _plain(value) for name, value in given.items()}
+            flow = build(**arguments, key=key)
+            return replace(flow, recipe=Recipe(build.__name__, tuple(arguments.items())))
+
+        return recorded
+
+    return decorate
 
 
-@builder
+@builder()
 def nice(
     event_shape: int | Sequence[int],
     *,
@@ -45,15 +69,16 @@ def nice(
     activation: str = "relu",
     partition: str | Sequence[bool] | Partition = "alternating",
     network: Callable[[int, int, Array], eqx.Module] | None = None,
+    logit: float | None = None,
     context_dim: int = 0,
     robust: bool = True,
     init_scale: float = 0.0,
     key: Array,
-) -> Chain:
+) -> TransformModule:
     """Build NICE: additive couplings that alternate, and a diagonal scaling next to the base.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, images that are seen as vectors.
         layers: number of couplings; the paper has four.
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
@@ -61,6 +86,7 @@ def nice(
             second coupling swaps its parts.
         network: makes a conditioner of one's own, given its numbers of inputs and outputs
             and a random key.
+        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
         robust: whether conditioners see asinh of their input; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
@@ -83,13 +109,14 @@ def nice(
         (3,)
     """
     shape = as_event_shape(event_shape)
-    partition = as_partition(partition, shape)
+    size = math.prod(shape)
+    partition = as_partition(partition, size)
 
     def coupling(index: int, key: Array) -> list[TransformModule]:
         part = partition.swap if index % 2 else partition
         return [
             AdditiveCoupling(
-                shape,
+                size,
                 partition=part,
                 network=_make(network, part, 1, context_dim, key),
                 hidden=hidden,
@@ -101,12 +128,15 @@ def nice(
             )
         ]
 
-    return Chain(
-        [DiagonalScaling(shape), *_in_pairs(coupling, layers, key), Standardization(shape)]
-    )
+    image = [Flatten(shape)] if len(shape) == 3 else []
+    layers_ = [DiagonalScaling(size), *_in_pairs(coupling, layers, key), *image]
+    return Chain([*layers_, *_data_end(shape, logit)])
 
 
-@builder
+@builder(
+    vectors=("layers", "hidden", "partition"),
+    images=("scales", "blocks", "channels", "norm"),
+)
 def realnvp(
     event_shape: int | Sequence[int],
     *,
@@ -115,27 +145,41 @@ def realnvp(
     activation: str = "relu",
     scale: str | Callable[..., Any] = "tanh",
     partition: str | Sequence[bool] | Partition = "halves",
+    scales: int | None = None,
+    blocks: int = 2,
+    channels: int = 32,
+    norm: str | None = None,
     network: Callable[[int, int, Array], eqx.Module] | None = None,
     batch_norm: bool = False,
+    logit: float | None = None,
     context_dim: int = 0,
     robust: bool = True,
     init_scale: float = 0.0,
     key: Array,
-) -> Chain:
-    """Build RealNVP: affine couplings that alternate.
+) -> TransformModule:
+    """Build RealNVP: affine couplings that alternate; for images, over several scales.
+
+    On images each scale has three couplings on a checkerboard, a `Squeeze`, three couplings on
+    channels, and passes half of the channels on; the last one has four on a checkerboard. The
+    width of the conditioners doubles from scale to scale.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
-        layers: number of couplings L.
-        hidden: widths of each conditioner's hidden layers.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`.
+        layers: vectors: number of couplings L.
+        hidden: vectors: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         scale: `"tanh"` (the paper's, with a learned factor), `"sigmoid"`, `"clamp"`, `"exp"` or a
             callable.
-        partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`; every second
-            coupling swaps its parts.
-        network: makes a conditioner of one's own, given its numbers of inputs and outputs
-            and a random key.
+        partition: vectors: `"halves"`, `"alternating"`, a boolean mask or a `Partition`; every
+            second coupling swaps its parts.
+        scales: images: number of scales; by default up to 3, as the size allows.
+        blocks: images: number of residual blocks of each `ResNet`.
+        channels: images: width of the residual networks of the first scale.
+        norm: images: normalisation within the residual networks, `"instance"` or None.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs (for
+            images of channels) and a random key.
         batch_norm: whether a `BatchNorm` follows each coupling.
+        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
         robust: whether each coupling's log-scales stay within 4 / L of their value at the start
             and conditioners see asinh of their input, which keeps deep flows invertible in float32
@@ -160,6 +204,24 @@ def realnvp(
         ()
     """
     shape = as_event_shape(event_shape)
+    if len(shape) == 3:
+        return realnvp_levels(
+            shape,
+            _data_end(shape, logit),
+            scales=scales,
+            network=network,
+            blocks=blocks,
+            width=channels,
+            norm=norm,
+            batch_norm=batch_norm,
+            activation=activation,
+            init_scale=init_scale,
+            budget=LOG_SCALE_BUDGET if robust else None,
+            scale=scale,
+            squash=robust,
+            context_dim=context_dim,
+            key=key,
+        )
     partition = as_partition(partition, shape)
 
     def coupling(index: int, key: Array) -> list[TransformModule]:
@@ -179,10 +241,13 @@ def realnvp(
         )
         return [layer, BatchNorm(shape)] if batch_norm else [layer]
 
-    return Chain([*_in_pairs(coupling, layers, key), Standardization(shape)])
+    return Chain([*_in_pairs(coupling, layers, key), *_data_end(shape, logit)])
 
 
-@builder
+@builder(
+    vectors=("layers", "hidden", "partition"),
+    images=("levels", "steps", "channels", "coupling", "learned_prior"),
+)
 def glow(
     event_shape: int | Sequence[int],
     *,
@@ -191,25 +256,40 @@ def glow(
     activation: str = "relu",
     scale: str | Callable[..., Any] = "sigmoid",
     partition: str | Sequence[bool] | Partition = "halves",
+    levels: int | None = None,
+    steps: int = 8,
+    channels: int = 64,
+    coupling: str = "affine",
+    learned_prior: bool = True,
     network: Callable[[int, int, Array], eqx.Module] | None = None,
+    logit: float | None = None,
     context_dim: int = 0,
     robust: bool = True,
     init_scale: float = 0.0,
     key: Array,
-) -> Chain:
-    """Build Glow on vectors: steps of ActNorm, InvertibleLinear and AffineCoupling.
+) -> TransformModule:
+    """Build Glow: steps of ActNorm, an invertible matrix and AffineCoupling.
 
-    The steps are named in the paper's order, from data to base.
+    The steps are named in the paper's order, from data to base. On vectors the matrix is an
+    `InvertibleLinear`. On images it is an `InvertibleConv1x1`, and each level squeezes the image,
+    takes `steps` steps and passes half of the channels on.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
-        layers: number of steps L.
-        hidden: widths of each conditioner's hidden layers.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, with even height and width.
+        layers: vectors: number of steps L.
+        hidden: vectors: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         scale: `"sigmoid"` (Glow's code), `"tanh"`, `"clamp"`, `"exp"` (the paper) or a callable.
-        partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
-        network: makes a conditioner of one's own, given its numbers of inputs and outputs
-            and a random key.
+        partition: vectors: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
+        levels: images: number of levels; by default up to 3, as the size allows.
+        steps: images: number of steps of each level, the paper's K.
+        channels: images: width of the convolutional networks.
+        coupling: images: `"affine"` or `"additive"`.
+        learned_prior: images: whether what is factored out gets a mean and a scale that are
+            functions of what goes on, and the last level those of an ActNorm.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs (for
+            images of channels) and a random key.
+        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
         robust: whether each coupling's log-scales stay within 4 / L of their value at the start
             and conditioners see asinh of their input; False for the paper's exact form.
@@ -217,7 +297,8 @@ def glow(
         key: random key of all weights.
 
     Returns:
-        The flow, with each matrix a random rotation; `fit` initialises each ActNorm from data.
+        The flow, with each matrix a random rotation; `fit` initialises each ActNorm from data. On
+        images it is a `MultiScale`.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.
@@ -234,11 +315,29 @@ def glow(
         (5, 3)
     """
     shape = as_event_shape(event_shape)
+    if len(shape) == 3:
+        return glow_levels(
+            shape,
+            _data_end(shape, logit),
+            levels=levels,
+            steps=steps,
+            network=network,
+            width=channels,
+            coupling=coupling,
+            learned_prior=learned_prior,
+            activation=activation,
+            init_scale=init_scale,
+            budget=LOG_SCALE_BUDGET if robust else None,
+            scale=scale,
+            squash=robust,
+            context_dim=context_dim,
+            key=key,
+        )
     partition = as_partition(partition, shape)
 
     def step(key: Array) -> Chain:
         net_key, linear_key = jax.random.split(key)
-        coupling = AffineCoupling(
+        layer = AffineCoupling(
             shape,
             scale=scale,
             limit=LOG_SCALE_BUDGET / layers if robust else None,
@@ -251,10 +350,16 @@ def glow(
             context_dim=context_dim,
             key=net_key,
         )
-        return Chain([coupling, InvertibleLinear(shape, key=linear_key), ActNorm(shape)])
+        return Chain([layer, InvertibleLinear(shape, key=linear_key), ActNorm(shape)])
 
-    keys = jax.random.split(key, _positive(layers))
-    return Chain([Stack([step(k) for k in keys]), Standardization(shape)])
+    keys = jax.random.split(key, positive("layers", layers))
+    return Chain([Stack([step(k) for k in keys]), *_data_end(shape, logit)])
+
+
+def _data_end(shape: tuple[int, ...], logit: float | None) -> list[TransformModule]:
+    """Return what every flow has next to the data."""
+    pixels = [] if logit is None else [Logit(shape, logit)]
+    return [Standardization(shape), *pixels]
 
 
 def _plain(value: Any) -> Any:
@@ -268,18 +373,12 @@ def _in_pairs(
     coupling: Callable[[int, Array], list[TransformModule]], layers: int, key: Array
 ) -> list[TransformModule]:
     """Stack couplings in pairs that swap their parts, and a last one by itself if there is."""
-    keys = jax.random.split(key, _positive(layers))
+    keys = jax.random.split(key, positive("layers", layers))
     blocks = [
         Chain(coupling(0, keys[i]) + coupling(1, keys[i + 1])) for i in range(0, layers - 1, 2)
     ]
     stack: list[TransformModule] = [Stack(blocks)] if blocks else []
     return stack + (coupling(0, keys[-1]) if layers % 2 else [])
-
-
-def _positive(layers: int) -> int:
-    if layers < 1:
-        raise ValueError(f"`layers` is {layers}, expected at least 1")
-    return layers
 
 
 def _make(

@@ -5,6 +5,7 @@ import functools
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -26,9 +27,11 @@ from numpyro_flows.batches import (
 from numpyro_flows.chain import Chain
 from numpyro_flows.checkpoint import Checkpoint
 from numpyro_flows.data import Rules
+from numpyro_flows.image import MultiScale
 from numpyro_flows.normalization import BatchNorm, Standardization
+from numpyro_flows.pixels import Logit
 from numpyro_flows.settings import History, Settings
-from numpyro_flows.transform import TransformModule, replace, trainable
+from numpyro_flows.transform import TransformModule, trainable
 
 # Steps in a row whose loss or gradient is not finite, after which training gives up.
 HOPELESS = 50
@@ -188,9 +191,11 @@ class Run:
         if self.settings.standardize:
             everything = self.train.all()
             rows = first[0] if everything is None else self.prepare(everything, AUGMENT_ALL, 0)[0]
-            layer = standardization(flow).standardize(rows)
-            if isinstance(flow, Chain):
-                flow = replace(flow, layers=(*flow.layers[:-1], layer))
+            layer, behind = standardization(flow)
+            for outer in behind:
+                rows = outer.inverse_and_ladj(jnp.asarray(rows))[0]
+            new = layer.standardize(rows)
+            flow = eqx.tree_at(lambda flow: standardization(flow)[0], flow, new)
         self.parameters, self.state = self.plan.split(flow.initialize(*first))
 
     def finish(self) -> History:
@@ -331,15 +336,30 @@ class Run:
             self.bar.set_postfix(text, refresh=False)
 
 
-def standardization(flow: TransformModule) -> Standardization:
-    """Return the layer that `standardize` sets, or say that there is none."""
-    last = flow.layers[-1] if isinstance(flow, Chain) else flow
-    if not isinstance(last, Standardization):
-        raise ValueError(
-            "`standardize` is true, but the flow's last layer is a "
-            f"{type(last).__name__}: append Standardization({flow.event_shape})"
-        )
-    return last
+def standardization(flow: TransformModule) -> tuple[Standardization, list[TransformModule]]:
+    """Return the layer that `standardize` sets and those behind it, or say that there is none."""
+    behind: list[TransformModule] = []
+    for layer in _from_data(flow):
+        if isinstance(layer, Standardization):
+            return layer, behind
+        behind.append(layer)
+        if not isinstance(layer, Logit):
+            break
+    raise ValueError(
+        "`standardize` is true, but the flow's last layer is a "
+        f"{type(behind[0]).__name__}: append Standardization({flow.event_shape})"
+    )
+
+
+def _from_data(flow: TransformModule) -> Iterator[TransformModule]:
+    """Go through the layers from the data's end."""
+    if isinstance(flow, MultiScale):
+        yield from _from_data(flow.levels[-1])
+    elif isinstance(flow, Chain):
+        for layer in reversed(flow.layers):
+            yield from _from_data(layer)
+    else:
+        yield flow
 
 
 def _filled(x: Any, size: int) -> Any:

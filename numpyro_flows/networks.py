@@ -1,5 +1,6 @@
 """Conditioner networks: the functions of the untouched part that a coupling evaluates."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -80,6 +81,204 @@ class DenseNet(eqx.Module):
         for layer in inner:
             x = activation(_linear(layer, x))
         return _linear(last, x)
+
+
+class ConvNet(eqx.Module):
+    """Glow's convolutional network: 3×3, 1×1 and 3×3, the last one starting as zero.
+
+    The last convolution's outputs are multiplied by `exp(3 · log_scale)` with a learned
+    `log_scale` per channel. Unlike in Glow's code, the convolutions within are not followed by
+    an ActNorm.
+
+    Shapes: `x` is `(in_channels, H, W)`, the result `(out_channels, H, W)`; use `jax.vmap` for a
+    batch, as with Equinox's networks.
+
+    Args:
+        in_channels: number of channels that are looked at, with those of the context.
+        out_channels: number of channels of the result.
+        hidden: numbers of channels in between; none for a single 3×3 convolution.
+        activation: as `DenseNet`'s.
+        init_scale: standard deviation of the last convolution's initial weights.
+        key: random key of the weights.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), sections 3.3 and 5; the code that came with
+        it for `log_scale`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import ConvNet
+        >>> ConvNet(3, 2, key=jax.random.key(0))(jnp.ones((3, 8, 8))).shape
+        (2, 8, 8)
+    """
+
+    layers: "tuple[Conv2d, ...]"
+    log_scale: Array
+    activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        activation: str = "relu",
+        init_scale: float = 0.0,
+        key: Array,
+    ) -> None:
+        self.activation = activation
+        activation_named(activation)
+        widths = [in_channels, *as_widths(hidden), out_channels]
+        sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
+        keys = jax.random.split(key, len(widths))
+        *inner, last = (
+            Conv2d(i, o, size, key=k)
+            for i, o, size, k in zip(widths[:-1], widths[1:], sizes, keys[1:], strict=True)
+        )
+        weight = init_scale * jax.random.normal(keys[0], last.weight.shape, last.weight.dtype)
+        start = (weight, jnp.zeros_like(last.bias))
+        self.layers = (*inner, eqx.tree_at(lambda conv: (conv.weight, conv.bias), last, start))
+        self.log_scale = jnp.zeros((out_channels, 1, 1))
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluate the network."""
+        activation = ACTIVATIONS[self.activation]
+        *inner, last = self.layers
+        for layer in inner:
+            x = activation(layer(x))
+        return last(x) * jnp.exp(3.0 * self.log_scale)
+
+
+class ResNet(eqx.Module):
+    """RealNVP's residual network: blocks of two 3×3 convolutions, their weights normalised.
+
+    A 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and a 1×1
+    convolution that starts as zero. Every kernel is `gain · v / ‖v‖`, the norm taken for each
+    output channel.
+
+    Shapes: as `ConvNet`'s.
+
+    Args:
+        in_channels: number of channels that are looked at, with those of the context.
+        out_channels: number of channels of the result.
+        channels: number of channels within.
+        blocks: number of residual blocks.
+        norm: `"instance"` to normalise each channel of each image before the activations, or None.
+        activation: as `DenseNet`'s.
+        init_scale: standard deviation of the last convolution's initial gains.
+        key: random key of the weights.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 4.1; Salimans and Kingma, "Weight normalization" (arXiv:1602.07868).
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import ResNet
+        >>> network = ResNet(3, 2, channels=8, blocks=1, key=jax.random.key(0))
+        >>> network(jnp.ones((3, 8, 8))).shape
+        (2, 8, 8)
+    """
+
+    first: "NormalizedConv2d"
+    blocks: "tuple[tuple[NormalizedConv2d, ...], ...]"
+    last: "NormalizedConv2d"
+    activation: str = eqx.field(static=True)
+    norm: str | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 32,
+        blocks: int = 2,
+        *,
+        norm: str | None = None,
+        activation: str = "relu",
+        init_scale: float = 0.0,
+        key: Array,
+    ) -> None:
+        self.activation, self.norm = activation, norm
+        activation_named(activation)
+        if norm not in (None, "instance"):
+            raise ValueError(f"`norm` is {norm!r}, expected 'instance' or None")
+        first, final, gain, *keys = jax.random.split(key, 3 + 2 * blocks)
+        self.first = NormalizedConv2d(in_channels, channels, 3, key=first)
+        self.blocks = tuple(
+            tuple(NormalizedConv2d(channels, channels, 3, key=k) for k in keys[2 * i : 2 * i + 2])
+            for i in range(blocks)
+        )
+        last = NormalizedConv2d(channels, out_channels, 1, key=final)
+        gains = init_scale * jax.random.normal(gain, last.gain.shape, last.gain.dtype)
+        start = (gains, jnp.zeros_like(last.bias))
+        self.last = eqx.tree_at(lambda conv: (conv.gain, conv.bias), last, start)
+
+    def __call__(self, x: Array) -> Array:
+        """Evaluate the network."""
+        x = self.first(x)
+        for block in self.blocks:
+            step = x
+            for layer in block:
+                step = layer(self._activated(step))
+            x = x + step
+        return self.last(self._activated(x))
+
+    def _activated(self, x: Array) -> Array:
+        if self.norm is not None:
+            centred = x - x.mean((-2, -1), keepdims=True)
+            variance = jnp.square(centred).mean((-2, -1), keepdims=True)
+            x = centred * jax.lax.rsqrt(variance + 1e-5)
+        return ACTIVATIONS[self.activation](x)
+
+
+class Conv2d(eqx.Module):
+    """A convolution of one image to an image of the same size."""
+
+    weight: Array
+    bias: Array
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, key: Array) -> None:
+        # PyTorch's start.
+        bound = 1.0 / math.sqrt(in_channels * size * size)
+        shape = (out_channels, in_channels, size, size)
+        weight_key, bias_key = jax.random.split(key)
+        self.weight = jax.random.uniform(weight_key, shape, minval=-bound, maxval=bound)
+        self.bias = jax.random.uniform(bias_key, (out_channels,), minval=-bound, maxval=bound)
+
+    def kernel(self) -> Array:
+        """The kernel `(out, in, size, size)`."""
+        return self.weight
+
+    def __call__(self, x: Array) -> Array:
+        """Apply the layer."""
+        kernel = self.kernel()
+        dtype = jnp.result_type(x, kernel)
+        # Channels last inside: XLA runs that faster on a CPU, and cancels inner transpositions.
+        y = jax.lax.conv_general_dilated(
+            x.astype(dtype).transpose(1, 2, 0)[None],
+            kernel.astype(dtype).transpose(2, 3, 1, 0),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return (y[0] + self.bias).transpose(2, 0, 1)
+
+
+class NormalizedConv2d(Conv2d):
+    """A convolution with weight normalisation: `gain · weight / ‖weight‖` for each output."""
+
+    gain: Array
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, key: Array) -> None:
+        super().__init__(in_channels, out_channels, size, key=key)
+        self.gain = self._norm()
+
+    def kernel(self) -> Array:
+        """The normalised kernel."""
+        return self.weight * (self.gain / self._norm())
+
+    def _norm(self) -> Array:
+        return jnp.sqrt(jnp.square(self.weight).sum((1, 2, 3), keepdims=True))
 
 
 def _linear(layer: eqx.nn.Linear, x: Array) -> Array:

@@ -7,7 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array, lax
 
-from numpyro_flows.transform import Event, TransformModule, replace
+from numpyro_flows.event import Event
+from numpyro_flows.transform import TransformModule, replace
 
 
 class Elementwise(TransformModule):
@@ -80,10 +81,11 @@ class ActNorm(Elementwise):
     coordinate; until then the layer is the identity. A coordinate that is constant in the batch
     keeps scale 1.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
 
     Args:
-        event_shape: D or `(D,)`.
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
@@ -102,8 +104,8 @@ class ActNorm(Elementwise):
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.loc = jnp.zeros(self.event_shape)
-        self.log_scale = jnp.zeros(self.event_shape)
+        self.loc = jnp.zeros(parameter_shape(self.event_shape))
+        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
         self.initialized = jnp.array(False)
 
     def _loc_and_log_scale(self) -> tuple[Array, Array]:
@@ -130,10 +132,11 @@ class Standardization(Elementwise):
 
     `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
 
     Args:
-        event_shape: D or `(D,)`.
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -150,8 +153,8 @@ class Standardization(Elementwise):
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.loc = jnp.zeros(self.event_shape)
-        self.log_scale = jnp.zeros(self.event_shape)
+        self.loc = jnp.zeros(parameter_shape(self.event_shape))
+        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
 
     def _loc_and_log_scale(self) -> tuple[Array, Array]:
         return lax.stop_gradient((self.loc, self.log_scale))
@@ -176,10 +179,11 @@ class BatchNorm(Elementwise):
     never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
     `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
 
     Args:
-        event_shape: D or `(D,)`.
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
         momentum: weight of the new batch in the running averages.
         eps: added to the variance.
 
@@ -210,8 +214,8 @@ class BatchNorm(Elementwise):
         if not 0 < momentum <= 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
         self.momentum, self.eps = momentum, eps
-        self.running_mean = jnp.zeros(self.event_shape)
-        self.running_var = jnp.ones(self.event_shape)
+        self.running_mean = jnp.zeros(parameter_shape(self.event_shape))
+        self.running_var = jnp.ones(parameter_shape(self.event_shape))
         self.initialized = jnp.array(False)
 
     def _loc_and_log_scale(self) -> tuple[Array, Array]:
@@ -237,12 +241,19 @@ class BatchNorm(Elementwise):
         return layer, layer._inverse_event(event.to(y))[0]
 
 
+def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is held for each coordinate of a vector or channel of an image."""
+    return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
+
+
 def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return mean and (biased) variance over the batch."""
+    """Return mean and (biased) variance over the batch, of images also over their pixels."""
     rows = x.reshape(-1, *event_shape)
-    # Relative to the first row: the variance of a constant is then 0 whatever the sum's rounding.
-    rest = rows - rows[:1]
-    return rows[0] + rest.mean(0), rest.var(0)
+    dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
+    first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
+    # Relative to the first: the variance of a constant is then 0 whatever the sum's rounding.
+    rest = rows - first
+    return (first + rest.mean(dims, keepdims=True))[0], rest.var(dims, keepdims=True)[0]
 
 
 def log_deviation(mean: Array, variance: Array) -> Array:

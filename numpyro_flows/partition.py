@@ -13,11 +13,13 @@ class Partition:
     """A split of a vector's coordinates into part `a`, which conditions, and part `b`.
 
     A coupling leaves `a` as it is and transforms `b` given `a`. Two partitions are equal when
-    their masks are.
+    their masks and axes are.
 
     Args:
         mask: one boolean per coordinate; true where the coordinate belongs to `a` (the ones of
             the binary mask b in RealNVP, section 3.4).
+        axis: the axis that is split, counted from the last: −1 for a vector's coordinates, −3 for
+            the channels of an image.
 
     Raises:
         ValueError: where the mask is not one-dimensional or leaves one of the parts empty.
@@ -32,11 +34,12 @@ class Partition:
         (False, True, False)
     """
 
-    def __init__(self, mask: Sequence[bool]) -> None:
+    def __init__(self, mask: Sequence[bool], axis: int = -1) -> None:
         mask = getattr(mask, "tolist", lambda: list(mask))()
         if any(isinstance(seen, list) for seen in mask) or not set(mask) <= {0, 1}:
             raise ValueError("`mask` must be a one-dimensional sequence of booleans")
         self.mask = tuple(bool(seen) for seen in mask)
+        self.axis = axis
         if len(set(self.mask)) < 2:
             raise ValueError(
                 f"`mask` of length {len(self.mask)} leaves one part empty, but a coupling needs a "
@@ -50,7 +53,7 @@ class Partition:
     def swap(self) -> "Partition":
         """The partition with the two parts exchanged; `p.swap.swap is p`."""
         if self._swap is None:
-            self._swap = Partition([not seen for seen in self.mask])
+            self._swap = Partition([not seen for seen in self.mask], self.axis)
             self._swap._swap = self
         return self._swap
 
@@ -61,31 +64,114 @@ class Partition:
 
     def split(self, x: Array) -> tuple[Array, Array]:
         """Split events `(*batch, D)` into the parts `(*batch, D_a)` and `(*batch, D_b)`."""
-        return _take(x, self._slices_a), _take(x, self._slices_b)
+        return self._take(x, self._slices_a), self._take(x, self._slices_b)
 
     def join(self, a: Array, b: Array) -> Array:
         """Put two parts together again: the inverse of `split`."""
-        pieces = []
-        starts = {True: 0, False: 0}
         if self._interleaved:
             first, second = (a, b) if self.mask[0] else (b, a)
-            pairs = jnp.stack([first[..., : second.shape[-1]], second], axis=-1)
-            even = pairs.reshape(*second.shape[:-1], 2 * second.shape[-1])
-            return jnp.concatenate([even, first[..., second.shape[-1] :]], axis=-1)
+            length = second.shape[self.axis]
+            pairs = jnp.stack([first[self._at(slice(0, length))], second], axis=self.axis)
+            shape = [*second.shape]
+            shape[self.axis] *= 2
+            rest = first[self._at(slice(length, None))]
+            return jnp.concatenate([pairs.reshape(shape), rest], axis=self.axis)
+        pieces = []
+        starts = {True: 0, False: 0}
         for seen, run in groupby(self.mask):
             part, start, length = (a if seen else b), starts[seen], len(list(run))
-            pieces.append(part[..., start : start + length])
+            pieces.append(part[self._at(slice(start, start + length))])
             starts[seen] = start + length
-        return jnp.concatenate(pieces, axis=-1)
+        return jnp.concatenate(pieces, axis=self.axis)
+
+    def only_b(self, values: Array) -> Array:
+        """Return values for part `b`, zero where they are for coordinates outside it."""
+        return values
+
+    def _take(self, x: Array, slices: list[slice]) -> Array:
+        pieces = [x[self._at(piece)] for piece in slices]
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=self.axis)
+
+    def _at(self, piece: slice) -> tuple[Any, ...]:
+        return (..., piece, *[slice(None)] * (-self.axis - 1))
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Partition) and self.mask == other.mask)
+        return self is other or (
+            isinstance(other, Partition) and (self.mask, self.axis) == (other.mask, other.axis)
+        )
 
     def __hash__(self) -> int:
-        return hash(self.mask)
+        return hash((self.mask, self.axis))
 
     def __repr__(self) -> str:
-        return f"Partition({''.join('ab'[not seen] for seen in self.mask)})"
+        return f"Partition({''.join('ab'[not seen] for seen in self.mask)}, axis={self.axis})"
+
+
+class Checkerboard(Partition):
+    """A split of an image's pixels by the colours of a checkerboard (RealNVP, section 3.4).
+
+    Both parts are images of the full size, with zeros where the pixels of the other belong.
+
+    Args:
+        event_shape: `(C, H, W)`.
+        even: whether part `a` has the pixels whose row and column add up to an even number.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import checkerboard
+        >>> partition = checkerboard((1, 2, 2))
+        >>> a, b = partition.split(jnp.array([[[1.0, 2.0], [3.0, 4.0]]]))
+        >>> a.tolist(), b.tolist()
+        ([[[1.0, 0.0], [0.0, 4.0]]], [[[0.0, 2.0], [3.0, 0.0]]])
+    """
+
+    def __init__(self, event_shape: Sequence[int], even: bool = True) -> None:
+        self.event_shape = image_shape(event_shape)
+        if self.event_shape[1:] == (1, 1):
+            raise ValueError(
+                f"`event_shape` is {self.event_shape}, but a checkerboard needs two pixels"
+            )
+        self.even = even
+        self.axis = -3
+
+    @property
+    def swap(self) -> "Checkerboard":
+        """The partition with the two parts exchanged."""
+        return Checkerboard(self.event_shape, not self.even)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of channels of part `a` and of part `b`."""
+        return self.event_shape[0], self.event_shape[0]
+
+    def split(self, x: Array) -> tuple[Array, Array]:
+        """Split images `(*batch, C, H, W)` into two of that shape, each zero where the other is."""
+        in_a, zero = self._in_a(), jnp.zeros((), x.dtype)
+        return jnp.where(in_a, x, zero), jnp.where(in_a, zero, x)
+
+    def join(self, a: Array, b: Array) -> Array:
+        """Put two parts together again: the inverse of `split`."""
+        return jnp.where(self._in_a(), a, b)
+
+    def only_b(self, values: Array) -> Array:
+        """Return values `(*batch, n, H, W)` for part `b`, zero at the pixels of part `a`."""
+        return jnp.where(self._in_a(), jnp.zeros((), values.dtype), values)
+
+    def _in_a(self) -> Array:
+        rows, columns = (jnp.arange(n) for n in self.event_shape[1:])
+        return (rows[:, None] + columns) % 2 == (0 if self.even else 1)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Checkerboard)
+            and (self.event_shape, self.even) == (other.event_shape, other.even)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.event_shape, self.even))
+
+    def __repr__(self) -> str:
+        return f"Checkerboard({self.event_shape}, even={self.even})"
 
 
 def halves(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
@@ -111,24 +197,61 @@ def alternating(event_shape: int | Sequence[int], swap: bool = False) -> Partiti
     return partition.swap if swap else partition
 
 
+def checkerboard(event_shape: Sequence[int], swap: bool = False) -> Checkerboard:
+    """The even pixels of an image condition, the odd ones are transformed (RealNVP, figure 3).
+
+    Args:
+        event_shape: `(C, H, W)`.
+        swap: whether to exchange the two parts.
+    """
+    return Checkerboard(event_shape, not swap)
+
+
+def channels(event_shape: Sequence[int], swap: bool = False) -> Partition:
+    """The first half of an image's channels conditions, the second is transformed.
+
+    Args:
+        event_shape: `(C, H, W)`, with at least two channels; `a` has `C // 2` of them.
+        swap: whether to exchange the two parts.
+    """
+    size = image_shape(event_shape)[0]
+    if size < 2:
+        raise ValueError(
+            f"`event_shape` is {tuple(event_shape)}, but to split its channels an image needs two: "
+            "use checkerboard, or a Squeeze, which makes four channels of one"
+        )
+    partition = Partition([i < size // 2 for i in range(size)], axis=-3)
+    return partition.swap if swap else partition
+
+
 PARTITIONS = {"halves": halves, "alternating": alternating}
+IMAGE_PARTITIONS = {"channels": channels, "checkerboard": checkerboard, "halves": channels}
 
 
 def as_partition(partition: Any, event_shape: int | Sequence[int]) -> Partition:
-    """Turn a name, a mask or a `Partition` into the `Partition` of an event of this shape."""
-    size = vector_size(event_shape)
+    """Turn a name, a mask or a partition into the partition of an event of this shape."""
+    image = isinstance(event_shape, Sequence) and len(event_shape) == 3
+    named: dict[str, Any] = IMAGE_PARTITIONS if image else PARTITIONS
+    shape = image_shape(event_shape) if image else (vector_size(event_shape),)
     if isinstance(partition, str):
-        if partition not in PARTITIONS:
+        if partition not in named:
             raise ValueError(
-                f"`partition` is {partition!r}, expected one of {sorted(PARTITIONS)}, "
+                f"`partition` is {partition!r}, expected one of {sorted(named)}, "
                 "a Partition or a boolean mask"
             )
-        return PARTITIONS[partition](size)
+        return named[partition](shape)
+    if isinstance(partition, Checkerboard):
+        if partition.event_shape != shape:
+            raise ValueError(
+                f"`partition` is of images {partition.event_shape}, but the event has shape {shape}"
+            )
+        return partition
     if not isinstance(partition, Partition):
-        partition = Partition(partition)
-    if len(partition.mask) != size:
+        partition = Partition(partition, axis=-len(shape))
+    if partition.axis != -len(shape) or len(partition.mask) != shape[0]:
         raise ValueError(
-            f"`partition` has {len(partition.mask)} coordinates, but the event has {size}"
+            f"`partition` has {len(partition.mask)} {_axis(partition.axis)}, but the event has "
+            f"{shape[0]} {_axis(-len(shape))}"
         )
     return partition
 
@@ -147,6 +270,18 @@ def vector_size(event_shape: int | Sequence[int]) -> int:
     return int(shape[0])
 
 
+def image_shape(event_shape: int | Sequence[int]) -> tuple[int, int, int]:
+    """Return the `(C, H, W)` of an image."""
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if len(shape) != 3:
+        raise ValueError(f"`event_shape` is {shape}, expected (C, H, W): an image")
+    return shape
+
+
+def _axis(axis: int) -> str:
+    return {-1: "coordinates", -3: "channels"}[axis]
+
+
 def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:
     """Write a part's coordinates as one strided slice if they are regular, else as runs."""
     index = [i for i, seen in enumerate(mask) if seen is part]
@@ -160,8 +295,3 @@ def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:
             runs.append(slice(start, stop))
         start = stop
     return runs
-
-
-def _take(x: Array, slices: list[slice]) -> Array:
-    pieces = [x[..., piece] for piece in slices]
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)

@@ -192,10 +192,10 @@ def _base(flow: TransformModule, base: Any) -> tuple[str, Any]:
     if isinstance(base, str):
         return base, named_base(base, flow)
     shapes = tuple(getattr(base, "batch_shape", ())), tuple(getattr(base, "event_shape", ()))
-    if not hasattr(base, "log_prob") or shapes != ((), flow.event_shape):
+    if not hasattr(base, "log_prob") or shapes != ((), flow.base_shape):
         raise ValueError(
             f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
-            f"() and event_shape {flow.event_shape}"
+            f"() and event_shape {flow.base_shape}"
         )
     return "custom", base
 

@@ -18,39 +18,11 @@ from numpyro_flows.checks import (
     check_finite,
     check_shape,
 )
+from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition
 
 Module = TypeVar("Module", bound=eqx.Module)
 Flow = TypeVar("Flow", bound="TransformModule")
-
-
-class Event(NamedTuple):
-    """An event on its way through a flow: whole, or as the two parts of a partition.
-
-    A run of couplings on one partition passes the parts on as they are, so that they are split
-    once before the run and joined once after it.
-    """
-
-    value: Any
-    partition: Partition | None = None
-    context: Array | None = None
-
-    def whole(self) -> Array:
-        """Return the event as one array."""
-        return self.value if self.partition is None else self.partition.join(*self.value)
-
-    def parts(self, partition: Partition) -> tuple[Array, Array]:
-        """Return the event as the two parts of `partition`."""
-        if self.partition is not None:
-            if self.partition == partition:
-                return self.value
-            if self.partition == partition.swap:
-                return self.value[1], self.value[0]
-        return partition.split(self.whole())
-
-    def to(self, value: Any, partition: Partition | None = None) -> "Event":
-        """Return the event with a new value and the same context."""
-        return Event(value, partition, self.context)
 
 
 class _HostTransform(Transform):
@@ -69,7 +41,8 @@ class TransformModule(eqx.Module, _HostTransform):
     `context_dim` is given the context, `(*batch, context_dim)`, as a second argument of the two.
 
     Args:
-        event_shape: an int or a tuple of ints.
+        event_shape: shape of the data's events, an int or a tuple of ints.
+        base_shape: shape of the base's events; by default the same.
         context_dim: size of the context vector; 0 for none.
 
     Attributes:
@@ -101,18 +74,26 @@ class TransformModule(eqx.Module, _HostTransform):
     buffers: ClassVar[tuple[str, ...]] = ()
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
+    base_shape: tuple[int, ...] = eqx.field(static=True)
     context_dim: int = eqx.field(static=True)
     base: str = eqx.field(static=True)
     recipe: "Recipe | None" = eqx.field(static=True)
 
-    def __init__(self, event_shape: int | Sequence[int], *, context_dim: int = 0) -> None:
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        base_shape: int | Sequence[int] | None = None,
+        context_dim: int = 0,
+    ) -> None:
         self.event_shape = as_event_shape(event_shape)
+        self.base_shape = self.event_shape if base_shape is None else as_event_shape(base_shape)
         self.context_dim = context_dim
         self.base = "normal"
         self.recipe = None
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Map base to data: `(*batch, *event_shape)` to `(y, log|det dy/dx|)`."""
+        """Map base to data: `(*batch, *base_shape)` to `(y, log|det dy/dx|)`."""
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
@@ -199,14 +180,15 @@ class TransformModule(eqx.Module, _HostTransform):
         """
         return Conditioned(self, context)
 
-    def _entry(self, x: Array, context: Array | None = None) -> Event:
+    def _entry(self, x: Array, context: Array | None = None, *, at_base: bool = False) -> Event:
         """Check an input and its context, and return them as the event that a flow passes on."""
-        x = check_event(x, self.event_shape)
+        event_shape = self.base_shape if at_base else self.event_shape
+        x = check_event(x, event_shape)
         if context is not None:
             check_context(context, self.context_dim)
-            batch = len(x.shape) - len(self.event_shape)
+            batch = len(x.shape) - len(event_shape)
             joint = jnp.broadcast_shapes(x.shape[:batch], context.shape[:-1])
-            x = jnp.broadcast_to(x, (*joint, *self.event_shape))
+            x = jnp.broadcast_to(x, (*joint, *event_shape))
         elif self.context_dim:
             raise ValueError(
                 f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
@@ -219,7 +201,7 @@ class TransformModule(eqx.Module, _HostTransform):
     @property
     def domain(self) -> constraints.Constraint:
         """Real events."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(constraints.real, len(self.base_shape))
 
     @property
     def codomain(self) -> constraints.Constraint:
@@ -228,11 +210,16 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the data that a base sample of this shape is mapped to."""
-        return check_shape(shape, self.event_shape)
+        return self._batch(shape, self.base_shape) + self.event_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the base sample that data of this shape is mapped to."""
-        return check_shape(shape, self.event_shape)
+        return self._batch(shape, self.event_shape) + self.base_shape
+
+    def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Check the shape of some events, and return its batch shape."""
+        shape = check_shape(shape, event_shape)
+        return shape[: len(shape) - len(event_shape)]
 
     @property
     def inv(self) -> Transform:
@@ -312,12 +299,23 @@ class Conditioned(TransformModule):
 
     def __init__(self, flow: TransformModule, context: Array) -> None:
         check_context(context, flow.context_dim)
-        super().__init__(flow.event_shape)
+        super().__init__(flow.event_shape, base_shape=flow.base_shape)
         self.flow, self.context, self.base = flow, context, flow.base
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """As the flow's."""
+        return self.flow.domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """As the flow's."""
+        return self.flow.codomain
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data, given the context."""
-        return run(self.flow, self.flow._entry(x, self.context).value, self.context, True)
+        x = self.flow._entry(x, self.context, at_base=True).value
+        return run(self.flow, x, self.context, True)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base, given the context."""
@@ -327,14 +325,9 @@ class Conditioned(TransformModule):
         flow, encoded = self.flow._absorb(self.flow._entry(event.whole(), self.context), first)
         return replace(self, flow=flow), event.to(encoded.whole())
 
-    def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the data: the batch shape is broadcast with the context's."""
-        shape = super().forward_shape(shape)
-        batch = len(shape) - len(self.event_shape)
-        joint = jnp.broadcast_shapes(shape[:batch], self.context.shape[:-1])
-        return joint + shape[batch:]
-
-    inverse_shape = forward_shape
+    def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        batch = super()._batch(shape, event_shape)
+        return jnp.broadcast_shapes(batch, self.context.shape[:-1])
 
 
 class Recipe(NamedTuple):

@@ -10,10 +10,12 @@ from pyroflows.chain import Chain, Stack
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.distribution import FlowDistribution, flow_distribution
 from pyroflows.flows import glow, nice, realnvp
-from pyroflows.linear import InvertibleLinear, Permutation
-from pyroflows.networks import DenseNet
+from pyroflows.image import Flatten, MultiScale, Squeeze
+from pyroflows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
+from pyroflows.networks import ConvNet, DenseNet, ResNet
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
-from pyroflows.partition import Partition, alternating, halves
+from pyroflows.partition import Checkerboard, Partition, alternating, channels, checkerboard, halves
+from pyroflows.pixels import Logit, bits_per_dim, dequantize
 from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import TransformModule
@@ -24,17 +26,29 @@ __all__ = [
     "AffineCoupling",
     "BatchNorm",
     "Chain",
+    "Checkerboard",
+    "ConvNet",
     "DenseNet",
     "DiagonalScaling",
     "FitResult",
+    "Flatten",
     "FlowDistribution",
+    "InvertibleConv1x1",
     "InvertibleLinear",
+    "Logit",
+    "MultiScale",
     "Partition",
     "Permutation",
+    "ResNet",
+    "Squeeze",
     "Stack",
     "Standardization",
     "TransformModule",
     "alternating",
+    "bits_per_dim",
+    "channels",
+    "checkerboard",
+    "dequantize",
     "fit",
     "flow_distribution",
     "glow",

@@ -1,18 +1,22 @@
 """Transforms one after the other: a chain of layers, and a stack of blocks built alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyroflows.transform import Event, TransformModule
+from pyroflows.event import Event
+from pyroflows.transform import TransformModule
 
 
 class Chain(TransformModule):
     """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
 
     Args:
-        layers: transforms of events of one shape, the one next to the base first.
+        layers: transforms, the one next to the base first; each takes the events that the one
+            before it gives.
 
     Raises:
         ValueError: where there are none, or where shapes or context sizes differ.
@@ -30,13 +34,25 @@ class Chain(TransformModule):
 
     def __init__(self, layers: Iterable[TransformModule]) -> None:
         layers = list(layers)
-        shape, context_dim = check_layers(layers)
-        super().__init__(shape, context_dim=context_dim)
+        context_dim = check_layers(layers)
+        super().__init__(
+            layers[-1].event_shape, base_shape=layers[0].base_shape, context_dim=context_dim
+        )
         self.layers = nn.ModuleList(layers)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """What the first layer takes."""
+        return self.layers[0].domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """What the last layer gives."""
+        return self.layers[-1].codomain
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the layers from the first to the last."""
-        event, ladj = self._forward_event(self._entry(x))
+        event, ladj = self._forward_event(self._entry(x, at_base=True))
         return event.whole(), ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,17 +97,30 @@ class Stack(Chain):
         return self.layers[index]
 
 
-def check_layers(layers: list[Any]) -> tuple[tuple[int, ...], int]:
-    """Refuse layers that do not fit one another; return their event shape and context size."""
+def check_layers(layers: Sequence[Any]) -> int:
+    """Refuse layers that do not fit one another; return the size of their context."""
+    check_modules(layers, "layers")
+    for i, (layer, following) in enumerate(pairwise(layers)):
+        if layer.event_shape != following.base_shape:
+            raise ValueError(
+                f"`layers` do not fit: number {i} gives events of shape {layer.event_shape}, but "
+                f"number {i + 1} takes {following.base_shape}"
+            )
+    return check_context_dims(layers, "layers")
+
+
+def check_modules(layers: Sequence[Any], name: str) -> None:
+    """Refuse what is not a sequence of transforms."""
     if not layers:
-        raise ValueError("`layers` is empty, expected at least one transform")
+        raise ValueError(f"`{name}` is empty, expected at least one transform")
     for layer in layers:
         if not isinstance(layer, TransformModule):
-            raise TypeError(f"`layers` has a {type(layer).__name__}, expected TransformModules")
-    shapes = {layer.event_shape for layer in layers}
-    if len(shapes) > 1:
-        raise ValueError(f"`layers` transform events of different shapes: {sorted(shapes)}")
+            raise TypeError(f"`{name}` has a {type(layer).__name__}, expected TransformModules")
+
+
+def check_context_dims(layers: Sequence[Any], name: str) -> int:
+    """Return the size of the context that the layers take; 0 where they take none."""
     contexts = {layer.context_dim for layer in layers} - {0}
     if len(contexts) > 1:
-        raise ValueError(f"`layers` take contexts of different sizes: {sorted(contexts)}")
-    return layers[0].event_shape, max(contexts, default=0)
+        raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")
+    return max(contexts, default=0)

@@ -8,24 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.networks import DenseNet
+from pyroflows.checks import as_event_shape
+from pyroflows.event import Event
+from pyroflows.networks import ConvNet, DenseNet
 from pyroflows.partition import as_partition
-from pyroflows.transform import Event, TransformModule
+from pyroflows.transform import TransformModule
 
 
 class TanhScale(nn.Module):
-    """`log_scale = factor · tanh(r)` with a learned factor per coordinate (RealNVP, section 4.1).
+    """`log_scale = factor · tanh(r)` with learned factors (RealNVP, section 4.1).
 
     Args:
-        size: number of coordinates.
+        shape: shape of the factors: `(D,)`, one per coordinate, or `(C, 1, 1)`, one per channel.
         limit: bound that the factor approaches smoothly but never passes; None for none, as in
             the paper.
     """
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()
         self.limit = limit
-        self.weight = nn.Parameter(torch.full((size,), 1.0 if limit is None else min(1.0, limit)))
+        self.weight = nn.Parameter(torch.full(shape, 1.0 if limit is None else min(1.0, limit)))
 
     @property
     def factor(self) -> Tensor:
@@ -49,11 +51,11 @@ class SigmoidScale(nn.Module):
     """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
 
     Args:
-        size: number of coordinates; not used.
+        shape: not used.
         limit: bound on the distance from the value at `r = 0`; None for none.
     """
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()
         self.limit = limit
 
@@ -73,11 +75,11 @@ class ClampScale(nn.Module):
     high-dimensional variational inference" (2024), section 4.1.
 
     Args:
-        size: number of coordinates; not used.
+        shape: not used.
         limit: a smaller bound for both sides; None for none.
     """
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()
         limit = math.inf if limit is None else limit
         self.upper, self.lower = min(0.1, limit), min(2.0, limit)
@@ -93,11 +95,11 @@ class ExpScale(nn.Module):
     """`log_scale = r`: unbounded, the papers' formula.
 
     Args:
-        size: number of coordinates; not used.
+        shape: not used.
         limit: not used.
     """
 
-    def __init__(self, size: int, limit: float | None = None) -> None:
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()
 
     def forward(self, r: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class Asinh(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        """Evaluate `sign(x) · log(|x| + √(1 + x²))`, for |x| up to 1e18: a square must not overflow."""
+        """Evaluate `sign(x) · log(|x| + √(1 + x²))`, |x| cut at 1e18 so that x² stays finite."""
         size = x.abs().clamp(max=1e18)
         root = torch.addcmul(size.new_ones(()), size, size).sqrt_()
         return size.add_(root).log_().copysign_(x)
@@ -167,11 +169,13 @@ class Coupling(TransformModule):
         squash: bool = True,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(event_shape, context_dim=context_dim)
-        self.partition = as_partition(partition, event_shape)
+        shape = as_event_shape(event_shape)
+        self.partition = as_partition(partition, shape)
         size_a, size_b = self.partition.sizes
+        net = DenseNet if len(shape) == 1 else ConvNet
+        super().__init__(shape, context_dim=context_dim)
         self.squash = squash
-        self.network = network or DenseNet(
+        self.network = network or net(
             size_a + context_dim,
             self.outputs * size_b,
             hidden,
@@ -194,17 +198,29 @@ class Coupling(TransformModule):
         # The network may see any function of the untouched part. asinh keeps far-out inputs from
         # driving the shift, and with it the rounding error, beyond what float32 holds.
         seen = asinh(a) if self.squash else a
+        axis, rank = self.partition.axis, len(self.event_shape)
         if context is not None and self.context_dim:
-            context = context.to(seen.dtype).expand(*seen.shape[:-1], self.context_dim)
-            seen = torch.cat([seen, context], dim=-1)
-        raw = self.network(seen)
+            context = context.to(seen.dtype)[(..., *[None] * (rank - 1))]
+            pixels = seen.shape[seen.ndim - rank + 1 :]
+            context = context.expand(*seen.shape[:-rank], self.context_dim, *pixels)
+            seen = torch.cat([seen, context], dim=axis)
+        if rank == 1:
+            raw = self.network(seen)
+        else:  # convolutions take one batch dimension
+            raw = self.network(seen.reshape(-1, *seen.shape[-rank:]))
+            raw = raw.reshape(*seen.shape[:-rank], *raw.shape[1:])
         expected = self.outputs * self.partition.sizes[1]
-        if raw.shape[-1] != expected:
+        if raw.shape[axis] != expected:
             raise ValueError(
-                f"`network` gave {raw.shape[-1]} outputs, but this coupling needs {expected}: "
-                f"{self.outputs} for each of {self.partition.sizes[1]} transformed coordinates"
+                f"`network` gave {raw.shape[axis]} outputs, but this coupling needs {expected}: "
+                f"{self.outputs} for each of {self.partition.sizes[1]} transformed "
+                + ("coordinates" if rank == 1 else "channels")
             )
         return raw
+
+    def _unchanged(self, y: Tensor) -> Tensor:
+        """Return the log-determinant of a shift."""
+        return y.new_zeros(()).expand(y.shape[: y.ndim - len(self.event_shape)])
 
 
 class AdditiveCoupling(Coupling):
@@ -212,13 +228,15 @@ class AdditiveCoupling(Coupling):
 
     $$y_a = x_a, \qquad y_b = x_b + \mathrm{shift}(x_a), \qquad \log|\det dy/dx| = 0.$$
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
-        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
+            for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
         network: module that maps part a, joined by the context, `(*batch, D_a + context_dim)`, to
-            the shift `(*batch, D_b)`. Default: a `DenseNet`.
+            the shift `(*batch, D_b)`; for images C in place of D, and `(H, W)` after it. Default:
+            a `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.
@@ -245,13 +263,13 @@ class AdditiveCoupling(Coupling):
 
     def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
         a, b = event.parts(self.partition)
-        y = b + self._parameters_given(a, event.context)
-        return event.to((a, y), self.partition), y.new_zeros(()).expand(y.shape[:-1])
+        y = b + self.partition.only_b(self._parameters_given(a, event.context))
+        return event.to((a, y), self.partition), self._unchanged(y)
 
     def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
         a, b = event.parts(self.partition)
-        x = b - self._parameters_given(a, event.context)
-        return event.to((a, x), self.partition), x.new_zeros(()).expand(x.shape[:-1])
+        x = b - self.partition.only_b(self._parameters_given(a, event.context))
+        return event.to((a, x), self.partition), self._unchanged(x)
 
 
 class AffineCoupling(Coupling):
@@ -262,17 +280,19 @@ class AffineCoupling(Coupling):
 
     Shift and the number r behind the log-scale come out of one network, the shifts first.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
         scale: how r becomes the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
             (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
         limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
             A flow of L couplings holds its numbers best with about 4 / L.
-        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`.
+        partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
+            for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
         network: module that maps part a, joined by the context, `(*batch, D_a + context_dim)`, to
-            `(*batch, 2 D_b)`. Default: a `DenseNet`.
+            `(*batch, 2 D_b)`; for images C in place of D, and `(H, W)` after it. Default: a
+            `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
         init_scale: standard deviation of the default network's last layer at the start.
@@ -327,21 +347,25 @@ class AffineCoupling(Coupling):
                 raise ValueError(
                     f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
                 )
-            scale = SCALES[scale](self.partition.sizes[1], limit)
+            ones = [1] * (len(self.event_shape) - 1)  # one parameter for a channel of an image
+            scale = SCALES[scale]((self.partition.sizes[1], *ones), limit)
         self.scale = scale
 
     def _shift_and_log_scale(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, r = self._parameters_given(a, context).chunk(2, dim=-1)
-        return shift, self.scale(r)
+        shift, r = self._parameters_given(a, context).chunk(2, dim=self.partition.axis)
+        return self.partition.only_b(shift), self.partition.only_b(self.scale(r))
 
     def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
         a, b = event.parts(self.partition)
         shift, log_scale = self._shift_and_log_scale(a, event.context)
         y = torch.addcmul(shift, b, log_scale.exp())
-        return event.to((a, y), self.partition), log_scale.sum(-1)
+        return event.to((a, y), self.partition), self._sum(log_scale)
 
     def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
         a, b = event.parts(self.partition)
         shift, log_scale = self._shift_and_log_scale(a, event.context)
         x = (b - shift) * (-log_scale).exp()
-        return event.to((a, x), self.partition), -log_scale.sum(-1)
+        return event.to((a, x), self.partition), -self._sum(log_scale)
+
+    def _sum(self, log_scale: Tensor) -> Tensor:
+        return log_scale.sum(tuple(range(-len(self.event_shape), 0)))

@@ -76,7 +76,7 @@ def flow_distribution(
         density = named_base(density, plain, temperature, validate_args=False)
     elif temperature != 1.0:
         raise ValueError("`temperature` is for the named bases; scale your own distribution")
-    check_shape(density.batch_shape + density.event_shape, flow.event_shape, "base")
+    check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 
 
@@ -92,10 +92,10 @@ def named_base(
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
     like = _example(flow)
     like = torch.zeros(()) if like is None else like
-    zeros = torch.zeros(flow.event_shape, dtype=like.dtype, device=like.device)
+    zeros = torch.zeros(flow.base_shape, dtype=like.dtype, device=like.device)
     scale = torch.full_like(zeros, temperature)
     base = BASES[name](zeros, scale, validate_args=validate_args)
-    return base.to_event(len(flow.event_shape))
+    return base.to_event(len(flow.base_shape))
 
 
 def _example(module: nn.Module) -> Tensor | None:

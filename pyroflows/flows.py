@@ -1,8 +1,9 @@
-"""Builders: NICE, RealNVP and Glow for vectors, from one call."""
+"""Builders: NICE, RealNVP and Glow for vectors and for images, from one call."""
 
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,31 +12,54 @@ from torch import nn
 from pyroflows.chain import Chain, Stack
 from pyroflows.checks import as_event_shape
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
+from pyroflows.image import Flatten
 from pyroflows.linear import InvertibleLinear
+from pyroflows.multiscale import glow_levels, positive, realnvp_levels
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, as_partition
+from pyroflows.pixels import Logit
 from pyroflows.transform import Recipe, TransformModule
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0
 
 
-def builder(build: Callable[..., Chain]) -> Callable[..., Chain]:
-    """Let a builder note down on the flow how it was called, so that `save` can tell `load`."""
+def builder(
+    vectors: Sequence[str] = (), images: Sequence[str] = ()
+) -> Callable[[Callable[..., TransformModule]], Callable[..., TransformModule]]:
+    """Let a builder note down on the flow how it was called, so that `save` can tell `load`.
 
-    @functools.wraps(build)
-    def recorded(*args: Any, **kwargs: Any) -> Chain:
-        call = inspect.signature(build).bind(*args, **kwargs)
-        call.apply_defaults()
-        arguments = {name: _plain(value) for name, value in call.arguments.items()}
-        flow = build(**arguments)
-        flow.recipe = Recipe(build.__name__, tuple(arguments.items()))
-        return flow
+    Args:
+        vectors: the arguments that mean nothing for images.
+        images: the arguments that mean nothing for vectors.
+    """
 
-    return recorded
+    def decorate(build: Callable[..., TransformModule]) -> Callable[..., TransformModule]:
+        @functools.wraps(build)
+        def recorded(*args: Any, **kwargs: Any) -> TransformModule:
+            call = inspect.signature(build).bind(*args, **kwargs)
+            image = len(as_event_shape(call.arguments["event_shape"])) == 3
+            useless = vectors if image else images
+            for name in useless:
+                if name in call.arguments:
+                    kind, shape = ("vectors", "images")[not image], call.arguments["event_shape"]
+                    others = ", ".join(f"`{other}`" for other in (images if image else vectors))
+                    raise ValueError(
+                        f"`{name}` is for {kind}, but `event_shape` is {shape}: use {others}"
+                    )
+            call.apply_defaults()
+            given = {k: v for k, v in call.arguments.items() if k not in useless}
+            arguments = {name: _plain(value) for name, value in given.items()}
+            flow = build(**arguments)
+            flow.recipe = Recipe(build.__name__, tuple(arguments.items()))
+            return flow
+
+        return recorded
+
+    return decorate
 
 
-@builder
+@builder()
 def nice(
     event_shape: int | Sequence[int],
     *,
@@ -44,20 +68,22 @@ def nice(
     activation: str = "relu",
     partition: str | Sequence[bool] | Partition = "alternating",
     network: Callable[[int, int], nn.Module] | None = None,
+    logit: float | None = None,
     context_dim: int = 0,
     robust: bool = True,
     init_scale: float = 0.0,
-) -> Chain:
+) -> TransformModule:
     """Build NICE: additive couplings that alternate, and a diagonal scaling next to the base.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, images that are seen as vectors.
         layers: number of couplings; the paper has four.
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         partition: `"alternating"` (the paper's), `"halves"`, a boolean mask or a `Partition`; every
             second coupling swaps its parts.
         network: makes a conditioner of one's own, given its numbers of inputs and outputs.
+        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
         robust: whether conditioners see asinh of their input; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
@@ -79,13 +105,14 @@ def nice(
         torch.Size([3])
     """
     shape = as_event_shape(event_shape)
-    partition = as_partition(partition, shape)
+    size = math.prod(shape)
+    partition = as_partition(partition, size)
 
     def coupling(index: int) -> list[TransformModule]:
         part = partition.swap if index % 2 else partition
         return [
             AdditiveCoupling(
-                shape,
+                size,
                 partition=part,
                 network=_make(network, part, 1, context_dim),
                 hidden=hidden,
@@ -96,10 +123,15 @@ def nice(
             )
         ]
 
-    return Chain([DiagonalScaling(shape), *_in_pairs(coupling, layers), Standardization(shape)])
+    image = [Flatten(shape)] if len(shape) == 3 else []
+    layers_ = [DiagonalScaling(size), *_in_pairs(coupling, layers), *image]
+    return Chain([*layers_, *_data_end(shape, logit)])
 
 
-@builder
+@builder(
+    vectors=("layers", "hidden", "partition"),
+    images=("scales", "blocks", "channels", "norm"),
+)
 def realnvp(
     event_shape: int | Sequence[int],
     *,
@@ -108,25 +140,40 @@ def realnvp(
     activation: str = "relu",
     scale: str | Callable[..., Any] = "tanh",
     partition: str | Sequence[bool] | Partition = "halves",
+    scales: int | None = None,
+    blocks: int = 2,
+    channels: int = 32,
+    norm: str | None = None,
     network: Callable[[int, int], nn.Module] | None = None,
     batch_norm: bool = False,
+    logit: float | None = None,
     context_dim: int = 0,
     robust: bool = True,
     init_scale: float = 0.0,
-) -> Chain:
-    """Build RealNVP: affine couplings that alternate.
+) -> TransformModule:
+    """Build RealNVP: affine couplings that alternate; for images, over several scales.
+
+    On images each scale has three couplings on a checkerboard, a `Squeeze`, three couplings on
+    channels, and passes half of the channels on; the last one has four on a checkerboard. The
+    width of the conditioners doubles from scale to scale.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
-        layers: number of couplings L.
-        hidden: widths of each conditioner's hidden layers.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`.
+        layers: vectors: number of couplings L.
+        hidden: vectors: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         scale: `"tanh"` (the paper's, with a learned factor), `"sigmoid"`, `"clamp"`, `"exp"` or a
             callable.
-        partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`; every second
-            coupling swaps its parts.
-        network: makes a conditioner of one's own, given its numbers of inputs and outputs.
+        partition: vectors: `"halves"`, `"alternating"`, a boolean mask or a `Partition`; every
+            second coupling swaps its parts.
+        scales: images: number of scales; by default up to 3, as the size allows.
+        blocks: images: number of residual blocks of each `ResNet`.
+        channels: images: width of the residual networks of the first scale.
+        norm: images: normalisation within the residual networks, `"instance"` or None.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs; for
+            images the numbers of channels.
         batch_norm: whether a `BatchNorm` follows each coupling.
+        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
         robust: whether each coupling's log-scales stay within 4 / L of their value at the start
             and conditioners see asinh of their input, which keeps deep flows invertible in float32
@@ -150,6 +197,23 @@ def realnvp(
         torch.Size([])
     """
     shape = as_event_shape(event_shape)
+    if len(shape) == 3:
+        return realnvp_levels(
+            shape,
+            _data_end(shape, logit),
+            scales=scales,
+            network=network,
+            blocks=blocks,
+            width=channels,
+            norm=norm,
+            batch_norm=batch_norm,
+            activation=activation,
+            init_scale=init_scale,
+            budget=LOG_SCALE_BUDGET if robust else None,
+            scale=scale,
+            squash=robust,
+            context_dim=context_dim,
+        )
     partition = as_partition(partition, shape)
 
     def coupling(index: int) -> list[TransformModule]:
@@ -168,10 +232,13 @@ def realnvp(
         )
         return [layer, BatchNorm(shape)] if batch_norm else [layer]
 
-    return Chain([*_in_pairs(coupling, layers), Standardization(shape)])
+    return Chain([*_in_pairs(coupling, layers), *_data_end(shape, logit)])
 
 
-@builder
+@builder(
+    vectors=("layers", "hidden", "partition"),
+    images=("levels", "steps", "channels", "coupling", "learned_prior"),
+)
 def glow(
     event_shape: int | Sequence[int],
     *,
@@ -180,30 +247,47 @@ def glow(
     activation: str = "relu",
     scale: str | Callable[..., Any] = "sigmoid",
     partition: str | Sequence[bool] | Partition = "halves",
+    levels: int | None = None,
+    steps: int = 8,
+    channels: int = 64,
+    coupling: str = "affine",
+    learned_prior: bool = True,
     network: Callable[[int, int], nn.Module] | None = None,
+    logit: float | None = None,
     context_dim: int = 0,
     robust: bool = True,
     init_scale: float = 0.0,
-) -> Chain:
-    """Build Glow on vectors: steps of ActNorm, InvertibleLinear and AffineCoupling.
+) -> TransformModule:
+    """Build Glow: steps of ActNorm, an invertible matrix and AffineCoupling.
 
-    The steps are named in the paper's order, from data to base.
+    The steps are named in the paper's order, from data to base. On vectors the matrix is an
+    `InvertibleLinear`. On images it is an `InvertibleConv1x1`, and each level squeezes the image,
+    takes `steps` steps and passes half of the channels on.
 
     Args:
-        event_shape: D or `(D,)`, at least 2.
-        layers: number of steps L.
-        hidden: widths of each conditioner's hidden layers.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, with even height and width.
+        layers: vectors: number of steps L.
+        hidden: vectors: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         scale: `"sigmoid"` (Glow's code), `"tanh"`, `"clamp"`, `"exp"` (the paper) or a callable.
-        partition: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
-        network: makes a conditioner of one's own, given its numbers of inputs and outputs.
+        partition: vectors: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
+        levels: images: number of levels; by default up to 3, as the size allows.
+        steps: images: number of steps of each level, the paper's K.
+        channels: images: width of the convolutional networks.
+        coupling: images: `"affine"` or `"additive"`.
+        learned_prior: images: whether what is factored out gets a mean and a scale that are
+            functions of what goes on, and the last level those of an ActNorm.
+        network: makes a conditioner of one's own, given its numbers of inputs and outputs; for
+            images the numbers of channels.
+        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
         robust: whether each coupling's log-scales stay within 4 / L of their value at the start
             and conditioners see asinh of their input; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
-        The flow, with each matrix a random rotation; `fit` initialises each ActNorm from data.
+        The flow, with each matrix a random rotation; `fit` initialises each ActNorm from data. On
+        images it is a `MultiScale`.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.
@@ -219,10 +303,27 @@ def glow(
         torch.Size([5, 3])
     """
     shape = as_event_shape(event_shape)
+    if len(shape) == 3:
+        return glow_levels(
+            shape,
+            _data_end(shape, logit),
+            levels=levels,
+            steps=steps,
+            network=network,
+            width=channels,
+            coupling=coupling,
+            learned_prior=learned_prior,
+            activation=activation,
+            init_scale=init_scale,
+            budget=LOG_SCALE_BUDGET if robust else None,
+            scale=scale,
+            squash=robust,
+            context_dim=context_dim,
+        )
     partition = as_partition(partition, shape)
 
     def step() -> Chain:
-        coupling = AffineCoupling(
+        layer = AffineCoupling(
             shape,
             scale=copy.deepcopy(scale),  # a module of its own for each coupling
             limit=LOG_SCALE_BUDGET / layers if robust else None,
@@ -234,9 +335,16 @@ def glow(
             squash=robust,
             context_dim=context_dim,
         )
-        return Chain([coupling, InvertibleLinear(shape), ActNorm(shape)])
+        return Chain([layer, InvertibleLinear(shape), ActNorm(shape)])
 
-    return Chain([Stack([step() for _ in range(_positive(layers))]), Standardization(shape)])
+    steps_ = Stack([step() for _ in range(positive("layers", layers))])
+    return Chain([steps_, *_data_end(shape, logit)])
+
+
+def _data_end(shape: tuple[int, ...], logit: float | None) -> list[TransformModule]:
+    """Return what every flow has next to the data."""
+    pixels = [] if logit is None else [Logit(shape, logit)]
+    return [Standardization(shape), *pixels]
 
 
 def _plain(value: Any) -> Any:
@@ -250,15 +358,9 @@ def _in_pairs(
     coupling: Callable[[int], list[TransformModule]], layers: int
 ) -> list[TransformModule]:
     """Stack couplings in pairs that swap their parts, and a last one by itself if there is."""
-    pairs, single = divmod(_positive(layers), 2)
+    pairs, single = divmod(positive("layers", layers), 2)
     stack = [Stack([Chain(coupling(0) + coupling(1)) for _ in range(pairs)])] if pairs else []
     return stack + (coupling(0) if single else [])
-
-
-def _positive(layers: int) -> int:
-    if layers < 1:
-        raise ValueError(f"`layers` is {layers}, expected at least 1")
-    return layers
 
 
 def _make(

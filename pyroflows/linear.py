@@ -1,9 +1,11 @@
 """Layers that mix coordinates: a fixed permutation, and a learned matrix (Glow, section 3.2)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyroflows.transform import TransformModule
 
@@ -50,7 +52,58 @@ class Permutation(TransformModule):
         return y[..., self.permutation.argsort()], y.new_zeros(()).expand(y.shape[:-1])
 
 
-class InvertibleLinear(TransformModule):
+class PLU(TransformModule):
+    """What the two layers below share: the matrix and its factors.
+
+    To be subclassed, not used.
+    """
+
+    permutation: Tensor
+    signs: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int], rank: int, expected: str) -> None:
+        super().__init__(event_shape)
+        if len(self.event_shape) != rank:
+            raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
+        size = self.event_shape[0]
+        rotation = torch.linalg.qr(torch.randn(size, size)).Q
+        p, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_diagonal = nn.Parameter(diagonal.abs().log())
+        self.register_buffer("permutation", p.argmax(1))
+        self.register_buffer("signs", diagonal.sign().to(torch.int64))
+
+    def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return L and U with their diagonals."""
+        eye = torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
+        lower = self.lower.tril(-1) + eye
+        upper = self.upper.triu(1) + torch.diag(self.signs * self.log_diagonal.exp())
+        return lower.to(dtype), upper.to(dtype)
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        """Return W = P L U."""
+        lower, upper = self._triangles(dtype)
+        return (lower @ upper)[self.permutation]
+
+    def _solve(self, rows: Tensor) -> Tensor:
+        """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
+        # PyTorch solves no systems in half precision.
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        lower, upper = self._triangles(dtype)
+        y = rows[:, self.permutation.argsort()].to(dtype)
+        y = torch.linalg.solve_triangular(lower.mT, y, upper=True, left=False, unitriangular=True)
+        y = torch.linalg.solve_triangular(upper.mT, y, upper=False, left=False)
+        return y.to(rows.dtype)
+
+    def _ladj(self, x: Tensor) -> Tensor:
+        pixels = math.prod(self.event_shape[1:])
+        ladj = -pixels * self.log_diagonal.sum().to(x.dtype)
+        return ladj.expand(x.shape[: x.ndim - len(self.event_shape)])
+
+
+class InvertibleLinear(PLU):
     r"""A learned invertible matrix between all coordinates: Glow's 1×1 convolution for vectors.
 
     $$x = W y, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
@@ -77,47 +130,58 @@ class InvertibleLinear(TransformModule):
         True
     """
 
-    permutation: Tensor
-    signs: Tensor
-
     def __init__(self, event_shape: int | Sequence[int]) -> None:
-        super().__init__(event_shape)
-        if len(self.event_shape) != 1:
-            raise ValueError(f"`event_shape` is {self.event_shape}, expected an int or (D,)")
-        rotation = torch.linalg.qr(torch.randn(*self.event_shape, *self.event_shape)).Q
-        p, lower, upper = torch.linalg.lu(rotation)
-        diagonal = upper.diagonal()
-        self.lower = nn.Parameter(lower.tril(-1))
-        self.upper = nn.Parameter(upper.triu(1))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log())
-        self.register_buffer("permutation", p.argmax(1))
-        self.register_buffer("signs", diagonal.sign().to(torch.int64))
-
-    def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return L and U with their diagonals."""
-        eye = torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + eye
-        upper = self.upper.triu(1) + torch.diag(self.signs * self.log_diagonal.exp())
-        return lower.to(dtype), upper.to(dtype)
+        super().__init__(event_shape, 1, "an int or (D,)")
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data: two triangular solves."""
         self._entry(x)
-        # PyTorch solves no systems in half precision.
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        lower, upper = self._triangles(dtype)
-        # Rows are events, so the systems are solved from the right: y = x W^-T.
-        y = x[..., self.permutation.argsort()].reshape(-1, *self.event_shape).to(dtype)
-        y = torch.linalg.solve_triangular(lower.mT, y, upper=True, left=False, unitriangular=True)
-        y = torch.linalg.solve_triangular(upper.mT, y, upper=False, left=False)
-        return y.reshape(x.shape).to(x.dtype), self._ladj(x)
+        return self._solve(x.reshape(-1, *self.event_shape)).reshape(x.shape), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a matrix product."""
         self._entry(y)
-        lower, upper = self._triangles(y.dtype)
-        x = y @ (lower @ upper).mT
-        return x[..., self.permutation], -self._ladj(y)
+        return y @ self._matrix(y.dtype).mT, -self._ladj(y)
 
-    def _ladj(self, x: Tensor) -> Tensor:
-        return -self.log_diagonal.sum().to(x.dtype).expand(x.shape[:-1])
+
+class InvertibleConv1x1(PLU):
+    r"""Glow's invertible 1×1 convolution: one learned matrix between the channels of each pixel.
+
+    $$x_{hw} = W y_{hw}, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
+    \log|\det dy/dx| = -H W' \sum_j d_j$$
+
+    for images of height H and width W'. All else is as in `InvertibleLinear`.
+
+    Shapes: `(*batch, C, H, W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: `(C, H, W)`.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 9 to 11.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import InvertibleConv1x1
+        >>> layer = InvertibleConv1x1((3, 2, 2))
+        >>> image = torch.ones(3, 2, 2)
+        >>> torch.allclose(layer.inv(layer(image)), image, atol=1e-5)
+        True
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape, 3, "(C, H, W)")
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data: two triangular solves for each pixel."""
+        self._entry(x)
+        pixels = x.movedim(-3, -1)
+        y = self._solve(pixels.reshape(-1, self.event_shape[0]))
+        return y.reshape(pixels.shape).movedim(-1, -3), self._ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base: a 1×1 convolution."""
+        self._entry(y)
+        kernel = self._matrix(y.dtype)[:, :, None, None]
+        x = F.conv2d(y.reshape(-1, *self.event_shape), kernel)
+        return x.reshape(y.shape), -self._ladj(y)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from pyroflows.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part, Pr
 from pyroflows.chain import Chain
 from pyroflows.checkpoint import Checkpoint
 from pyroflows.data import Rules
+from pyroflows.image import MultiScale
 from pyroflows.normalization import BatchNorm, Standardization
+from pyroflows.pixels import Logit
 from pyroflows.settings import History, Settings
 from pyroflows.transform import TransformModule
 
@@ -63,7 +65,10 @@ class Run:
             rows = first[0] if everything is None else self.prepare(everything, AUGMENT_ALL)[0]
         # All has been checked; here the first thing changes.
         if rows is not None:
-            standardization(self.flow).standardize(rows)
+            layer, behind = standardization(self.flow)
+            for outer in behind:
+                rows = outer.inverse_and_ladj(rows)[0]
+            layer.standardize(rows)
         if saved is None:
             self.flow.initialize(*first)
         else:
@@ -235,15 +240,30 @@ class Run:
             self.bar.set_postfix(text, refresh=False)
 
 
-def standardization(flow: TransformModule) -> Standardization:
-    """Return the layer that `standardize` sets, or say that there is none."""
-    last = flow.layers[-1] if isinstance(flow, Chain) else flow
-    if not isinstance(last, Standardization):
-        raise ValueError(
-            "`standardize` is true, but the flow's last layer is a "
-            f"{type(last).__name__}: append Standardization({flow.event_shape})"
-        )
-    return last
+def standardization(flow: TransformModule) -> tuple[Standardization, list[TransformModule]]:
+    """Return the layer that `standardize` sets and those behind it, or say that there is none."""
+    behind: list[TransformModule] = []
+    for layer in _from_data(flow):
+        if isinstance(layer, Standardization):
+            return layer, behind
+        behind.append(layer)
+        if not isinstance(layer, Logit):
+            break
+    raise ValueError(
+        "`standardize` is true, but the flow's last layer is a "
+        f"{type(behind[0]).__name__}: append Standardization({flow.event_shape})"
+    )
+
+
+def _from_data(flow: TransformModule) -> Iterator[TransformModule]:
+    """Go through the layers from the data's end."""
+    if isinstance(flow, MultiScale):
+        yield from _from_data(flow.levels[-1])
+    elif isinstance(flow, Chain):
+        for layer in reversed(flow.layers):
+            yield from _from_data(layer)
+    else:
+        yield flow
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """Conditioner networks: the functions of the untouched part that a coupling evaluates."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,3 +80,160 @@ class Linear(nn.Linear):
         """Apply the layer."""
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class ConvNet(nn.Module):
+    """Glow's convolutional network: 3×3, 1×1 and 3×3, the last one starting as zero.
+
+    The last convolution's outputs are multiplied by `exp(3 · log_scale)` with a learned
+    `log_scale` per channel. Unlike in Glow's code, the convolutions within are not followed by
+    an ActNorm.
+
+    Shapes: `x` is `(*batch, in_channels, H, W)` with at most one batch dimension, the result
+    `(*batch, out_channels, H, W)`. The network computes in the dtype of `x`.
+
+    Args:
+        in_channels: number of channels that are looked at, with those of the context.
+        out_channels: number of channels of the result.
+        hidden: numbers of channels in between; none for a single 3×3 convolution.
+        activation: as `DenseNet`'s.
+        init_scale: standard deviation of the last convolution's initial weights.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), sections 3.3 and 5; the code that came with
+        it for `log_scale`.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import ConvNet
+        >>> ConvNet(3, 2)(torch.ones(5, 3, 8, 8)).shape
+        torch.Size([5, 2, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        activation: str = "relu",
+        init_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        activation_named(activation)
+        widths = [in_channels, *as_widths(hidden), out_channels]
+        sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
+        layers = [Conv2d(i, o, k) for i, o, k in zip(widths[:-1], widths[1:], sizes, strict=True)]
+        nn.init.normal_(layers[-1].weight, std=init_scale)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
+        self.log_scale = nn.Parameter(torch.zeros(out_channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the network."""
+        activation = ACTIVATIONS[self.activation]
+        *inner, last = self.layers
+        for layer in inner:
+            x = activation(layer(x))
+        return last(x) * (3.0 * self.log_scale).exp().to(x.dtype)
+
+
+class ResNet(nn.Module):
+    """RealNVP's residual network: blocks of two 3×3 convolutions, their weights normalised.
+
+    A 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and a 1×1
+    convolution that starts as zero. Every kernel is `gain · v / ‖v‖`, the norm taken for each
+    output channel.
+
+    Shapes: as `ConvNet`'s.
+
+    Args:
+        in_channels: number of channels that are looked at, with those of the context.
+        out_channels: number of channels of the result.
+        channels: number of channels within.
+        blocks: number of residual blocks.
+        norm: `"instance"` to normalise each channel of each image before the activations, or None.
+        activation: as `DenseNet`'s.
+        init_scale: standard deviation of the last convolution's initial gains.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 4.1; Salimans and Kingma, "Weight normalization" (arXiv:1602.07868).
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import ResNet
+        >>> ResNet(3, 2, channels=8, blocks=1)(torch.ones(5, 3, 8, 8)).shape
+        torch.Size([5, 2, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 32,
+        blocks: int = 2,
+        *,
+        norm: str | None = None,
+        activation: str = "relu",
+        init_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.activation, self.norm = activation, norm
+        activation_named(activation)
+        if norm not in (None, "instance"):
+            raise ValueError(f"`norm` is {norm!r}, expected 'instance' or None")
+        self.first = NormalizedConv2d(in_channels, channels, 3)
+        self.blocks: Any = nn.ModuleList(
+            nn.ModuleList(NormalizedConv2d(channels, channels, 3) for _ in range(2))
+            for _ in range(blocks)
+        )
+        self.last = NormalizedConv2d(channels, out_channels, 1)
+        nn.init.normal_(self.last.gain, std=init_scale)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the network."""
+        x = self.first(x)
+        for block in self.blocks:
+            step = x
+            for layer in block:
+                step = layer(self._activated(step))
+            x = x + step
+        return self.last(self._activated(x))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](x if self.norm is None else F.instance_norm(x))
+
+
+class Conv2d(nn.Conv2d):
+    """PyTorch's convolution to images of the same size, computing in the dtype of its input."""
+
+    bias: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__(in_channels, out_channels, size, padding=size // 2)
+
+    def kernel(self) -> Tensor:
+        """The kernel `(out, in, size, size)`."""
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        return self._conv_forward(input, self.kernel().to(input.dtype), self.bias.to(input.dtype))
+
+
+class NormalizedConv2d(Conv2d):
+    """A convolution with weight normalisation: `gain · weight / ‖weight‖` for each output."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__(in_channels, out_channels, size)
+        self.gain = nn.Parameter(self._norm().detach())
+
+    def kernel(self) -> Tensor:
+        """The normalised kernel."""
+        return self.weight * (self.gain / self._norm())
+
+    def _norm(self) -> Tensor:
+        return self.weight.square().sum((1, 2, 3), keepdim=True).sqrt()

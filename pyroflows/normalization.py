@@ -1,11 +1,13 @@
 """Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pyroflows.transform import Event, TransformModule
+from pyroflows.event import Event
+from pyroflows.transform import TransformModule
 
 
 class Elementwise(TransformModule):
@@ -30,7 +32,9 @@ class Elementwise(TransformModule):
         return (y - loc) * (-log_scale).exp(), -self._ladj(log_scale, y)
 
     def _ladj(self, log_scale: Tensor, x: Tensor) -> Tensor:
-        return log_scale.sum().to(x.dtype).expand(x.shape[: x.ndim - len(self.event_shape)])
+        pixels = math.prod(self.event_shape) // log_scale.numel()  # each has the channel's scale
+        ladj = pixels * log_scale.sum().to(x.dtype)
+        return ladj.expand(x.shape[: x.ndim - len(self.event_shape)])
 
 
 class DiagonalScaling(Elementwise):
@@ -74,10 +78,11 @@ class ActNorm(Elementwise):
     coordinate; until then the layer is the identity. A coordinate that is constant in the batch
     keeps scale 1.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
 
     Args:
-        event_shape: D or `(D,)`.
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
@@ -94,8 +99,8 @@ class ActNorm(Elementwise):
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.loc = nn.Parameter(torch.zeros(self.event_shape))
-        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+        self.loc = nn.Parameter(torch.zeros(parameter_shape(self.event_shape)))
+        self.log_scale = nn.Parameter(torch.zeros(parameter_shape(self.event_shape)))
         self.register_buffer("initialized", torch.tensor(False))
 
     def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
@@ -119,10 +124,11 @@ class Standardization(Elementwise):
 
     `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
 
     Args:
-        event_shape: D or `(D,)`.
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
 
     Examples:
         >>> import torch
@@ -137,8 +143,8 @@ class Standardization(Elementwise):
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.register_buffer("loc", torch.zeros(self.event_shape))
-        self.register_buffer("log_scale", torch.zeros(self.event_shape))
+        self.register_buffer("loc", torch.zeros(parameter_shape(self.event_shape)))
+        self.register_buffer("log_scale", torch.zeros(parameter_shape(self.event_shape)))
 
     def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
         return self.loc, self.log_scale
@@ -162,10 +168,11 @@ class BatchNorm(Elementwise):
     never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
     `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
 
-    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
 
     Args:
-        event_shape: D or `(D,)`.
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
         momentum: weight of the new batch in the running averages.
         eps: added to the variance.
 
@@ -192,8 +199,8 @@ class BatchNorm(Elementwise):
         if not 0 < momentum <= 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
         self.momentum, self.eps = momentum, eps
-        self.register_buffer("running_mean", torch.zeros(self.event_shape))
-        self.register_buffer("running_var", torch.ones(self.event_shape))
+        self.register_buffer("running_mean", torch.zeros(parameter_shape(self.event_shape)))
+        self.register_buffer("running_var", torch.ones(parameter_shape(self.event_shape)))
         self.register_buffer("initialized", torch.tensor(False))
 
     def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
@@ -212,12 +219,19 @@ class BatchNorm(Elementwise):
         return self._inverse_event(event.to(y))[0]
 
 
+def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is held for each coordinate of a vector or channel of an image."""
+    return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
+
+
 def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return mean and (biased) variance over the batch."""
+    """Return mean and (biased) variance over the batch, of images also over their pixels."""
     rows = x.reshape(-1, *event_shape)
-    # Relative to the first row: the variance of a constant is then 0 whatever the sum's rounding.
-    rest = rows - rows[:1]
-    return rows[0] + rest.mean(0), rest.var(0, correction=0)
+    dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
+    first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
+    # Relative to the first: the variance of a constant is then 0 whatever the sum's rounding.
+    rest = rows - first
+    return (first + rest.mean(dims, keepdim=True))[0], rest.var(dims, correction=0, keepdim=True)[0]
 
 
 def log_deviation(mean: Tensor, variance: Tensor) -> Tensor:

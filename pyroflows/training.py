@@ -200,10 +200,10 @@ def _base(flow: TransformModule, base: Any) -> tuple[str, Callable[[Tensor], Ten
         # The host's validation would end training at the first event that is not finite.
         return base, named_base(base, flow, validate_args=False).log_prob
     shapes = tuple(getattr(base, "batch_shape", ())), tuple(getattr(base, "event_shape", ()))
-    if not hasattr(base, "log_prob") or shapes != ((), flow.event_shape):
+    if not hasattr(base, "log_prob") or shapes != ((), flow.base_shape):
         raise ValueError(
             f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
-            f"() and event_shape {flow.event_shape}"
+            f"() and event_shape {flow.base_shape}"
         )
 
     def density(z: Tensor) -> Tensor:

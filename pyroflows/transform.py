@@ -13,36 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
 from pyroflows.checks import as_event_shape, check_context, check_event, check_finite, check_shape
-from pyroflows.partition import Partition
-
-
-class Event(NamedTuple):
-    """An event on its way through a flow: whole, or as the two parts of a partition.
-
-    A run of couplings on one partition passes the parts on as they are, so that they are split
-    once before the run and joined once after it.
-    """
-
-    value: Any
-    partition: Partition | None = None
-    context: Tensor | None = None
-
-    def whole(self) -> Tensor:
-        """Return the event as one tensor."""
-        return self.value if self.partition is None else self.partition.join(*self.value)
-
-    def parts(self, partition: Partition) -> tuple[Tensor, Tensor]:
-        """Return the event as the two parts of `partition`."""
-        if self.partition is not None:
-            if self.partition == partition:
-                return self.value
-            if self.partition == partition.swap:
-                return self.value[1], self.value[0]
-        return partition.split(self.whole())
-
-    def to(self, value: Any, partition: Partition | None = None) -> "Event":
-        """Return the event with a new value and the same context."""
-        return Event(value, partition, self.context)
+from pyroflows.event import Event
 
 
 class TransformModule(PyroTransformModule):
@@ -54,7 +25,8 @@ class TransformModule(PyroTransformModule):
     `context_dim` is given the context, `(*batch, context_dim)`, as a second argument of the two.
 
     Args:
-        event_shape: an int or a tuple of ints.
+        event_shape: shape of the data's events, an int or a tuple of ints.
+        base_shape: shape of the base's events; by default the same.
         context_dim: size of the context vector; 0 for none.
 
     Attributes:
@@ -81,16 +53,23 @@ class TransformModule(PyroTransformModule):
 
     bijective = True
 
-    def __init__(self, event_shape: int | Sequence[int], *, context_dim: int = 0) -> None:
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        *,
+        base_shape: int | Sequence[int] | None = None,
+        context_dim: int = 0,
+    ) -> None:
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
+        self.base_shape = self.event_shape if base_shape is None else as_event_shape(base_shape)
         self.context_dim = context_dim
         self.base = "normal"
         self.recipe: Recipe | None = None
         self._memo: _Memo | None = None
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base to data: `(*batch, *event_shape)` to `(y, log|det dy/dx|)`."""
+        """Map base to data: `(*batch, *base_shape)` to `(y, log|det dy/dx|)`."""
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,14 +142,15 @@ class TransformModule(PyroTransformModule):
         """
         return Conditioned(self, context)
 
-    def _entry(self, x: Tensor, context: Tensor | None = None) -> Event:
+    def _entry(self, x: Tensor, context: Tensor | None = None, *, at_base: bool = False) -> Event:
         """Check an input and its context, and return them as the event that a flow passes on."""
-        check_event(x, self.event_shape)
+        event_shape = self.base_shape if at_base else self.event_shape
+        check_event(x, event_shape)
         if context is not None:
             check_context(context, self.context_dim)
-            batch = len(x.shape) - len(self.event_shape)
+            batch = len(x.shape) - len(event_shape)
             joint = torch.broadcast_shapes(x.shape[:batch], context.shape[:-1])
-            x = x.expand(*joint, *self.event_shape)
+            x = x.expand(*joint, *event_shape)
         elif self.context_dim:
             raise ValueError(
                 f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
@@ -183,17 +163,25 @@ class TransformModule(PyroTransformModule):
     @property
     def domain(self) -> constraints.Constraint:
         """Real events."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(constraints.real, len(self.base_shape))
 
-    codomain = domain
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Real events."""
+        return constraints.independent(constraints.real, len(self.event_shape))
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Shape of the data that a base sample of this shape is mapped to."""
-        return check_shape(shape, self.event_shape)
+        return self._batch(shape, self.base_shape) + self.event_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
         """Shape of the base sample that data of this shape is mapped to."""
-        return check_shape(shape, self.event_shape)
+        return self._batch(shape, self.event_shape) + self.base_shape
+
+    def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
+        """Check the shape of some events, and return its batch shape."""
+        shape = check_shape(shape, event_shape)
+        return shape[: len(shape) - len(event_shape)]
 
     def with_cache(self, cache_size: int = 1) -> "TransformModule":
         """Return the flow itself: nothing here depends on the size of Pyro's cache."""
@@ -294,12 +282,22 @@ class Conditioned(TransformModule):
 
     def __init__(self, flow: TransformModule, context: Tensor) -> None:
         check_context(context, flow.context_dim)
-        super().__init__(flow.event_shape)
+        super().__init__(flow.event_shape, base_shape=flow.base_shape)
         self.flow, self.context, self.base = flow, context, flow.base
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """As the flow's."""
+        return self.flow.domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """As the flow's."""
+        return self.flow.codomain
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data, given the context."""
-        event, ladj = self.flow._forward_event(self.flow._entry(x, self.context))
+        event, ladj = self.flow._forward_event(self.flow._entry(x, self.context, at_base=True))
         return event.whole(), ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,14 +310,9 @@ class Conditioned(TransformModule):
             self.flow._absorb(self.flow._entry(event.whole(), self.context), first).whole()
         )
 
-    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Shape of the data: the batch shape is broadcast with the context's."""
-        shape = super().forward_shape(shape)
-        batch = len(shape) - len(self.event_shape)
-        joint = torch.broadcast_shapes(shape[:batch], self.context.shape[:-1])
-        return joint + shape[batch:]
-
-    inverse_shape = forward_shape
+    def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
+        batch = super()._batch(shape, event_shape)
+        return torch.broadcast_shapes(batch, self.context.shape[:-1])
 
     def _tensors(self) -> list[Tensor] | None:
         tensors = super()._tensors()
