@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ class MultiScale(TransformModule):
 
     def join_latent(self, parts: Sequence[Array]) -> Array:
         """Put the latents of the levels together again: the inverse of `split_latent`."""
-        flat = [part.reshape(*part.shape[:-3], -1) for part in parts]
+        flat = [part.reshape(*part.shape[:-3], math.prod(part.shape[-3:])) for part in parts]
         return jnp.concatenate(flat, axis=-1)
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
@@ -205,7 +206,8 @@ class MultiScale(TransformModule):
         return event, ladj
 
     def _inverse_event(self, event: Event) -> tuple[Event, Array]:
-        parts, ladj = [], jnp.zeros(())
+        parts: list[Array] = []
+        ladj: Any = 0.0
         coarsest, *levels = self.levels
         for level, partition in reversed(list(zip(levels, self.partitions, strict=True))):
             event, step = level._inverse_event(event)

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
 from pyroflows.checks import as_event_shape
 from pyroflows.event import Event
 from pyroflows.networks import ConvNet, DenseNet
 from pyroflows.partition import as_partition
-from pyroflows.transform import TransformModule
+from pyroflows.transform import TransformModule, has_storage
 
 
 class TanhScale(nn.Module):
@@ -122,16 +123,16 @@ class Asinh(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        """Evaluate `sign(x) · log(|x| + √(1 + x²))`, |x| cut at 1e18 so that x² stays finite."""
-        size = x.abs().clamp(max=1e18)
+        """Evaluate `sign(x) · log(|x| + √(1 + x²))`."""
+        size = x.abs()
         root = torch.addcmul(size.new_ones(()), size, size).sqrt_()
+        root = torch.minimum(root, size + 1.0)  # larger only where the square has overflown
         return size.add_(root).log_().copysign_(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         """Keep the argument."""
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -139,12 +140,12 @@ class Asinh(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         return gradient * torch.addcmul(x.new_ones(()), x, x).rsqrt()
 
-    jvp = backward
-
 
 def asinh(x: Tensor) -> Tensor:
     """Return `asinh(x)`, fast in eager mode as under `torch.compile`, which fuses its own."""
-    if torch.compiler.is_compiling() or torch.finfo(x.dtype).bits < 32:
+    if torch.compiler.is_compiling() or torch.finfo(x.dtype).bits < 32 or not has_storage(x):
+        return torch.asinh(x)
+    if unpack_dual(x).tangent is not None:  # nested forward mode is not for custom functions
         return torch.asinh(x)
     return Asinh.apply(x)
 

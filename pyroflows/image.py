@@ -152,7 +152,7 @@ class MultiScale(TransformModule):
         shape = image_shape(levels[-1].event_shape)
         context_dim = check_context_dims(levels, "levels")
         super().__init__(shape, base_shape=math.prod(shape), context_dim=context_dim)
-        self.partitions = [channels(level.base_shape) for level in levels[1:]]
+        self.partitions = tuple(channels(level.base_shape) for level in levels[1:])
         shapes = [levels[0].base_shape]
         for i, (coarse, fine) in enumerate(pairwise(levels)):
             own, done = self.partitions[i].sizes
@@ -162,7 +162,7 @@ class MultiScale(TransformModule):
                     f"but number {i + 1} takes {(own, *fine.base_shape[1:])} from it"
                 )
             shapes.append((done, *fine.base_shape[1:]))
-        self.latent_shapes = shapes
+        self.latent_shapes = tuple(shapes)
         self.levels = nn.ModuleList(levels)
 
     def split_latent(self, z: Tensor) -> list[Tensor]:

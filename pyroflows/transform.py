@@ -9,11 +9,11 @@ from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.torch_transform import TransformModule as PyroTransformModule
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
 from pyroflows.checks import as_event_shape, check_context, check_event, check_finite, check_shape
 from pyroflows.event import Event
+from pyroflows.partition import Partition
 
 
 class TransformModule(PyroTransformModule):
@@ -203,13 +203,12 @@ class TransformModule(PyroTransformModule):
 
     def _inverse_pair(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return `inverse_and_ladj(y)`, free of charge where `y` has just come out of the flow."""
-        memo = self._recall(y, forward=True)
+        # What is remembered is a function of the base, without the gradient in y that y has.
+        tracked = torch.is_grad_enabled() and y.requires_grad
+        memo = None if tracked else self._recall(y, forward=True)
         if memo is None:
             return self.inverse_and_ladj(y)
-        if torch.is_grad_enabled() and y.requires_grad:
-            trained = [p for p in memo.tensors if p.requires_grad]
-            return _Recalled.apply(self, memo.other.detach(), memo.ladj.detach(), y, *trained)
-        return memo.other, -memo.ladj
+        return memo.other.clone(), -memo.ladj
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
@@ -227,28 +226,34 @@ class TransformModule(PyroTransformModule):
     # was computed from is unchanged. Version counters cannot tell: pyro.optim.ClippedAdam, among
     # others, writes through `.data`. So the memo compares the numbers themselves.
 
-    def _tensors(self) -> list[Tensor] | None:
-        """List all that a call depends on; None where that cannot be known."""
+    def _state(self) -> tuple[list[Tensor], list[Any]] | None:
+        """List the tensors and settings that a call depends on; None where that cannot be known."""
         tensors: list[Tensor] = []
+        settings: list[Any] = []
         modules: list[nn.Module] = [self]
         # As `parameters()` and `buffers()`, which take as long as a coupling.
         while modules:
             module = modules.pop()
-            # A PyroModule's parameters may be random variables, and a network or scale that is no
-            # module may look at anything.
-            if isinstance(module, PyroModule) or not vars(module).keys().isdisjoint(_FUNCTIONS):
+            if isinstance(module, PyroModule):  # its parameters may be random variables
                 return None
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    tensors.append(value)
+                elif name not in _INTERNAL:
+                    settings.append(_plain(value))
+                    if settings[-1] is NotImplemented:  # a function, for one, may look at anything
+                        return None
             tensors += [t for t in module._parameters.values() if t is not None]
             tensors += [t for t in module._buffers.values() if t is not None]
             modules += [m for m in module._modules.values() if m is not None]
-        return tensors
+        return tensors, settings
 
     def _remember(self, output: Tensor, other: Tensor, ladj: Tensor, forward: bool) -> None:
-        if torch.compiler.is_compiling() or output is other or not _has_storage(output):
+        if torch.compiler.is_compiling() or output is other or not has_storage(output):
             return
-        tensors = self._tensors()
-        if tensors is not None:
-            self._memo = _Memo(output, other, ladj, forward, tensors)
+        state = self._state()
+        if state is not None:
+            self._memo = _Memo(output, other, ladj, forward, *state)
 
     def _recall(self, output: Tensor, forward: bool) -> "_Memo | None":
         if torch.compiler.is_compiling():
@@ -256,7 +261,7 @@ class TransformModule(PyroTransformModule):
         memo = self._memo
         if memo is None or memo.forward is not forward or memo.output() is not output:
             return None
-        return memo if memo.holds(output, self._tensors()) else None
+        return memo if memo.holds(output, self._state()) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_memo": None}
@@ -265,7 +270,10 @@ class TransformModule(PyroTransformModule):
         return nn.Module.__repr__(self)
 
 
-_FUNCTIONS = {"network", "scale"}
+# What torch and Pyro keep on every module, and a flow for others.
+_INTERNAL = (set(vars(nn.Module())) - {"training"}) | {
+    "_memo", "_inv", "_cache_size", "_cached_x_y", "base", "recipe",
+}  # fmt: skip
 
 # Registered, not inherited: PyroModule cannot take in a class whose metaclass is ABCMeta.
 ConditionalTransform.register(TransformModule)
@@ -314,10 +322,6 @@ class Conditioned(TransformModule):
         batch = super()._batch(shape, event_shape)
         return torch.broadcast_shapes(batch, self.context.shape[:-1])
 
-    def _tensors(self) -> list[Tensor] | None:
-        tensors = super()._tensors()
-        return None if tensors is None else [*tensors, self.context]
-
 
 class Recipe(NamedTuple):
     """How a builder was called: what `save` needs to build the flow again."""
@@ -326,43 +330,22 @@ class Recipe(NamedTuple):
     arguments: tuple[tuple[str, Any], ...]
 
 
-class _Recalled(torch.autograd.Function):
-    """A sample's way back to the base, known from the way there, with its own gradients.
-
-    Without this the gradient with respect to the sample itself would be lost, since what is
-    remembered was computed from the base. Going backward evaluates the inverse.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, flow: TransformModule, x: Tensor, ladj: Tensor, y: Tensor, *trained: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.flow = flow
-        ctx.save_for_backward(y, *trained)
-        return x.clone(), -ladj
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        y, *trained = ctx.saved_tensors
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            outputs = ctx.flow.inverse_and_ladj(y)
-            pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
-            outs, given = zip(*pairs, strict=True)
-            wanted = torch.autograd.grad(outs, [y, *trained], given, allow_unused=True)
-        return None, None, None, *wanted
-
-
 class _Memo:
     """What the last call computed for `output`, as long as it lives."""
 
     __slots__ = (
-        "__weakref__", "output", "other", "ladj", "forward", "tensors", "values", "stamp",
+        "__weakref__", "output", "other", "ladj", "forward", "tensors", "settings", "values",
+        "stamp",
     )  # fmt: skip
 
     def __init__(
-        self, output: Tensor, other: Tensor, ladj: Tensor, forward: bool, tensors: list[Tensor]
+        self,
+        output: Tensor,
+        other: Tensor,
+        ladj: Tensor,
+        forward: bool,
+        tensors: list[Tensor],
+        settings: list[Any],
     ) -> None:
         memo = weakref.ref(self)
 
@@ -376,15 +359,19 @@ class _Memo:
         self.ladj: Any = ladj
         self.forward = forward
         self.tensors: Any = tensors
+        self.settings = settings
         self.values: Any = _values([*tensors, other, output])
         self.stamp = self._stamp(output)
 
-    def holds(self, output: Tensor, tensors: list[Tensor] | None) -> bool:
+    def holds(self, output: Tensor, state: tuple[list[Tensor], list[Any]] | None) -> bool:
         """Whether recomputing would give the same numbers and the same gradients."""
         traced = torch.is_grad_enabled() and output.grad_fn is None
         if traced and any(t.requires_grad for t in [*self.tensors, self.other]):
             return False
-        if tensors is None or self.values is None or len(tensors) != len(self.tensors):
+        if state is None or self.values is None:
+            return False
+        tensors, settings = state
+        if settings != self.settings or len(tensors) != len(self.tensors):
             return False
         if any(new is not old for new, old in zip(tensors, self.tensors, strict=True)):
             return False
@@ -396,13 +383,24 @@ class _Memo:
         return tuple(t.requires_grad for t in [*self.tensors, self.other, output])
 
 
-def _has_storage(tensor: Tensor) -> bool:
+def has_storage(tensor: Tensor) -> bool:
     """Whether a tensor has numbers to compare: those inside torch.func transforms have none."""
     try:
         tensor.data_ptr()
     except RuntimeError:
         return False
     return True
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as something to compare with later, or NotImplemented."""
+    if isinstance(value, list | tuple):
+        inner = tuple(map(_plain, value))
+        return NotImplemented if any(v is NotImplemented for v in inner) else inner
+    return value if value is None or isinstance(value, _PLAIN) else NotImplemented
+
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, Partition)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.reference import image_flows, images
 from tests.reference import layers as by_equation
 from tests.reference.layers import Composed, Coupling
 
@@ -14,9 +15,10 @@ def build(name, state, size, prefix="", *, layers=(), **options):
     Args:
         name: public name, such as `"AffineCoupling"` or `"glow"`.
         state: named arrays.
-        size: D.
+        size: D, or `(C, H, W)`.
         prefix: what the names in the state begin with.
-        layers: for `Chain` and `Stack`: `(name, options)` of each; for a builder: their number.
+        layers: for `Chain` and `Stack`: `(name, options)` of each; for `MultiScale`:
+            `(name, shape, base shape, options)`; for a builder: their number.
         options: the keyword arguments that the layer or builder was given.
     """
     if name in ("Chain", "Stack"):
@@ -24,10 +26,21 @@ def build(name, state, size, prefix="", *, layers=(), **options):
             build(inner, state, size, f"{prefix}layers.{i}.", **given)
             for i, (inner, given) in enumerate(layers)
         )
-    if name in BUILDERS:
+    if name == "MultiScale":
+        return images.MultiScale(
+            [
+                (build(inner, state, shape, f"{prefix}levels.{i}.", **given), base)
+                for i, (inner, shape, base, given) in enumerate(layers)
+            ]
+        )
+    if name == "nice" or (name in BUILDERS and isinstance(size, int)):
         given = {"layers": layers} if layers else {}
         return BUILDERS[name](state, size, prefix, **given, **options)
-    return LAYERS[name](state, prefix, size, **options)
+    if isinstance(size, int):
+        return LAYERS[name](state, prefix, size, **options)
+    if name in image_flows.BUILDERS:
+        return image_flows.BUILDERS[name](state, size, prefix, **options)
+    return image_flows.LAYERS[name](state, prefix, size, **options)
 
 
 def mask(partition, size):
@@ -60,6 +73,7 @@ LAYERS = {
         state, prefix, eps
     ),
     "Permutation": lambda state, prefix, size: by_equation.permutation(state, prefix),
+    "Logit": lambda state, prefix, size, alpha=0.05: images.Logit(alpha, 1),
     "InvertibleLinear": lambda state, prefix, size: by_equation.invertible_linear(state, prefix),
 }
 
@@ -82,18 +96,22 @@ def alternating(state, size, prefix, start, layers, b, make, batch_norm=False):
 
 def nice(
     state, size, prefix="", layers=4, partition="alternating", robust=True, network=None,
-    activation="relu", **unused,
+    activation="relu", logit=None, **unused,
 ):  # fmt: skip
     """NICE, sections 3.2, 3.3 and 5.1: couplings that alternate, and the scaling at the base."""
+    shape, size = size, int(np.prod(size))
     make = coupling(1, squash=robust, activation=activation, network=network)
     scaling = by_equation.diagonal_scaling(state, f"{prefix}layers.0.")
     couplings = alternating(state, size, prefix, 1, layers, mask(partition, size), make)
-    return Composed([scaling, *couplings, last(state, prefix)])
+    if isinstance(shape, int):
+        return Composed([scaling, *couplings, *last(state, prefix, logit)])
+    end = image_flows.data_end(state, prefix, last_index(state, prefix), shape, logit)
+    return Composed([scaling, *couplings, images.Flatten(shape), *end])
 
 
 def realnvp(
     state, size, prefix="", layers=8, partition="halves", robust=True, scale="tanh", network=None,
-    activation="relu", batch_norm=False, **unused,
+    activation="relu", batch_norm=False, logit=None, **unused,
 ):  # fmt: skip
     """RealNVP, sections 3.4 and 3.5: masked affine couplings, every second mask swapped."""
     make = coupling(
@@ -102,12 +120,12 @@ def realnvp(
     )  # fmt: skip
     b = mask(partition, size)
     couplings = alternating(state, size, prefix, 0, layers, b, make, batch_norm)
-    return Composed([*couplings, last(state, prefix)])
+    return Composed([*couplings, *last(state, prefix, logit)])
 
 
 def glow(
     state, size, prefix="", layers=8, partition="halves", robust=True, scale="sigmoid",
-    network=None, activation="relu", **unused,
+    network=None, activation="relu", logit=None, **unused,
 ):  # fmt: skip
     """Glow, figure 2a: from data to base a step is actnorm, invertible matrix, coupling."""
     make = coupling(
@@ -122,14 +140,18 @@ def glow(
             by_equation.invertible_linear(state, f"{step}1."),
             by_equation.act_norm(state, f"{step}2."),
         ]
-    return Composed([*found, last(state, prefix)])
+    return Composed([*found, *last(state, prefix, logit)])
 
 
-def last(state, prefix):
+def last(state, prefix, logit):
     """The standardisation at the data's end, whatever the number of layers before it."""
+    standardization = by_equation.act_norm(state, f"{prefix}layers.{last_index(state, prefix)}.")
+    return [standardization] + ([] if logit is None else [images.Logit(logit, 1)])
+
+
+def last_index(state, prefix):
     inner = {key[len(prefix) + len("layers.") :] for key in state if key.startswith(prefix)}
-    index = max(int(key.split(".")[0]) for key in inner)
-    return by_equation.act_norm(state, f"{prefix}layers.{index}.")
+    return max(int(key.split(".")[0]) for key in inner)
 
 
 BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow}

@@ -1,42 +1,79 @@
 """Every layer and builder that the laws are run on: a new one costs one line."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import special
 
 from tests.reference import build
-from tests.wings.base import own_network, own_scale
+from tests.wings.base import of_pixels, own_network, own_scale
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A layer or a flow by its public name, the size of its event and its arguments."""
+    """A layer or a flow by its public name, the size of its event and its arguments.
+
+    The size is D of a vector or `(C, H, W)` of an image.
+    """
 
     name: str
-    size: int
+    size: int | tuple
     options: dict = field(default_factory=dict)
     layers: tuple = ()
 
     def __str__(self):
         options = [f"{k}={v}" for k, v in self.options.items() if k != "hidden"]
-        return "-".join([self.name, str(self.size), *options, *(n for n, _ in self.layers)])
+        size = str(self.size).replace(" ", "")
+        return "-".join([self.name, size, *options, *(inner[0] for inner in self.layers)])
+
+    @property
+    def shape(self):
+        """Shape of the data's events."""
+        return (self.size,) if isinstance(self.size, int) else self.size
+
+    @property
+    def base_shape(self):
+        """Shape of the base's events."""
+        if self.name == "Squeeze":
+            c, h, w = self.shape
+            return (4 * c, h // 2, w // 2)
+        flat = len(self.shape) == 3 and self.name in ("Flatten", "MultiScale", *BUILDERS)
+        return (math.prod(self.shape),) if flat else self.shape
+
+    @property
+    def pixels(self):
+        """Whether the data are pixels in the unit interval."""
+        return self.name == "Logit" or self.options.get("logit") is not None
 
     @property
     def context_dim(self):
-        inner = [options.get("context_dim", 0) for _, options in self.layers]
+        inner = [entry[-1].get("context_dim", 0) for entry in self.layers]
         return max([self.options.get("context_dim", 0), *inner])
 
     @property
     def conditioners(self):
         """Number of couplings."""
-        if self.name in ("nice", "realnvp", "glow"):
-            return self.options.get("layers", 4 if self.name == "nice" else 8)
-        return sum("Coupling" in name for name in [self.name, *(n for n, _ in self.layers)])
+        get = self.options.get
+        if self.name == "nice" or (self.name in BUILDERS and isinstance(self.size, int)):
+            return get("layers", 4 if self.name == "nice" else 8)
+        if self.name == "realnvp":
+            return 6 * (get("scales") - 1) + 4
+        if self.name == "glow":
+            priors = get("levels") - 1 if get("learned_prior", True) else 0
+            return get("levels") * get("steps") + priors
+        return sum("Coupling" in name for name in [self.name, *(n[0] for n in self.layers)])
 
     def points(self, *batch, seed=0, scale=1.5, dtype="float64"):
-        """Events to try the flow on."""
+        """Data to try the flow on."""
         rng = np.random.default_rng(seed)
-        return (scale * rng.standard_normal((*batch, self.size))).astype(dtype)
+        x = scale * rng.standard_normal((*batch, *self.shape))
+        return (special.expit(x) if self.pixels else x).astype(dtype)
+
+    def latents(self, *batch, seed=0, scale=1.5, dtype="float64"):
+        """Base samples to try the flow on."""
+        rng = np.random.default_rng(seed)
+        return (scale * rng.standard_normal((*batch, *self.base_shape))).astype(dtype)
 
     def context(self, *batch, seed=1, dtype="float64"):
         """Contexts to try it on; None where it takes none."""
@@ -51,16 +88,20 @@ class Case:
         if options.get("scale") == "own":
             options["scale"] = own_scale
         if options.get("network") == "own":
-            size_a = self.size // 2
+            size = self.shape[0]
             outputs = 1 if self.name in ("AdditiveCoupling", "nice") else 2
-            options["network"] = own_network(size_a, outputs * (self.size - size_a))
+            network = own_network(size // 2, outputs * (size - size // 2))
+            options["network"] = network if len(self.shape) == 1 else of_pixels(network)
         state = {k: v.astype("float64") if v.dtype.kind == "f" else v for k, v in state.items()}
         layers = self.layers or options.pop("layers", ())
         return build(self.name, state, self.size, layers=layers, **options)
 
 
+BUILDERS = ("nice", "realnvp", "glow")
+
+
 def case(name, size, *layers, **options):
-    if "Coupling" in name or name in ("nice", "realnvp", "glow"):
+    if "Coupling" in name or name == "nice" or (name in BUILDERS and isinstance(size, int)):
         options.setdefault("hidden", (8, 8))
     return Case(name, size, options, layers)
 
@@ -114,10 +155,45 @@ FLOWS = [
     case("realnvp", 3, layers=5, batch_norm=True),
     case("realnvp", 2, layers=2, scale="clamp", network="own"),
     case("realnvp", 3, layers=3, context_dim=2),
+    case("realnvp", 3, layers=2, logit=0.05),
     case("glow", 5, layers=3),
     case("glow", 4, layers=1, scale="tanh", partition=(False, True, True, False)),
     case("glow", 3, layers=2, robust=False),
     case("glow", 3, layers=2, context_dim=2, activation="silu"),
 ]
 
+IMAGE_LAYERS = [
+    case("AdditiveCoupling", (2, 3, 2), partition="channels", hidden=(4,), activation="elu"),
+    case("AffineCoupling", (2, 3, 2), partition="checkerboard", hidden=(4, 3)),
+    case("AffineCoupling", (1, 2, 2), partition="checkerboard", hidden=(), context_dim=2),
+    case("AffineCoupling", (3, 2, 2), scale="sigmoid", context_dim=2, hidden=(4,)),
+    case("AffineCoupling", (4, 2, 1), partition=(True, False, True, False), hidden=()),
+    case("AffineCoupling", (3, 2, 2), scale="clamp", network="own"),
+    case("ActNorm", (2, 3, 2)),
+    case("BatchNorm", (2, 2, 2), eps=0.1),
+    case("DiagonalScaling", (2, 2, 2)),
+    case("Standardization", (2, 2, 2)),
+    case("InvertibleConv1x1", (3, 2, 2)),
+    case("Squeeze", (2, 4, 2)),
+    case("Flatten", (2, 3, 2)),
+    case("Logit", 3),
+    case("Logit", (1, 2, 2), alpha=0.01),
+    case(
+        "MultiScale",
+        (1, 4, 4),
+        ("ActNorm", (2, 2, 2), (2, 2, 2), {}),
+        ("Squeeze", (1, 4, 4), (4, 2, 2), {}),
+    ),
+]
+IMAGE_FLOWS = [
+    case("nice", (1, 2, 3), layers=3, logit=0.05),
+    case("realnvp", (2, 4, 2), scales=2, channels=3, blocks=1, norm="instance", scale="sigmoid"),
+    case("realnvp", (1, 3, 2), scales=1, channels=4, blocks=2, batch_norm=True, activation="silu"),
+    case("glow", (1, 4, 4), levels=2, steps=2, channels=4),
+    case("glow", (1, 2, 4), levels=1, steps=1, channels=3, coupling="additive", logit=0.1),
+    case("glow", (2, 2, 2), levels=1, steps=2, channels=3, context_dim=2, robust=False),
+    case("glow", (1, 4, 4), levels=2, steps=1, channels=3, learned_prior=False, scale="tanh"),
+]
+LAYERS += IMAGE_LAYERS
+FLOWS += IMAGE_FLOWS
 CASES = LAYERS + FLOWS

@@ -30,7 +30,7 @@ def public(names):
 
 
 # JAX's explicit randomness, and what it takes the place of; torch.compile; NumPyro's own argument.
-ONE_SIDED = {"key", "seed", "compile", "intermediates"}
+ONE_SIDED = {"key", "seed", "generator", "compile", "intermediates"}
 
 
 def parameters(function):

@@ -25,21 +25,24 @@ pytestmark = pytest.mark.parametrize("case", CONDITIONAL, ids=str)
 @pytest.mark.parametrize(("batch", "contexts"), BATCHES, ids=str)
 def test_broadcasting_is_looping(wing, case, batch, contexts):
     flow = wing.build(case)
-    points, context = case.points(*batch), case.context(*contexts)
+    context = case.context(*contexts)
     joint = np.broadcast_shapes(batch, contexts)
-    all_points = points + np.zeros((*joint, 1))
     all_contexts = context + np.zeros((*joint, 1))
-    for pair in (wing.forward, wing.inverse):
+    for pair, points, shape in [
+        (wing.forward, case.latents(*batch), case.shape),
+        (wing.inverse, case.points(*batch), case.base_shape),
+    ]:
+        all_points = np.broadcast_to(points, (*joint, *points.shape[len(batch) :])).copy()
         value, ladj = pair(flow, points, context)
-        assert value.shape == (*joint, case.size)
+        assert value.shape == (*joint, *shape)
         assert ladj.shape == joint
         for index in np.ndindex(*joint):
             alone, alone_ladj = pair(flow, all_points[index], all_contexts[index])
             assert_allclose(value[index], alone, rtol=1e-10, atol=1e-10)
             assert_allclose(ladj[index], alone_ladj, rtol=1e-10, atol=1e-10)
     transform = wing.given(flow, context)
-    assert tuple(transform.forward_shape(points.shape)) == (*joint, case.size)
-    assert tuple(transform.inverse_shape(points.shape)) == (*joint, case.size)
+    assert tuple(transform.forward_shape((*batch, *case.base_shape))) == (*joint, *case.shape)
+    assert tuple(transform.inverse_shape((*batch, *case.shape))) == (*joint, *case.base_shape)
     if not all(joint):  # torch's own distributions cannot sum over an empty batch
         return
     found = wing.log_prob(wing.density(flow, context=context), points)

@@ -1,5 +1,7 @@
 """Bad input: each message names the argument, what came and what was expected."""
 
+import re
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -38,9 +40,10 @@ def test_wrong_event_size(wing, case, call):
         take = {"forward": wing.forward, "inverse": wing.inverse,
                 "call": wing.call, "call_inverse": wing.call_inverse}[call]  # fmt: skip
     before = wing.state(flow)
-    wrong = case.size + 1
-    with pytest.raises(ValueError, match=rf"`x`.*\(2, {wrong}\).*\({case.size},\)"):
-        take(flow, np.ones((2, wrong)), context)
+    shape = case.base_shape if call in ("forward", "call") else case.shape
+    wrong = (2, *shape[:-1], shape[-1] + 1)
+    with pytest.raises(ValueError, match=f"`x`.*{re.escape(str(wrong))}.*{re.escape(str(shape))}"):
+        take(flow, np.ones(wrong), context)
     with pytest.raises(ValueError, match=r"`x`.*\(\)"):
         take(flow, np.ones(()), context)
     for name, value in wing.state(flow).items():
@@ -194,7 +197,7 @@ def test_chains(wing, name):
         wing.new(name, [])
     with pytest.raises(TypeError, match="`layers` has a str"):
         wing.new(name, [norm, "tanh"])
-    with pytest.raises(ValueError, match=r"`layers` .*\(3,\), \(4,\)"):
+    with pytest.raises(ValueError, match=r"`layers` .*\(4,\).*\(3,\)"):
         wing.new(name, [norm, wing.new("ActNorm", 3)])
     with pytest.raises(ValueError, match=r"`layers` .*context.*\[2, 3\]"):
         wing.new(name, [wing.new("AffineCoupling", 4, context_dim=n) for n in (2, 3)])
@@ -215,6 +218,6 @@ def test_bases_and_temperatures(wing):
         with pytest.raises(ValueError, match=f"`temperature` is {temperature}.*positive"):
             wing.density(flow, temperature=temperature)
     with pytest.raises(ValueError, match="`temperature`.*named bases"):
-        wing.density(flow, wing.normal_base(2, 0.0, 1.0), temperature=0.5)
+        wing.density(flow, wing.normal_base((2,), 0.0, 1.0), temperature=0.5)
     with pytest.raises(ValueError, match=r"`base`.*\(3,\).*\(2,\)"):
-        wing.density(flow, wing.normal_base(3, 0.0, 1.0))
+        wing.density(flow, wing.normal_base((3,), 0.0, 1.0))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("case", COUPLED, ids=str)
 def test_the_pair(wing, case):
     flow, count = wing.spied(wing.build(case))
     points, context = case.points(3), case.context(3)
-    wing.forward(flow, points, context)
+    wing.forward(flow, case.latents(3), context)
     assert count() == case.conditioners
     wing.inverse(flow, points, context)
     assert count() == 2 * case.conditioners
@@ -46,7 +46,7 @@ def test_sample_then_log_prob(wing, case):
 
 def test_sample_then_log_prob_in_the_host(wing, case):
     flow, count = wing.spied(wing.build(case))
-    density = wing.host_density(flow, wing.normal_base(case.size, 0.0, 1.0), case.context())
+    density = wing.host_density(flow, wing.normal_base(case.base_shape, 0.0, 1.0), case.context())
     wing.sample_and_log_prob(density, (3,))
     assert count() == case.conditioners
 

@@ -15,9 +15,9 @@ MAGNITUDES = [1.0, 10.0, 100.0, 1e4]
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float64_in_gives_float64_out(wing, case, flow_dtype):
     flow = wing.build(case, dtype=flow_dtype)
-    points, context = case.points(3), case.context(3)
+    points, latents, context = case.points(3), case.latents(3), case.context(3)
     for pair in (wing.forward, wing.inverse, wing.call, wing.call_inverse):
-        for array in pair(flow, points, context):
+        for array in pair(flow, latents if "inv" not in pair.__name__ else points, context):
             assert array.dtype == np.float64
     assert wing.log_prob(wing.density(flow, context=context), points).dtype == np.float64
 
@@ -27,12 +27,13 @@ def test_float64_in_gives_float64_out(wing, case, flow_dtype):
 def test_a_flow_keeps_its_dtype_throughout(wing, case, dtype):
     flow = wing.build(case, dtype=dtype)
     points, context = case.points(3, dtype=dtype), case.context(3, dtype=dtype)
+    latents = case.latents(3, dtype=dtype)
     # A flow without numbers of its own cannot tell the base its dtype.
     numbers = [value for value in wing.state(flow).values() if value.dtype.kind == "f"]
-    base = None if numbers else wing.normal_base(case.size, 0.0, 1.0, dtype)
+    base = None if numbers else wing.normal_base(case.base_shape, 0.0, 1.0, dtype)
     density = wing.density(flow, base, context)
-    found = [*wing.forward(flow, points, context), *wing.inverse(flow, points, context)]
-    found += [*wing.call(flow, points, context), *wing.call_inverse(flow, points, context)]
+    found = [*wing.forward(flow, latents, context), *wing.inverse(flow, points, context)]
+    found += [*wing.call(flow, latents, context), *wing.call_inverse(flow, points, context)]
     found += [wing.log_prob(density, points)]
     if dtype in wing.drawn_dtypes:
         found += wing.sample_and_log_prob(density, (3,))
@@ -46,14 +47,17 @@ def test_a_flow_keeps_its_dtype_throughout(wing, case, dtype):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_agrees_with_float64(wing, case):
     """No step of a float32 flow loses more than float32 must."""
-    points, context = case.points(3, dtype="float32"), case.context(3, dtype="float32")
+    context = case.context(3, dtype="float32")
     single = wing.build(case, dtype="float32")
     double = wing.load(wing.build(case), {
         name: value.astype("float64") if value.dtype.kind == "f" else value
         for name, value in wing.state(single).items()
     })  # fmt: skip
     context64 = None if context is None else context.astype("float64")
-    for pair in (wing.forward, wing.inverse):
+    for pair, points in [
+        (wing.forward, case.latents(3, dtype="float32")),
+        (wing.inverse, case.points(3, dtype="float32")),
+    ]:
         rough = pair(single, points, context)
         for got, exact in zip(
             rough, pair(double, points.astype("float64"), context64), strict=True

@@ -13,8 +13,11 @@ from tests.specs.registry import CASES, FLOWS, case
 def test_layers_and_builders(wing, case, noise):
     flow = wing.build(case, noise=noise)
     reference = case.reference(wing.state(flow))
-    points, context = case.points(3), case.context(3)
-    for ours, theirs in [(wing.forward, reference.forward), (wing.inverse, reference.inverse)]:
+    context = case.context(3)
+    for ours, theirs, points in [
+        (wing.forward, reference.forward, case.latents(3)),
+        (wing.inverse, reference.inverse, case.points(3)),
+    ]:
         value, ladj = ours(flow, points, context)
         expected, expected_ladj = theirs(points, context)
         assert_allclose(value, expected, rtol=1e-10, atol=1e-10)

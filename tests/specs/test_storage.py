@@ -99,7 +99,7 @@ def test_both_wings_read_the_same_flow(writer, wing, case, dtype, path):
     if wing is writer:
         same(wing, flow, loaded)
     assert loaded.recipe == flow.recipe
-    assert (loaded.base, loaded.event_shape) == ("logistic", (case.size,))
+    assert (loaded.base, loaded.event_shape) == ("logistic", case.shape)
     points, context = case.points(3, dtype=dtype), case.context(3, dtype=dtype)
     for evaluate in (
         lambda w, f: w.log_prob(w.density(f, context=context), points),

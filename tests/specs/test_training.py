@@ -208,7 +208,7 @@ def test_base(wing):
     again = fit(wing, result.flow, SMALL, steps=1, batch_size=200, validation=None)
     assert again.flow.base == "logistic"
     assert_allclose(again.losses[0], expected, rtol=1e-5)
-    own = wing.normal_base(2, 3.0, 5.0, "float32")
+    own = wing.normal_base((2,), 3.0, 5.0, "float32")
     result = fit(wing, small(wing), SMALL, base=own, steps=1, validation=None, batch_size=200)
     density = wing.package.flow_distribution(small(wing), own)
     assert_allclose(result.losses[0], -wing.log_prob(density, SMALL).mean(), rtol=1e-5)
@@ -459,7 +459,7 @@ def test_gradients_that_are_not_finite(wing):
 
 def test_an_own_base_that_is_validated(wing):
     """Hosts' validation raises at an event that is not finite; `fit` skips the step."""
-    own = wing.normal_base(2, 0.0, 1.0, "float32")
+    own = wing.normal_base((2,), 0.0, 1.0, "float32")
     rows = batches(3)
     flow = small(wing, "nice")
     huge = np.full((32, 2), 3e38, dtype="float32")

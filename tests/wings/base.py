@@ -11,6 +11,11 @@ def own_network(n_in, n_out):
     return lambda x: np.sin(x @ weight)
 
 
+def of_pixels(network):
+    """The network, applied to the channels of every pixel."""
+    return lambda x: np.moveaxis(network(np.moveaxis(x, -3, -1)), -1, -3)
+
+
 def own_scale(r):
     """A scale function that a user might bring."""
     return 0.5 * np.sin(r)
@@ -46,11 +51,12 @@ class Wing:
         if options.get("scale") == "own":
             options["scale"] = self.own_scale
         if options.get("network") == "own":
-            options["network"] = self.own_network
+            image = not isinstance(args[0], int)
+            make = self.own_convolution if image else self.own_network
+            options["network"] = make
             if name.endswith("Coupling"):
-                size_a = args[0] // 2
-                outputs = (args[0] - size_a) * maker.outputs
-                options["network"] = self.own_network(size_a, outputs)
+                size = args[0][0] if image else args[0]
+                options["network"] = make(size // 2, (size - size // 2) * maker.outputs)
         if "key" in inspect.signature(maker).parameters:
             options["key"] = self.key(seed)
         return maker(*args, **options)
@@ -63,6 +69,8 @@ class Wing:
         return flow
 
     def _make(self, name, size, layers, options, seed):
+        if name == "MultiScale":
+            return self.new(name, [self._make(n, s, (), o, seed) for n, s, _, o in layers])
         if name in ("Chain", "Stack"):
             inner = [self._make(n, size, (), o, seed + i) for i, (n, o) in enumerate(layers)]
             return self.new(name, inner)

@@ -33,6 +33,14 @@ class OwnNetwork(eqx.Module):
         return jnp.sin(x @ jnp.asarray(weight, x.dtype))
 
 
+class OwnConvolution(OwnNetwork):
+    def __call__(self, x):
+        return jnp.moveaxis(super().__call__(jnp.moveaxis(x, -3, -1)), -1, -3)
+
+
+NETWORKS = (numpyro_flows.DenseNet, numpyro_flows.ConvNet, numpyro_flows.ResNet, OwnNetwork)
+
+
 def own_scale(r):
     return 0.5 * jnp.sin(r)
 
@@ -90,6 +98,7 @@ class NumPyroWing(base.Wing):
     drawn_dtypes = ("float64",)  # where JAX has float64 enabled, the host draws in nothing else
     package = numpyro_flows
     own_network = OwnNetwork
+    own_convolution = OwnConvolution
     own_scale = staticmethod(own_scale)
 
     # Arrays
@@ -155,7 +164,9 @@ class NumPyroWing(base.Wing):
         """One Jacobian a point, by autodiff of the host's own call."""
         flow = self.given(flow, context)
         transform = flow.inv if inverse else flow
-        return self.numpy(jax.vmap(jax.jacfwd(transform))(self.array(points)))
+        size = points[0].size
+        jacobians = jax.vmap(jax.jacfwd(transform))(self.array(points))
+        return self.numpy(jacobians).reshape(-1, size, size)
 
     # What the host calls
 
@@ -176,9 +187,10 @@ class NumPyroWing(base.Wing):
 
     # Densities
 
-    def normal_base(self, size, loc, scale, dtype="float64"):
+    def normal_base(self, shape, loc, scale, dtype="float64"):
         """A base of the user's own."""
-        return dist.Normal(jnp.full((size,), loc, dtype), jnp.asarray(scale, dtype)).to_event(1)
+        loc = jnp.full(shape, loc, dtype)
+        return dist.Normal(loc, jnp.asarray(scale, dtype)).to_event(len(shape))
 
     def host_density(self, flow, base_density, context=None):
         return dist.TransformedDistribution(base_density, [self.given(flow, context)])
@@ -247,7 +259,7 @@ class NumPyroWing(base.Wing):
         """The flow, and a function that tells how often its conditioners have been evaluated."""
 
         def is_network(node):
-            return isinstance(node, numpyro_flows.DenseNet | OwnNetwork)
+            return isinstance(node, NETWORKS)
 
         flow = jax.tree.map(
             lambda node: Spy(node) if is_network(node) else node, flow, is_leaf=is_network

@@ -24,6 +24,11 @@ class OwnNetwork(torch.nn.Module):
         return torch.sin(x @ self.weight.to(x.dtype))
 
 
+class OwnConvolution(OwnNetwork):
+    def forward(self, x):
+        return super().forward(x.movedim(-3, -1)).movedim(-1, -3)
+
+
 def own_scale(r):
     return 0.5 * torch.sin(r)
 
@@ -33,6 +38,7 @@ class PyroWing(base.Wing):
     drawn_dtypes = ("float32", "float64")
     package = pyroflows
     own_network = OwnNetwork
+    own_convolution = OwnConvolution
     own_scale = staticmethod(own_scale)
 
     # Arrays
@@ -92,8 +98,12 @@ class PyroWing(base.Wing):
         flow = self.given(flow, context)
         transform = flow.inv if inverse else flow
         points = self.array(points)
+        size = points[0].numel()
         return np.stack(
-            [torch.autograd.functional.jacobian(transform, point).numpy() for point in points]
+            [
+                torch.autograd.functional.jacobian(transform, point).numpy().reshape(size, size)
+                for point in points
+            ]
         )
 
     # What the host calls
@@ -115,10 +125,10 @@ class PyroWing(base.Wing):
 
     # Densities
 
-    def normal_base(self, size, loc, scale, dtype="float64"):
+    def normal_base(self, shape, loc, scale, dtype="float64"):
         """A base of the user's own."""
-        loc = torch.full((size,), loc, dtype=getattr(torch, dtype))
-        return dist.Normal(loc, scale).to_event(1)
+        loc = torch.full(shape, loc, dtype=getattr(torch, dtype))
+        return dist.Normal(loc, scale).to_event(len(shape))
 
     def host_density(self, flow, base_density, context=None):
         return dist.TransformedDistribution(base_density, [self.given(flow, context)])
@@ -133,10 +143,11 @@ class PyroWing(base.Wing):
 
     def sample_and_log_prob(self, density, shape, seed=0):
         """A sample and its log-density in the host's cheapest way."""
-        with torch.random.fork_rng():
+        # Without gradients: the sample's own could be asked for, which takes another evaluation.
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
-            x = density.rsample(shape)
-        return self.numpy(x), self.numpy(density.log_prob(x))
+            x = density.sample(shape)
+            return self.numpy(x), self.numpy(density.log_prob(x))
 
     def drawn(self, density, shape):
         """A sample and its log-density, with the host's own objects that must stay alive."""
