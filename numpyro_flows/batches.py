@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -27,12 +26,6 @@ class Part:
 
     source: Source
     places: np.ndarray | None = None
-
-    def all(self) -> Batch | None:
-        """Return all rows at once; None where that cannot be done."""
-        if isinstance(self.source, Batches):
-            return None
-        return self.source.take(self._places(self.source))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Yield all batches once."""
@@ -170,7 +163,7 @@ class Streamed:
     def _open(self) -> bool:
         """Begin a pass; false where the iterable is an iterator that has had its only one."""
         iterator = iter(self.source.data)
-        if iterator is self._iterator:
+        if iterator is self.source.data and self._iterator is not None:
             return False
         self._iterator, self._ahead = iterator, None
         return True
@@ -214,14 +207,6 @@ class Preparation:
 
     def _cast(self, x: Any) -> Any:
         return x if x.dtype == self.dtype else x.astype(self.dtype)
-
-
-def is_key(key: Any) -> bool:
-    """Whether this is a random key, new style or old."""
-    if not isinstance(key, Array):
-        return False
-    new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
-    return new or (key.dtype == np.uint32 and key.shape == (2,))
 
 
 def seed_of(key: Array) -> int:

@@ -12,10 +12,10 @@ from numpyro.distributions import constraints
 
 from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition
-from numpyro_flows.transform import TransformModule, replace, run
+from numpyro_flows.transform import OnEvents, TransformModule, replace
 
 
-class Chain(TransformModule):
+class Chain(OnEvents):
     """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
 
     Args:
@@ -54,14 +54,6 @@ class Chain(TransformModule):
         """What the last layer gives."""
         return self.layers[-1].codomain
 
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Apply the layers from the first to the last."""
-        return run(self, self._entry(x, at_base=True).value, None, True)
-
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Invert the layers from the last to the first."""
-        return run(self, self._entry(y).value, None, False)
-
     def _forward_event(self, event: Event) -> tuple[Event, Array]:
         ladj: Any = 0.0
         for layer in self.layers:
@@ -87,7 +79,7 @@ class Chain(TransformModule):
         return self.layers[-1 if last else 0]._end_partition(last)
 
 
-class Stack(TransformModule):
+class Stack(OnEvents):
     """A chain of blocks that are built alike, as the builders repeat them.
 
     Their arrays are held stacked along a first axis and a scan runs over them, so that compile
@@ -116,6 +108,11 @@ class Stack(TransformModule):
         self.blocks = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
         self.depth = len(layers)
 
+    @property
+    def layers(self) -> tuple[TransformModule, ...]:
+        """The blocks one by one."""
+        return tuple(self[k] for k in range(self.depth))
+
     def __len__(self) -> int:
         return self.depth
 
@@ -123,14 +120,6 @@ class Stack(TransformModule):
         if not -self.depth <= index < self.depth:
             raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
         return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.blocks)
-
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Apply the blocks from the first to the last."""
-        return run(self, self._entry(x, at_base=True).value, None, True)
-
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Invert the blocks from the last to the first."""
-        return run(self, self._entry(y).value, None, False)
 
     def _forward_event(self, event: Event) -> tuple[Event, Array]:
         return self._scan(event, True)
@@ -150,7 +139,7 @@ class Stack(TransformModule):
 
         # The carry keeps one dtype: what the blocks will make of the event.
         value = _held(event, partition)
-        dtype = jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves((value, arrays))))
+        dtype = _dtype(value, arrays)
         value = jax.tree.map(lambda v: v.astype(dtype), value)
         ladj = jnp.zeros(jax.tree.leaves(value)[0].shape[: -len(self.event_shape)], dtype)
         (value, ladj), _ = jax.lax.scan(
@@ -169,17 +158,22 @@ class Stack(TransformModule):
             block, state = eqx.combine(arrays, static)._absorb(event.to(value), first)
             return state.whole(), eqx.filter(block, eqx.is_array)
 
-        value, arrays = jax.lax.scan(step, event.whole(), arrays, self.depth, reverse=True)
+        value = event.whole().astype(_dtype(event.value, arrays))
+        value, arrays = jax.lax.scan(step, value, arrays, self.depth, reverse=True)
         return replace(self, blocks=eqx.combine(arrays, static)), event.to(value)
 
     def _end_partition(self, last: bool) -> Partition | None:
         return self.blocks._end_partition(last)
 
     def _unpacked(self) -> TransformModule:
-        return Chain(self[k] for k in range(self.depth))
+        return Chain(self.layers)
 
     def _packed(self, unpacked: Any) -> TransformModule:
         return replace(self, blocks=Stack(unpacked.layers).blocks)
+
+
+def _dtype(*values: Any) -> Any:
+    return jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves(values)))
 
 
 def _held(event: Event, partition: Partition | None) -> Any:

@@ -1,11 +1,13 @@
 """What a flow refuses: checks of shapes, dtypes and numbers, with messages that name them."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -15,6 +17,23 @@ def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
     return shape
+
+
+def as_count(value: Any, name: str, least: int = 1) -> int:
+    """Refuse what is not a whole number from `least` on."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"`{name}` is {value!r}, expected a whole number, at least {least}")
+    return operator.index(value)
+
+
+def as_scale(value: Any, name: str, zero: bool = True) -> float:
+    """Refuse what is not a positive number, or zero where that is allowed."""
+    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    if not number or not (0 <= value < math.inf if zero else 0 < value < math.inf):
+        raise ValueError(
+            f"`{name}` is {value!r}, expected a {'number from 0' if zero else 'positive number'}"
+        )
+    return value
 
 
 def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
@@ -79,3 +98,17 @@ def check_finite(x: Any, event_shape: tuple[int, ...], name: str) -> Array:
             f"{int(bad[0])}"
         )
     return x
+
+
+def is_key(key: Any) -> bool:
+    """Whether this is a random key, new style or old."""
+    if not isinstance(key, Array):
+        return False
+    new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    return new or (key.dtype == np.uint32 and key.shape == (2,))
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not a random key."""
+    if not is_key(key):
+        raise TypeError(f"`key` is {key!r}, expected one of jax.random.key")

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_flows.checks import as_event_shape
+from numpyro_flows.checks import as_event_shape, as_scale
 from numpyro_flows.event import Event
 from numpyro_flows.networks import ConvNet, DenseNet
 from numpyro_flows.partition import Partition, as_partition
-from numpyro_flows.transform import TransformModule
+from numpyro_flows.transform import OnEvents
 
 
 class TanhScale(eqx.Module):
@@ -133,7 +133,7 @@ SCALES: dict[str, Callable[..., Any]] = {
 }
 
 
-class Coupling(TransformModule):
+class Coupling(OnEvents):
     """What the couplings share: a partition, and a network that sees part `a` of the event.
 
     To be subclassed, not used: see `AdditiveCoupling` and `AffineCoupling`.
@@ -172,16 +172,6 @@ class Coupling(TransformModule):
             init_scale=init_scale,
             key=key,
         )
-
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Map base to data."""
-        event, ladj = self._forward_event(self._entry(x))
-        return event.whole(), ladj
-
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Map data to base."""
-        event, ladj = self._inverse_event(self._entry(y))
-        return event.whole(), ladj
 
     def _end_partition(self, last: bool) -> Partition | None:
         return self.partition
@@ -343,6 +333,8 @@ class AffineCoupling(Coupling):
                 raise ValueError(
                     f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
                 )
+            if limit is not None:
+                as_scale(limit, "limit", zero=False)
             ones = [1] * (len(self.event_shape) - 1)  # one parameter for a channel of an image
             self.scale = SCALES[scale]((self.partition.sizes[1], *ones), limit)
         else:

@@ -1,6 +1,9 @@
 """What `fit` can train on: arrays, datasets of rows and iterables of batches."""
 
 import hashlib
+import math
+from collections.abc import Mapping
+from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +13,8 @@ from jax import Array
 
 Batch = tuple[Any, Any]  # events and their contexts, None where there are none
 
-# Rows that are looked at in one go, so that data mapped from a disk is never read in whole.
-CHUNK = 65536
+# Numbers that are looked at in one go, so that data mapped from a disk is never read in whole.
+CHUNK = 2**20
 
 
 class Rules(NamedTuple):
@@ -20,6 +23,7 @@ class Rules(NamedTuple):
     event_shape: tuple[int, ...]
     context_dim: int
     augmented: bool
+    dtype: Any
 
     def check(self, x: Any, context: Any, name: str) -> None:
         """Refuse rows that do not suit the flow; `name` says in the message which they are."""
@@ -35,7 +39,7 @@ class Rules(NamedTuple):
                     "numbers into real ones by `augment`, for instance by adding uniform noise"
                 )
             check_rows(x, self.event_shape, name)
-        _check_finite(x, name)
+        check_finite(x, name, self.dtype)
         if context is None:
             if self.context_dim:
                 raise ValueError(
@@ -54,7 +58,7 @@ class Rules(NamedTuple):
             )
         if kind_of(context) not in "fiub":
             raise TypeError(f"`context` of {name} has dtype {context.dtype}, expected numbers")
-        _check_finite(context, f"`context` of {name}")
+        check_finite(context, f"`context` of {name}", self.dtype)
 
 
 class Rows:
@@ -162,10 +166,12 @@ def as_source(rules: Rules, data: Any, context: Any = None, name: str = "`data`"
             f"`context` goes with an array, but {name} is a {type(data).__name__}: let it give "
             "pairs (x, context)"
         )
-    if hasattr(data, "__iter__"):
-        return Batches(rules, data, name)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return Items(rules, data, name)
+    _check_not_numbers(data, name)
+    if not isinstance(data, str | bytes | Mapping):
+        if hasattr(data, "__iter__"):
+            return Batches(rules, data, name)
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return Items(rules, data, name)
     raise TypeError(
         f"{name} is a {type(data).__name__}, expected an array, a dataset or an iterable of batches"
     )
@@ -174,6 +180,7 @@ def as_source(rules: Rules, data: Any, context: Any = None, name: str = "`data`"
 def as_pair(value: Any, name: str) -> Batch:
     """Return `x`, `(x,)` or `(x, context)` as events and contexts, None where there are none."""
     if isinstance(value, tuple | list):
+        _check_not_numbers(value, name)
         if len(value) not in (1, 2):
             raise TypeError(
                 f"{name} is a {type(value).__name__} of {len(value)} items, expected x, (x,) or "
@@ -189,8 +196,21 @@ def as_array(value: Any, name: str) -> Any:
     if isinstance(value, Array):
         return value
     if not _is_array(value):
+        _check_not_numbers(value, name)
         raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
     return np.asarray(value)
+
+
+def _check_not_numbers(value: Any, name: str) -> None:
+    """Refuse rows that are lists of numbers, whatever the depth of the lists."""
+    inner = value
+    while isinstance(inner, tuple | list) and inner:
+        inner = inner[0]
+    if isinstance(inner, Number) and inner is not value:
+        raise TypeError(
+            f"{name} is a {type(value).__name__} of numbers, expected an array or tensor of rows, "
+            "as numpy.array(data) makes one"
+        )
 
 
 def check_rows(x: Any, event_shape: tuple[int, ...], name: str) -> None:
@@ -202,21 +222,30 @@ def check_rows(x: Any, event_shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _check_finite(x: Any, name: str) -> None:
+def check_finite(x: Any, name: str, dtype: Any) -> None:
+    """Refuse rows that have, as numbers of a dtype, NaN or inf; say how many and where."""
     if kind_of(x) != "f":
         return
     x = np.asarray(x)
-    count, first = 0, 0
-    for start in range(0, len(x), CHUNK):
-        rows = x[start : start + CHUNK].reshape(min(CHUNK, len(x) - start), -1)
-        bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    count, first, size = 0, 0, rows_at_once(x.shape[1:])
+    for start in range(0, len(x), size):
+        with np.errstate(over="ignore"):
+            rows = x[start : start + size].astype(dtype)
+        bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))
         if len(bad) and not count:
             first = start + int(bad[0])
         count += len(bad)
     if count:
+        kind = str(np.dtype(dtype))
+        cast = "" if str(x.dtype) == kind else f" as {kind}"
         raise ValueError(
-            f"{name} has {count} of {len(x)} rows with NaN or inf; the first is row {first}"
+            f"{name} has {count} of {len(x)} rows with NaN or inf{cast}; the first is row {first}"
         )
+
+
+def rows_at_once(shape: Any) -> int:
+    """Return how many rows of this shape to look at in one go."""
+    return max(1, CHUNK // max(1, math.prod(shape)))
 
 
 def _is_array(value: Any) -> bool:

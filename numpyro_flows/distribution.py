@@ -25,14 +25,15 @@ class FlowDistribution(dist.TransformedDistribution):
     @validate_sample
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log-density of `value`, `(*batch, *event_shape)`, by the change of variables."""
-        (flow,) = self.transforms
+        *inner, flow = self.transforms  # the host joins those of a transformed base to the flow
+        base = dist.TransformedDistribution(self.base_dist, inner) if inner else self.base_dist
         if intermediates is None:
             x, ladj = flow.inverse_and_ladj(value)
         else:
-            ((x, ladj),) = intermediates
+            x, ladj = intermediates[-1]
             ladj = -ladj
         surplus = tuple(range(len(flow.event_shape) - self.event_dim, 0))
-        return self.base_dist.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
+        return base.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
 
 
 def flow_distribution(

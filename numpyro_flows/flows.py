@@ -11,11 +11,11 @@ import jax
 from jax import Array
 
 from numpyro_flows.chain import Chain, Stack
-from numpyro_flows.checks import as_event_shape
+from numpyro_flows.checks import as_count, as_event_shape, check_key
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.image import Flatten
 from numpyro_flows.linear import InvertibleLinear
-from numpyro_flows.multiscale import glow_levels, positive, realnvp_levels
+from numpyro_flows.multiscale import glow_levels, realnvp_levels
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import Partition, as_partition
 from numpyro_flows.pixels import Logit
@@ -38,7 +38,10 @@ def builder(
     def decorate(build: Callable[..., TransformModule]) -> Callable[..., TransformModule]:
         @functools.wraps(build)
         def recorded(*args: Any, **kwargs: Any) -> TransformModule:
-            call = inspect.signature(build).bind(*args, **kwargs)
+            try:
+                call = inspect.signature(build).bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{build.__name__}: {error}") from None
             image = len(as_event_shape(call.arguments["event_shape"])) == 3
             useless = vectors if image else images
             for name in useless:
@@ -52,7 +55,16 @@ def builder(
             key = call.arguments.pop("key")
             given = {k: v for k, v in call.arguments.items() if k not in useless}
             arguments = {name: _plain(value) for name, value in given.items()}
+            if isinstance(arguments["network"], eqx.Module):
+                kind = type(arguments["network"]).__name__
+                raise TypeError(
+                    f"`network` is a {kind}, expected a function that makes a network, given its "
+                    "numbers of inputs and outputs and a random key"
+                )
+            check_key(key)
             flow = build(**arguments, key=key)
+            if not _is_plain(tuple(arguments.values())):
+                return flow
             return replace(flow, recipe=Recipe(build.__name__, tuple(arguments.items())))
 
         return recorded
@@ -352,7 +364,7 @@ def glow(
         )
         return Chain([layer, InvertibleLinear(shape, key=linear_key), ActNorm(shape)])
 
-    keys = jax.random.split(key, positive("layers", layers))
+    keys = jax.random.split(key, as_count(layers, "layers"))
     return Chain([Stack([step(k) for k in keys]), *_data_end(shape, logit)])
 
 
@@ -369,11 +381,18 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written to a file: not a network or a function of one's own."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _in_pairs(
     coupling: Callable[[int, Array], list[TransformModule]], layers: int, key: Array
 ) -> list[TransformModule]:
     """Stack couplings in pairs that swap their parts, and a last one by itself if there is."""
-    keys = jax.random.split(key, positive("layers", layers))
+    keys = jax.random.split(key, as_count(layers, "layers"))
     blocks = [
         Chain(coupling(0, keys[i]) + coupling(1, keys[i + 1])) for i in range(0, layers - 1, 2)
     ]

@@ -14,7 +14,7 @@ from numpyro_flows.chain import check_context_dims, check_modules
 from numpyro_flows.checks import check_event
 from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition, channels, image_shape
-from numpyro_flows.transform import TransformModule, replace, run
+from numpyro_flows.transform import OnEvents, TransformModule, replace
 
 
 class Squeeze(TransformModule):
@@ -107,7 +107,7 @@ class Flatten(TransformModule):
         return y.reshape(*batch, *self.base_shape), jnp.zeros_like(y, shape=batch)
 
 
-class MultiScale(TransformModule):
+class MultiScale(OnEvents):
     """Flows of several scales, each of which passes half of its channels on to the next.
 
     On the way from data to base the finest level encodes the image; one half of its channels, part
@@ -154,7 +154,7 @@ class MultiScale(TransformModule):
         check_modules(levels, "levels")
         shape = image_shape(levels[-1].event_shape)
         context_dim = check_context_dims(levels, "levels")
-        super().__init__(shape, base_shape=math.prod(shape), context_dim=context_dim)
+        super().__init__(shape, base_shape=(math.prod(shape),), context_dim=context_dim)
         self.partitions = tuple(channels(level.base_shape) for level in levels[1:])
         shapes = [levels[0].base_shape]
         for i, (coarse, fine) in enumerate(pairwise(levels)):
@@ -187,14 +187,6 @@ class MultiScale(TransformModule):
         """Put the latents of the levels together again: the inverse of `split_latent`."""
         flat = [part.reshape(*part.shape[:-3], math.prod(part.shape[-3:])) for part in parts]
         return jnp.concatenate(flat, axis=-1)
-
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Map base to data."""
-        return run(self, self._entry(x, at_base=True).value, None, True)
-
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Map data to base."""
-        return run(self, self._entry(y).value, None, False)
 
     def _forward_event(self, event: Event) -> tuple[Event, Array]:
         first, *rest = self.split_latent(event.whole())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,30 +82,28 @@ class PLU(TransformModule):
         self.permutation = p.argmax(1).astype(jnp.int32)
         self.signs = jnp.sign(diagonal).astype(jnp.int32)
 
-    def _triangles(self) -> tuple[Array, Array]:
+    def _triangles(self, dtype: Any) -> tuple[Array, Array]:
         """Return L and U with their diagonals."""
-        lower = jnp.tril(self.lower, -1) + jnp.eye(len(self.lower), dtype=self.lower.dtype)
-        diagonal = self.signs.astype(self.lower.dtype) * jnp.exp(self.log_diagonal)
-        return lower, jnp.triu(self.upper, 1) + jnp.diag(diagonal)
+        lower = jnp.tril(self.lower.astype(dtype), -1) + jnp.eye(len(self.lower), dtype=dtype)
+        diagonal = self.signs.astype(dtype) * jnp.exp(self.log_diagonal.astype(dtype))
+        return lower, jnp.triu(self.upper.astype(dtype), 1) + jnp.diag(diagonal)
 
-    def _matrix(self) -> Array:
-        """Return W = P L U."""
-        lower, upper = self._triangles()
+    def _matrix(self, x: Array) -> Array:
+        """Return W = P L U, as precise as its product with x can be."""
+        lower, upper = self._triangles(jnp.result_type(x, self.lower))
         return (lower @ upper)[self.permutation]
 
     def _solve(self, rows: Array) -> Array:
         """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
-        lower, upper = self._triangles()
-        # JAX solves no systems in half precision.
-        dtype = jnp.promote_types(rows.dtype, lower.dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        columns = rows[:, jnp.argsort(self.permutation)].T
-        lower, upper, columns = (a.astype(wide) for a in (lower, upper, columns))
+        dtype = jnp.result_type(rows, self.lower)
+        wide = jnp.promote_types(dtype, jnp.float32)  # JAX solves no systems in half precision
+        lower, upper = self._triangles(wide)
+        columns = rows[:, jnp.argsort(self.permutation)].T.astype(wide)
         y = solve_triangular(lower, columns, lower=True, unit_diagonal=True)
         return solve_triangular(upper, y, lower=False).T.astype(dtype)
 
     def _ladj(self, x: Array) -> Array:
-        ladj = -math.prod(self.event_shape[1:]) * self.log_diagonal.sum().astype(x.dtype)
+        ladj = -math.prod(self.event_shape[1:]) * self.log_diagonal.astype(x.dtype).sum()
         return jnp.broadcast_to(ladj, x.shape[: x.ndim - len(self.event_shape)])
 
 
@@ -147,7 +146,7 @@ class InvertibleLinear(PLU):
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a matrix product."""
         y = self._entry(y).value
-        return y @ self._matrix().T, -self._ladj(y)
+        return y @ self._matrix(y).T, -self._ladj(y)
 
 
 class InvertibleConv1x1(PLU):
@@ -189,5 +188,5 @@ class InvertibleConv1x1(PLU):
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a 1×1 convolution."""
         y = self._entry(y).value
-        x = jnp.moveaxis(y, -3, -1) @ self._matrix().T
+        x = jnp.moveaxis(y, -3, -1) @ self._matrix(y).T
         return jnp.moveaxis(x, -1, -3), -self._ladj(y)

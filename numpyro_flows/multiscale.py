@@ -7,6 +7,7 @@ import jax
 from jax import Array
 
 from numpyro_flows.chain import Chain, Stack
+from numpyro_flows.checks import as_count
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.image import MultiScale, Squeeze
 from numpyro_flows.linear import InvertibleConv1x1
@@ -101,7 +102,7 @@ def glow_levels(
     if levels is None:
         levels = max(1, min(3, halvings(shape)))
     check_size(shape, levels, levels, "levels")
-    limit = None if budget is None else budget / (levels * positive("steps", steps))
+    limit = None if budget is None else budget / (levels * as_count(steps, "steps"))
     more: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
 
     def step(shape: tuple[int, ...], key: Array) -> Chain:
@@ -169,7 +170,7 @@ def halvings(shape: tuple[int, ...]) -> int:
 
 def check_size(shape: tuple[int, ...], count: int, halved: int, name: str) -> None:
     """Refuse images that cannot be halved so often, and name the next size that can."""
-    positive(name, count)
+    as_count(count, name)
     c, *sides = shape
     if halved > halvings(shape):
         factor = 2**halved
@@ -178,10 +179,3 @@ def check_size(shape: tuple[int, ...], count: int, halved: int, name: str) -> No
             f"`event_shape` is {shape}, but {name}={count} needs a height and width that are "
             f"multiples of {factor}: pad the images, to {(c, *good)} for example, or take fewer"
         )
-
-
-def positive(name: str, value: int) -> int:
-    """Refuse a count below one."""
-    if value < 1:
-        raise ValueError(f"`{name}` is {value}, expected at least 1")
-    return value

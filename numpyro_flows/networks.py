@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_flows.checks import as_widths
+from numpyro_flows.checks import as_scale, as_widths
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -63,6 +63,7 @@ class DenseNet(eqx.Module):
     ) -> None:
         self.activation = activation
         activation_named(activation)
+        as_scale(init_scale, "init_scale")
         widths = [in_dim, *as_widths(hidden), out_dim]
         keys = jax.random.split(key, len(widths))
         *inner, last = (
@@ -128,6 +129,7 @@ class ConvNet(eqx.Module):
     ) -> None:
         self.activation = activation
         activation_named(activation)
+        as_scale(init_scale, "init_scale")
         widths = [in_channels, *as_widths(hidden), out_channels]
         sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
         keys = jax.random.split(key, len(widths))
@@ -200,6 +202,7 @@ class ResNet(eqx.Module):
     ) -> None:
         self.activation, self.norm = activation, norm
         activation_named(activation)
+        as_scale(init_scale, "init_scale")
         if norm not in (None, "instance"):
             raise ValueError(f"`norm` is {norm!r}, expected 'instance' or None")
         first, final, gain, *keys = jax.random.split(key, 3 + 2 * blocks)

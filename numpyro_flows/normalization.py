@@ -1,12 +1,16 @@
 """Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from numpyro_flows.checks import as_scale
 from numpyro_flows.event import Event
 from numpyro_flows.transform import TransformModule, replace
 
@@ -23,16 +27,21 @@ class Elementwise(TransformModule):
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data."""
         x = self._entry(x).value
-        loc, log_scale = (jnp.broadcast_to(v, x.shape) for v in self._loc_and_log_scale())
+        loc, log_scale = self._broadcast_to(x)
         y = x * jnp.exp(log_scale) + loc
         return y, self._ladj(log_scale).astype(y.dtype)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base."""
         y = self._entry(y).value
-        loc, log_scale = (jnp.broadcast_to(v, y.shape) for v in self._loc_and_log_scale())
+        loc, log_scale = self._broadcast_to(y)
         x = (y - loc) * jnp.exp(-log_scale)
         return x, -self._ladj(log_scale).astype(x.dtype)
+
+    def _broadcast_to(self, x: Array) -> tuple[Array, Array]:
+        loc, log_scale = self._loc_and_log_scale()
+        dtype = jnp.result_type(x, log_scale)
+        return jnp.broadcast_to(loc, x.shape), jnp.broadcast_to(log_scale.astype(dtype), x.shape)
 
     def _ladj(self, log_scale: Array) -> Array:
         return log_scale.sum(tuple(range(-len(self.event_shape), 0)))
@@ -114,11 +123,11 @@ class ActNorm(Elementwise):
     def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
         layer, y = self, event.whole()
         if first:
-            mean, variance = moments(y, self.event_shape)
+            mean, deviation = moments(y, self.event_shape)
             layer = replace(
                 self,
                 loc=_unless(self.initialized, mean, self.loc),
-                log_scale=_unless(self.initialized, log_deviation(mean, variance), self.log_scale),
+                log_scale=_unless(self.initialized, log_deviation(mean, deviation), self.log_scale),
                 initialized=jnp.ones_like(self.initialized),
             )
         return layer, layer._inverse_event(event.to(y))[0]
@@ -159,13 +168,24 @@ class Standardization(Elementwise):
     def _loc_and_log_scale(self) -> tuple[Array, Array]:
         return lax.stop_gradient((self.loc, self.log_scale))
 
-    def standardize(self, x: Array) -> "Standardization":
-        """Return the layer set so that this data is encoded to mean 0 and variance 1."""
-        mean, variance = moments(x, self.event_shape)
+    def standardize(self, x: Array | Iterable[Array]) -> "Standardization":
+        """Return the layer set so that this data is encoded to mean 0 and variance 1.
+
+        Args:
+            x: data `(*batch, *event_shape)`, or an iterable of parts of it, `(n, *event_shape)`.
+
+        Raises:
+            ValueError: where its moments are not finite.
+        """
+        whole = hasattr(x, "shape")
+        mean, deviation = (moments if whole else pooled_moments)(x, self.event_shape)
+        traced = isinstance(mean, jax.core.Tracer)
+        if not traced and not jnp.isfinite(mean + deviation).all():
+            raise ValueError(f"the data's moments are not finite as {mean.dtype}")
         return replace(
             self,
             loc=mean.astype(self.loc.dtype),
-            log_scale=log_deviation(mean, variance).astype(self.log_scale.dtype),
+            log_scale=log_deviation(mean, deviation).astype(self.log_scale.dtype),
         )
 
 
@@ -213,7 +233,7 @@ class BatchNorm(Elementwise):
         super().__init__(event_shape)
         if not 0 < momentum <= 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
-        self.momentum, self.eps = momentum, eps
+        self.momentum, self.eps = momentum, as_scale(eps, "eps")
         self.running_mean = jnp.zeros(parameter_shape(self.event_shape))
         self.running_var = jnp.ones(parameter_shape(self.event_shape))
         self.initialized = jnp.array(False)
@@ -224,7 +244,8 @@ class BatchNorm(Elementwise):
 
     def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
         y = event.whole()
-        mean, variance = moments(y, self.event_shape)
+        mean, deviation = moments(y, self.event_shape)
+        variance = jnp.square(deviation)
         # One row says nothing of the variance.
         start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
         keep = 1.0 - (0.0 if first else self.momentum)
@@ -247,20 +268,39 @@ def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return mean and (biased) variance over the batch, of images also over their pixels."""
+    """Return mean and standard deviation over the batch, of images also over their pixels."""
     rows = x.reshape(-1, *event_shape)
     dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
     first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
-    # Relative to the first: the variance of a constant is then 0 whatever the sum's rounding.
+    # Relative to the first: a constant has deviation 0 then, whatever the rounding of sums. In
+    # units of the largest: squares neither overflow nor underflow then.
     rest = rows - first
-    return (first + rest.mean(dims, keepdims=True))[0], rest.var(dims, keepdims=True)[0]
+    unit = jnp.abs(rest).max(dims, keepdims=True)
+    rest = rest / jnp.where(unit == 0, jnp.ones_like(unit), unit)
+    mean = first + unit * rest.mean(dims, keepdims=True)
+    return mean[0], (unit * rest.std(dims, keepdims=True))[0]
 
 
-def log_deviation(mean: Array, variance: Array) -> Array:
+def pooled_moments(parts: Iterable[Array], event_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return the moments of data that comes in parts; no two of them are held at once."""
+    rows, mean, deviation = 0, np.zeros(()), np.zeros(())
+    for part in parts:
+        rows += len(part)
+        weight = len(part) / rows
+        found, spread = moments(part, event_shape)
+        gap = np.asarray(found, float) - mean
+        mean = mean + weight * gap
+        within = np.hypot(
+            math.sqrt(1 - weight) * deviation, math.sqrt(weight) * np.asarray(spread, float)
+        )
+        deviation = np.hypot(within, math.sqrt(weight * (1 - weight)) * gap)
+    return jnp.asarray(mean, found.dtype), jnp.asarray(deviation, spread.dtype)
+
+
+def log_deviation(mean: Array, deviation: Array) -> Array:
     """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
-    floor = jnp.square(jnp.finfo(variance.dtype).eps * jnp.abs(mean))
-    varies = variance > floor
-    return jnp.where(varies, 0.5 * jnp.log(jnp.where(varies, variance, 1.0)), 0.0)
+    varies = deviation > jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
+    return jnp.where(varies, jnp.log(jnp.where(varies, deviation, 1.0)), 0.0)
 
 
 def _unless(done: Array, new: Array, old: Array) -> Array:

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from numpyro_flows.batches import is_key, seed_of
+from numpyro_flows.batches import seed_of
+from numpyro_flows.checks import check_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Settings:
             raise TypeError(f"`augment` is {self.augment!r}, expected a function or None")
         if not (self.optimizer is None or hasattr(self.optimizer, "update")):
             raise TypeError(
-                f"`optimizer` is {self.optimizer!r}, expected an optax transformation or None"
+                f"`optimizer` is of type {type(self.optimizer).__name__}, expected an optax "
+                "transformation or None"
             )
-        if not is_key(self.key):
-            raise TypeError(f"`key` is {self.key!r}, expected one of jax.random.key")
+        check_key(self.key)
 
     def factor(self, step: int) -> float:
         """Return the schedule's factor on the learning rate."""
@@ -81,6 +82,11 @@ class History:
     best_step: int = 0
     since_best: int = 0
     stopped: str | None = None
+
+    @property
+    def made(self) -> int:
+        """Number of steps that have moved the parameters."""
+        return self.step - self.skipped
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

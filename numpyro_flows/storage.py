@@ -63,8 +63,8 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
 
     Args:
         path: the file.
-        like: a flow that is built as the saved one was, for those that no builder can make again.
-            It stays as it is.
+        like: a flow that is built as the saved one was, for those that no builder can make again:
+            names and shapes of its arrays are compared, but no settings. It stays as it is.
 
     Returns:
         A new flow in the dtype in which it was saved.
@@ -86,6 +86,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
     try:
         if like is None:
             flow = _zeros(_built(about["builder"], about["arguments"], arrays), arrays)
+            archive.check_values(arrays)
         else:
             flow = _check_like(like, about)
         archive.check_arrays(arrays, _layout(flow))

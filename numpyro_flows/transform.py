@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.checks import (
+    as_count,
     as_event_shape,
     check_context,
     check_event,
@@ -88,7 +89,7 @@ class TransformModule(eqx.Module, _HostTransform):
     ) -> None:
         self.event_shape = as_event_shape(event_shape)
         self.base_shape = self.event_shape if base_shape is None else as_event_shape(base_shape)
-        self.context_dim = context_dim
+        self.context_dim = as_count(context_dim, "context_dim", 0)
         self.base = "normal"
         self.recipe = None
 
@@ -162,7 +163,7 @@ class TransformModule(eqx.Module, _HostTransform):
         """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
 
         def has_penalty(node: Any) -> bool:
-            return hasattr(node, "penalty")
+            return callable(getattr(node, "penalty", None))
 
         nodes = jax.tree.leaves(self, is_leaf=has_penalty)
         return sum((node.penalty() for node in nodes if has_penalty(node)), jnp.zeros(()))
@@ -288,11 +289,28 @@ class TransformModule(eqx.Module, _HostTransform):
         return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
 
 
+class OnEvents(TransformModule):
+    """A transform that is told how it passes an event on, in parts or whole.
+
+    To be subclassed, not used: a subclass has `_forward_event` and `_inverse_event`.
+    """
+
+    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+        """Map base to data."""
+        return run(self, self._entry(x, at_base=True).value, None, True)
+
+    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+        """Map data to base."""
+        return run(self, self._entry(y).value, None, False)
+
+
 class Conditioned(TransformModule):
     """A conditional flow together with a context: a plain transform.
 
     Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
     """
+
+    buffers: ClassVar[tuple[str, ...]] = ("context",)
 
     flow: TransformModule
     context: Array

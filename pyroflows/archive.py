@@ -179,6 +179,18 @@ def check_arrays(
             )
 
 
+def check_values(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse state of the builders' layers that no flow can have."""
+    for name, array in arrays.items():
+        kind = name.rpartition(".")[2]
+        if (
+            (kind == "permutation" and sorted(array.tolist()) != list(range(array.size)))
+            or (kind == "signs" and not np.isin(array, (-1, 1)).all())
+            or (kind == "running_var" and not (array >= 0).all())
+        ):
+            raise ValueError(f"its array {name} has values that are impossible for a {kind}")
+
+
 def plain(value: Any) -> Any:
     """Turn JSON's list into the tuple that it was."""
     return tuple(value) if isinstance(value, list) else value

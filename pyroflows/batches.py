@@ -37,12 +37,6 @@ class Part:
     source: Source
     places: np.ndarray | None = None
 
-    def all(self) -> Batch | None:
-        """Return all rows at once; None where that cannot be done."""
-        if isinstance(self.source, Batches):
-            return None
-        return self.source.take(self._places(self.source))
-
     def in_order(self, size: int) -> Iterator[Batch]:
         """Yield all batches once."""
         if isinstance(self.source, Batches):
@@ -181,7 +175,7 @@ class Streamed:
         self._state = generator_for((self.seed, PASS, epoch), "cpu").get_state()
         with self._own_numbers():
             iterator = iter(self.source.data)
-        if iterator is self._iterator:
+        if iterator is self.source.data and self._iterator is not None:
             return False
         self._iterator, self._ahead = iterator, None
         return True
@@ -234,7 +228,9 @@ class Preparation:
 
     def _moved(self, x: Any, keep: bool = False) -> Tensor:
         x = as_tensor(x)
-        return x.to(self.device, x.dtype if keep else self.dtype, non_blocking=True)
+        dtype = x.dtype if keep else self.dtype
+        # The other way round, whoever reads the copy would have to wait for it.
+        return x.to(self.device, dtype, non_blocking=self.device.type == "cuda")
 
 
 def generator_for(stream: tuple[int, ...], device: Any) -> torch.Generator:

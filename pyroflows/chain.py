@@ -8,10 +8,10 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyroflows.event import Event
-from pyroflows.transform import TransformModule
+from pyroflows.transform import OnEvents, TransformModule
 
 
-class Chain(TransformModule):
+class Chain(OnEvents):
     """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
 
     Args:
@@ -49,16 +49,6 @@ class Chain(TransformModule):
     def codomain(self) -> constraints.Constraint:
         """What the last layer gives."""
         return self.layers[-1].codomain
-
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the layers from the first to the last."""
-        event, ladj = self._forward_event(self._entry(x, at_base=True))
-        return event.whole(), ladj
-
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Invert the layers from the last to the first."""
-        event, ladj = self._inverse_event(self._entry(y))
-        return event.whole(), ladj
 
     def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
         ladj: Any = 0.0

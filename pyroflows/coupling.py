@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
-from pyroflows.checks import as_event_shape
+from pyroflows.checks import as_event_shape, as_scale
 from pyroflows.event import Event
 from pyroflows.networks import ConvNet, DenseNet
 from pyroflows.partition import as_partition
-from pyroflows.transform import TransformModule, has_storage
+from pyroflows.transform import OnEvents, has_storage
 
 
 class TanhScale(nn.Module):
@@ -150,7 +150,7 @@ def asinh(x: Tensor) -> Tensor:
     return Asinh.apply(x)
 
 
-class Coupling(TransformModule):
+class Coupling(OnEvents):
     """What the couplings share: a partition, and a network that sees part `a` of the event.
 
     To be subclassed, not used: see `AdditiveCoupling` and `AffineCoupling`.
@@ -183,16 +183,6 @@ class Coupling(TransformModule):
             activation=activation,
             init_scale=init_scale,
         )
-
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base to data."""
-        event, ladj = self._forward_event(self._entry(x))
-        return event.whole(), ladj
-
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to base."""
-        event, ladj = self._inverse_event(self._entry(y))
-        return event.whole(), ladj
 
     def _parameters_given(self, a: Tensor, context: Tensor | None) -> Tensor:
         """Evaluate the network on part `a`."""
@@ -348,6 +338,8 @@ class AffineCoupling(Coupling):
                 raise ValueError(
                     f"`scale` is {scale!r}, expected one of {sorted(SCALES)} or a callable"
                 )
+            if limit is not None:
+                as_scale(limit, "limit", zero=False)
             ones = [1] * (len(self.event_shape) - 1)  # one parameter for a channel of an image
             scale = SCALES[scale]((self.partition.sizes[1], *ones), limit)
         self.scale = scale

@@ -1,6 +1,9 @@
 """What `fit` can train on: arrays, datasets of rows and iterables of batches."""
 
 import hashlib
+import math
+from collections.abc import Mapping
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +12,8 @@ from torch import Tensor
 
 Batch = tuple[Any, Any]  # events and their contexts, None where there are none
 
-# Rows that are looked at in one go, so that data mapped from a disk is never read in whole.
-CHUNK = 65536
+# Numbers that are looked at in one go, so that data mapped from a disk is never read in whole.
+CHUNK = 2**20
 
 
 class Rules(NamedTuple):
@@ -19,6 +22,7 @@ class Rules(NamedTuple):
     event_shape: tuple[int, ...]
     context_dim: int
     augmented: bool
+    dtype: torch.dtype
 
     def check(self, x: Any, context: Any, name: str) -> None:
         """Refuse rows that do not suit the flow; `name` says in the message which they are."""
@@ -34,7 +38,7 @@ class Rules(NamedTuple):
                     "numbers into real ones by `augment`, for instance by adding uniform noise"
                 )
             check_rows(x, self.event_shape, name)
-        _check_finite(x, name)
+        check_finite(x, name, self.dtype)
         if context is None:
             if self.context_dim:
                 raise ValueError(
@@ -53,7 +57,7 @@ class Rules(NamedTuple):
             )
         if kind_of(context) not in "fiub":
             raise TypeError(f"`context` of {name} has dtype {context.dtype}, expected numbers")
-        _check_finite(context, f"`context` of {name}")
+        check_finite(context, f"`context` of {name}", self.dtype)
 
 
 class Rows:
@@ -161,10 +165,12 @@ def as_source(rules: Rules, data: Any, context: Any = None, name: str = "`data`"
             f"`context` goes with an array, but {name} is a {type(data).__name__}: let it give "
             "pairs (x, context)"
         )
-    if hasattr(data, "__iter__"):
-        return Batches(rules, data, name)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return Items(rules, data, name)
+    _check_not_numbers(data, name)
+    if not isinstance(data, str | bytes | Mapping):
+        if hasattr(data, "__iter__"):
+            return Batches(rules, data, name)
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return Items(rules, data, name)
     raise TypeError(
         f"{name} is a {type(data).__name__}, expected an array, a dataset or an iterable of batches"
     )
@@ -173,6 +179,7 @@ def as_source(rules: Rules, data: Any, context: Any = None, name: str = "`data`"
 def as_pair(value: Any, name: str) -> Batch:
     """Return `x`, `(x,)` or `(x, context)` as events and contexts, None where there are none."""
     if isinstance(value, tuple | list):
+        _check_not_numbers(value, name)
         if len(value) not in (1, 2):
             raise TypeError(
                 f"{name} is a {type(value).__name__} of {len(value)} items, expected x, (x,) or "
@@ -188,8 +195,21 @@ def as_array(value: Any, name: str) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     if not _is_array(value):
+        _check_not_numbers(value, name)
         raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
     return np.asarray(value)
+
+
+def _check_not_numbers(value: Any, name: str) -> None:
+    """Refuse rows that are lists of numbers, whatever the depth of the lists."""
+    inner = value
+    while isinstance(inner, tuple | list) and inner:
+        inner = inner[0]
+    if isinstance(inner, Number) and inner is not value:
+        raise TypeError(
+            f"{name} is a {type(value).__name__} of numbers, expected an array or tensor of rows, "
+            "as torch.tensor(data) makes one"
+        )
 
 
 def check_rows(x: Any, event_shape: tuple[int, ...], name: str) -> None:
@@ -201,20 +221,28 @@ def check_rows(x: Any, event_shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _check_finite(x: Any, name: str) -> None:
+def check_finite(x: Any, name: str, dtype: torch.dtype) -> None:
+    """Refuse rows that have, as numbers of a dtype, NaN or inf; say how many and where."""
     if kind_of(x) != "f":
         return
-    count, first = 0, 0
-    for start in range(0, len(x), CHUNK):
-        rows = as_tensor(x[start : start + CHUNK]).reshape(min(CHUNK, len(x) - start), -1)
-        bad = (~rows.isfinite().all(1)).nonzero().flatten()
+    count, first, size = 0, 0, rows_at_once(x.shape[1:])
+    for start in range(0, len(x), size):
+        rows = as_tensor(x[start : start + size]).to(dtype)
+        bad = (~rows.reshape(len(rows), -1).isfinite().all(1)).nonzero().flatten()
         if len(bad) and not count:
             first = start + int(bad[0])
         count += len(bad)
     if count:
+        kind = str(dtype).removeprefix("torch.")
+        cast = "" if str(x.dtype).removeprefix("torch.") == kind else f" as {kind}"
         raise ValueError(
-            f"{name} has {count} of {len(x)} rows with NaN or inf; the first is row {first}"
+            f"{name} has {count} of {len(x)} rows with NaN or inf{cast}; the first is row {first}"
         )
+
+
+def rows_at_once(shape: Any) -> int:
+    """Return how many rows of this shape to look at in one go."""
+    return max(1, CHUNK // max(1, math.prod(shape)))
 
 
 def _is_array(value: Any) -> bool:
@@ -230,10 +258,15 @@ def kind_of(x: Any) -> str:
 
 def as_tensor(x: Any) -> Tensor:
     """Return a tensor; NumPy's numbers are copied, for they may be read-only."""
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x, _dtype(x)))
+
+
+def _dtype(x: np.ndarray) -> np.dtype:
+    """Return what PyTorch knows of an array's dtype: its own byte order, and no long double."""
+    return np.dtype(float) if x.dtype == np.longdouble else x.dtype.newbyteorder("=")
 
 
 def _gather(x: Any, index: np.ndarray) -> Tensor:
     if isinstance(x, Tensor):
         return x[torch.from_numpy(index).to(x.device)]
-    return torch.from_numpy(np.asarray(x[index]))
+    return torch.from_numpy(np.asarray(x[index], _dtype(x)))

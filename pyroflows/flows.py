@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from pyroflows.chain import Chain, Stack
-from pyroflows.checks import as_event_shape
+from pyroflows.checks import as_count, as_event_shape
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.image import Flatten
 from pyroflows.linear import InvertibleLinear
-from pyroflows.multiscale import glow_levels, positive, realnvp_levels
+from pyroflows.multiscale import glow_levels, realnvp_levels
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, as_partition
 from pyroflows.pixels import Logit
@@ -37,7 +37,10 @@ def builder(
     def decorate(build: Callable[..., TransformModule]) -> Callable[..., TransformModule]:
         @functools.wraps(build)
         def recorded(*args: Any, **kwargs: Any) -> TransformModule:
-            call = inspect.signature(build).bind(*args, **kwargs)
+            try:
+                call = inspect.signature(build).bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{build.__name__}: {error}") from None
             image = len(as_event_shape(call.arguments["event_shape"])) == 3
             useless = vectors if image else images
             for name in useless:
@@ -50,8 +53,15 @@ def builder(
             call.apply_defaults()
             given = {k: v for k, v in call.arguments.items() if k not in useless}
             arguments = {name: _plain(value) for name, value in given.items()}
+            if isinstance(arguments["network"], nn.Module):
+                kind = type(arguments["network"]).__name__
+                raise TypeError(
+                    f"`network` is a {kind}, expected a function that makes a network, given its "
+                    "numbers of inputs and outputs"
+                )
             flow = build(**arguments)
-            flow.recipe = Recipe(build.__name__, tuple(arguments.items()))
+            if _is_plain(tuple(arguments.values())):
+                flow.recipe = Recipe(build.__name__, tuple(arguments.items()))
             return flow
 
         return recorded
@@ -337,7 +347,7 @@ def glow(
         )
         return Chain([layer, InvertibleLinear(shape), ActNorm(shape)])
 
-    steps_ = Stack([step() for _ in range(positive("layers", layers))])
+    steps_ = Stack([step() for _ in range(as_count(layers, "layers"))])
     return Chain([steps_, *_data_end(shape, logit)])
 
 
@@ -354,11 +364,18 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written to a file: not a network or a function of one's own."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 def _in_pairs(
     coupling: Callable[[int], list[TransformModule]], layers: int
 ) -> list[TransformModule]:
     """Stack couplings in pairs that swap their parts, and a last one by itself if there is."""
-    pairs, single = divmod(positive("layers", layers), 2)
+    pairs, single = divmod(as_count(layers, "layers"), 2)
     stack = [Stack([Chain(coupling(0) + coupling(1)) for _ in range(pairs)])] if pairs else []
     return stack + (coupling(0) if single else [])
 

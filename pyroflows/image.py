@@ -13,7 +13,7 @@ from pyroflows.chain import check_context_dims, check_modules
 from pyroflows.checks import check_event
 from pyroflows.event import Event
 from pyroflows.partition import channels, image_shape
-from pyroflows.transform import TransformModule
+from pyroflows.transform import OnEvents, TransformModule
 
 
 class Squeeze(TransformModule):
@@ -106,7 +106,7 @@ class Flatten(TransformModule):
         return y.reshape(*batch, *self.base_shape), y.new_zeros(()).expand(batch)
 
 
-class MultiScale(TransformModule):
+class MultiScale(OnEvents):
     """Flows of several scales, each of which passes half of its channels on to the next.
 
     On the way from data to base the finest level encodes the image; one half of its channels, part
@@ -151,7 +151,7 @@ class MultiScale(TransformModule):
         check_modules(levels, "levels")
         shape = image_shape(levels[-1].event_shape)
         context_dim = check_context_dims(levels, "levels")
-        super().__init__(shape, base_shape=math.prod(shape), context_dim=context_dim)
+        super().__init__(shape, base_shape=(math.prod(shape),), context_dim=context_dim)
         self.partitions = tuple(channels(level.base_shape) for level in levels[1:])
         shapes = [levels[0].base_shape]
         for i, (coarse, fine) in enumerate(pairwise(levels)):
@@ -182,16 +182,6 @@ class MultiScale(TransformModule):
     def join_latent(self, parts: Sequence[Tensor]) -> Tensor:
         """Put the latents of the levels together again: the inverse of `split_latent`."""
         return torch.cat([part.flatten(-3) for part in parts], dim=-1)
-
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base to data."""
-        event, ladj = self._forward_event(self._entry(x, at_base=True))
-        return event.whole(), ladj
-
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to base."""
-        event, ladj = self._inverse_event(self._entry(y))
-        return event.whole(), ladj
 
     def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
         first, *rest = self.split_latent(event.whole())

@@ -77,10 +77,10 @@ class PLU(TransformModule):
 
     def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return L and U with their diagonals."""
-        eye = torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + eye
-        upper = self.upper.triu(1) + torch.diag(self.signs * self.log_diagonal.exp())
-        return lower.to(dtype), upper.to(dtype)
+        eye = torch.eye(len(self.lower), dtype=dtype, device=self.lower.device)
+        lower = self.lower.to(dtype).tril(-1) + eye
+        diagonal = self.signs * self.log_diagonal.to(dtype).exp()
+        return lower, self.upper.to(dtype).triu(1) + torch.diag(diagonal)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         """Return W = P L U."""
@@ -99,7 +99,7 @@ class PLU(TransformModule):
 
     def _ladj(self, x: Tensor) -> Tensor:
         pixels = math.prod(self.event_shape[1:])
-        ladj = -pixels * self.log_diagonal.sum().to(x.dtype)
+        ladj = -pixels * self.log_diagonal.to(x.dtype).sum()
         return ladj.expand(x.shape[: x.ndim - len(self.event_shape)])
 
 

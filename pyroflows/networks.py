@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.checks import as_widths
+from pyroflows.checks import as_scale, as_widths
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -58,6 +58,7 @@ class DenseNet(nn.Module):
         super().__init__()
         self.activation = activation
         activation_named(activation)
+        as_scale(init_scale, "init_scale")
         widths = [in_dim, *as_widths(hidden), out_dim]
         layers = [Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
         nn.init.normal_(layers[-1].weight, std=init_scale)
@@ -122,6 +123,7 @@ class ConvNet(nn.Module):
         super().__init__()
         self.activation = activation
         activation_named(activation)
+        as_scale(init_scale, "init_scale")
         widths = [in_channels, *as_widths(hidden), out_channels]
         sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
         layers = [Conv2d(i, o, k) for i, o, k in zip(widths[:-1], widths[1:], sizes, strict=True)]
@@ -182,6 +184,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.activation, self.norm = activation, norm
         activation_named(activation)
+        as_scale(init_scale, "init_scale")
         if norm not in (None, "instance"):
             raise ValueError(f"`norm` is {norm!r}, expected 'instance' or None")
         self.first = NormalizedConv2d(in_channels, channels, 3)

@@ -1,11 +1,12 @@
 """Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pyroflows.checks import as_scale
 from pyroflows.event import Event
 from pyroflows.transform import TransformModule
 
@@ -22,14 +23,18 @@ class Elementwise(TransformModule):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data."""
         self._entry(x)
-        loc, log_scale = self._loc_and_log_scale()
+        loc, log_scale = self._in_dtype_of(x)
         return x * log_scale.exp() + loc, self._ladj(log_scale, x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base."""
         self._entry(y)
-        loc, log_scale = self._loc_and_log_scale()
+        loc, log_scale = self._in_dtype_of(y)
         return (y - loc) * (-log_scale).exp(), -self._ladj(log_scale, y)
+
+    def _in_dtype_of(self, x: Tensor) -> tuple[Tensor | float, Tensor]:
+        loc, log_scale = self._loc_and_log_scale()
+        return loc, log_scale.to(torch.promote_types(x.dtype, log_scale.dtype))
 
     def _ladj(self, log_scale: Tensor, x: Tensor) -> Tensor:
         pixels = math.prod(self.event_shape) // log_scale.numel()  # each has the channel's scale
@@ -109,9 +114,9 @@ class ActNorm(Elementwise):
     def _absorb(self, event: Event, first: bool) -> Event:
         y = event.whole()
         if first and not self.initialized:
-            mean, variance = moments(y, self.event_shape)
+            mean, deviation = moments(y, self.event_shape)
             self.loc.copy_(mean)
-            self.log_scale.copy_(log_deviation(mean, variance))
+            self.log_scale.copy_(log_deviation(mean, deviation))
             self.initialized.fill_(True)
         return self._inverse_event(event.to(y))[0]
 
@@ -150,11 +155,22 @@ class Standardization(Elementwise):
         return self.loc, self.log_scale
 
     @torch.no_grad()
-    def standardize(self, x: Tensor) -> "Standardization":
-        """Set the layer so that this data is encoded to mean 0 and variance 1."""
-        mean, variance = moments(x, self.event_shape)
+    def standardize(self, x: Tensor | Iterable[Tensor]) -> "Standardization":
+        """Set the layer so that this data is encoded to mean 0 and variance 1.
+
+        Args:
+            x: data `(*batch, *event_shape)`, or an iterable of parts of it, `(n, *event_shape)`.
+
+        Raises:
+            ValueError: where its moments are not finite.
+        """
+        whole = isinstance(x, Tensor)
+        mean, deviation = (moments if whole else pooled_moments)(x, self.event_shape)
+        if not (mean + deviation).isfinite().all():
+            kind = str(mean.dtype).removeprefix("torch.")
+            raise ValueError(f"the data's moments are not finite as {kind}")
         self.loc.copy_(mean)
-        self.log_scale.copy_(log_deviation(mean, variance))
+        self.log_scale.copy_(log_deviation(mean, deviation))
         return self
 
 
@@ -198,7 +214,7 @@ class BatchNorm(Elementwise):
         super().__init__(event_shape)
         if not 0 < momentum <= 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
-        self.momentum, self.eps = momentum, eps
+        self.momentum, self.eps = momentum, as_scale(eps, "eps")
         self.register_buffer("running_mean", torch.zeros(parameter_shape(self.event_shape)))
         self.register_buffer("running_var", torch.ones(parameter_shape(self.event_shape)))
         self.register_buffer("initialized", torch.tensor(False))
@@ -209,7 +225,8 @@ class BatchNorm(Elementwise):
     def _absorb(self, event: Event, first: bool) -> Event:
         y = event.whole()
         if not (first and self.initialized):
-            mean, variance = moments(y, self.event_shape)
+            mean, deviation = moments(y, self.event_shape)
+            variance = deviation.square()
             weight = self.momentum if self.initialized else 1.0
             if not self.initialized:  # one row says nothing of the variance
                 variance = torch.where(variance > 0, variance, torch.ones_like(variance))
@@ -225,16 +242,38 @@ def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return mean and (biased) variance over the batch, of images also over their pixels."""
+    """Return mean and standard deviation over the batch, of images also over their pixels."""
     rows = x.reshape(-1, *event_shape)
     dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
     first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
-    # Relative to the first: the variance of a constant is then 0 whatever the sum's rounding.
+    # Relative to the first: a constant has deviation 0 then, whatever the rounding of sums. In
+    # units of the largest: squares neither overflow nor underflow then.
     rest = rows - first
-    return (first + rest.mean(dims, keepdim=True))[0], rest.var(dims, correction=0, keepdim=True)[0]
+    unit = rest.abs().amax(dims, keepdim=True)
+    rest = rest / torch.where(unit == 0, torch.ones_like(unit), unit)
+    mean = first + unit * rest.mean(dims, keepdim=True)
+    return mean[0], (unit * rest.std(dims, correction=0, keepdim=True))[0]
 
 
-def log_deviation(mean: Tensor, variance: Tensor) -> Tensor:
+def pooled_moments(
+    parts: Iterable[Tensor], event_shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the moments of data that comes in parts; no two of them are held at once."""
+    rows, mean, deviation = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for part in parts:
+        rows += len(part)
+        weight = len(part) / rows
+        found, spread = moments(part, event_shape)
+        gap = found.cpu().double() - mean
+        mean = mean + weight * gap
+        within = torch.hypot(
+            math.sqrt(1 - weight) * deviation, math.sqrt(weight) * spread.cpu().double()
+        )
+        deviation = torch.hypot(within, math.sqrt(weight * (1 - weight)) * gap)
+    return mean.to(found), deviation.to(spread)
+
+
+def log_deviation(mean: Tensor, deviation: Tensor) -> Tensor:
     """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
-    floor = (torch.finfo(variance.dtype).eps * mean.abs()).square()
-    return torch.where(variance > floor, 0.5 * variance.log(), torch.zeros_like(variance))
+    floor = torch.finfo(deviation.dtype).eps * mean.abs()
+    return torch.where(deviation > floor, deviation.log(), torch.zeros_like(deviation))

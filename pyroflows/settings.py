@@ -43,9 +43,13 @@ class Settings:
             raise ValueError(
                 f"`schedule` is {self.schedule!r}, expected None, 'cosine' or a function of a step"
             )
-        for name in ("augment", "optimizer"):
-            if not (getattr(self, name) is None or callable(getattr(self, name))):
-                raise TypeError(f"`{name}` is {getattr(self, name)!r}, expected a function or None")
+        if not (self.augment is None or callable(self.augment)):
+            raise TypeError(f"`augment` is {self.augment!r}, expected a function or None")
+        if not (self.optimizer is None or callable(self.optimizer)):
+            raise TypeError(
+                f"`optimizer` is of type {type(self.optimizer).__name__}, expected a function of "
+                "the parameters that makes one, or None"
+            )
 
     def factor(self, step: int) -> float:
         """Return the schedule's factor on the learning rate."""
@@ -72,6 +76,11 @@ class History:
     best_step: int = 0
     since_best: int = 0
     stopped: str | None = None
+
+    @property
+    def made(self) -> int:
+        """Number of steps that have moved the parameters."""
+        return self.step - self.skipped
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

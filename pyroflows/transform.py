@@ -11,7 +11,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.checks import as_event_shape, check_context, check_event, check_finite, check_shape
+from pyroflows.checks import (
+    as_count,
+    as_event_shape,
+    check_context,
+    check_event,
+    check_finite,
+    check_shape,
+)
 from pyroflows.event import Event
 from pyroflows.partition import Partition
 
@@ -63,7 +70,7 @@ class TransformModule(PyroTransformModule):
         super().__init__()
         self.event_shape = as_event_shape(event_shape)
         self.base_shape = self.event_shape if base_shape is None else as_event_shape(base_shape)
-        self.context_dim = context_dim
+        self.context_dim = as_count(context_dim, "context_dim", 0)
         self.base = "normal"
         self.recipe: Recipe | None = None
         self._memo: _Memo | None = None
@@ -126,7 +133,7 @@ class TransformModule(PyroTransformModule):
 
     def scale_penalty(self) -> Tensor:
         """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
-        terms = [m.penalty() for m in self.modules() if hasattr(m, "penalty")]
+        terms = [m.penalty() for m in self.modules() if callable(getattr(m, "penalty", None))]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     # Context
@@ -139,6 +146,9 @@ class TransformModule(PyroTransformModule):
 
         Raises:
             ValueError: where the flow takes no context, or one of another size.
+
+        In Pyro's `ConditionalTransformedDistribution` a plain layer beside conditional ones goes
+        into a `Chain` with them, or into Pyro's `ConstantConditionalTransform`.
         """
         return Conditioned(self, context)
 
@@ -279,6 +289,23 @@ _INTERNAL = (set(vars(nn.Module())) - {"training"}) | {
 ConditionalTransform.register(TransformModule)
 
 
+class OnEvents(TransformModule):
+    """A transform that is told how it passes an event on, in parts or whole.
+
+    To be subclassed, not used: a subclass has `_forward_event` and `_inverse_event`.
+    """
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data."""
+        event, ladj = self._forward_event(self._entry(x, at_base=True))
+        return event.whole(), ladj
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base."""
+        event, ladj = self._inverse_event(self._entry(y))
+        return event.whole(), ladj
+
+
 class Conditioned(TransformModule):
     """A conditional flow together with a context: a plain transform.
 
@@ -291,7 +318,8 @@ class Conditioned(TransformModule):
     def __init__(self, flow: TransformModule, context: Tensor) -> None:
         check_context(context, flow.context_dim)
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
-        self.flow, self.context, self.base = flow, context, flow.base
+        self.flow, self.base = flow, flow.base
+        self.register_buffer("context", context)
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -335,7 +363,6 @@ class _Memo:
 
     __slots__ = (
         "__weakref__", "output", "other", "ladj", "forward", "tensors", "settings", "values",
-        "stamp",
     )  # fmt: skip
 
     def __init__(
@@ -361,7 +388,6 @@ class _Memo:
         self.tensors: Any = tensors
         self.settings = settings
         self.values: Any = _values([*tensors, other, output])
-        self.stamp = self._stamp(output)
 
     def holds(self, output: Tensor, state: tuple[list[Tensor], list[Any]] | None) -> bool:
         """Whether recomputing would give the same numbers and the same gradients."""
@@ -375,12 +401,7 @@ class _Memo:
             return False
         if any(new is not old for new, old in zip(tensors, self.tensors, strict=True)):
             return False
-        return self.stamp == self._stamp(output) and torch.equal(
-            self.values, _values([*tensors, self.other, output])
-        )
-
-    def _stamp(self, output: Tensor) -> tuple[bool, ...]:
-        return tuple(t.requires_grad for t in [*self.tensors, self.other, output])
+        return torch.equal(self.values, _values([*tensors, self.other, output]))
 
 
 def has_storage(tensor: Tensor) -> bool:

@@ -22,6 +22,8 @@ HOSTS = {
     "pytree_data_fields", "pytree_aux_fields",
     # what torch.nn.Module has of its own
     "state_dict", "load_state_dict", "astype",
+    # a property of NumPyro's Stack, whose blocks are one, and an attribute of Pyro's
+    "layers",
 }  # fmt: skip
 
 
@@ -92,11 +94,18 @@ INSTANCES = {
     "AdditiveCoupling": (3,),
     "AffineCoupling": (3,),
     "BatchNorm": (3,),
+    "Checkerboard": ((1, 2, 2),),
+    "ConvNet": (2, 2),
     "DenseNet": (3, 2),
     "DiagonalScaling": (3,),
+    "Flatten": ((1, 2, 2),),
+    "InvertibleConv1x1": ((2, 2, 2),),
     "InvertibleLinear": (3,),
+    "Logit": (3,),
     "Partition": ([True, False],),
     "Permutation": ([1, 0],),
+    "ResNet": (2, 2),
+    "Squeeze": ((1, 2, 2),),
     "Standardization": (3,),
     "TransformModule": (3,),
 }

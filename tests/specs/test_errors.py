@@ -1,5 +1,6 @@
 """Bad input: each message names the argument, what came and what was expected."""
 
+import inspect
 import re
 
 import numpy as np
@@ -172,10 +173,120 @@ def test_widths(wing, name, hidden):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.parametrize("layers", [0, -3])
+@pytest.mark.parametrize("layers", [0, -3, 2.5, "a", True])
 def test_no_layers(wing, name, layers):
-    with pytest.raises(ValueError, match=f"`layers` is {layers}, expected at least 1"):
+    with pytest.raises(ValueError, match=f"`layers` is {layers!r}, expected .*at least 1"):
         wing.new(name, 4, layers=layers)
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_numbers_out_of_range(wing, name):
+    for context_dim in (-1, 1.5, "a"):
+        with pytest.raises(ValueError, match=f"`context_dim` is {context_dim!r}, .*at least 0"):
+            wing.new(name, 4, context_dim=context_dim)
+    for init_scale in (-1.0, "a", float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"`init_scale` is {init_scale!r}, expected a number"):
+            wing.new(name, 4, init_scale=init_scale)
+
+
+@pytest.mark.parametrize("scale", ["tanh", "sigmoid", "clamp"])
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), "a"])
+def test_limits(wing, scale, limit):
+    with pytest.raises(ValueError, match=f"`limit` is {limit!r}, expected a positive number"):
+        wing.new("AffineCoupling", 4, scale=scale, limit=limit)
+
+
+def test_eps(wing):
+    with pytest.raises(ValueError, match="`eps` is -1.0, expected a number from 0"):
+        wing.new("BatchNorm", 4, eps=-1.0)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_misspelt_options(wing, name):
+    with pytest.raises(TypeError, match=f"{name}: .*'hiden'"):
+        wing.new(name, 4, hiden=(8,))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_network_in_place_of_what_makes_one(wing, name):
+    network = wing.new("DenseNet", 2, 4)
+    with pytest.raises(TypeError, match="`network` is a DenseNet, expected a function"):
+        wing.new(name, 4, network=network)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_keys(wing, name):
+    if "key" in inspect.signature(getattr(wing.package, name)).parameters:
+        with pytest.raises(TypeError, match="`key` is 0, expected one of jax.random.key"):
+            getattr(wing.package, name)(4, key=0)
+        with pytest.raises(TypeError, match=f"{name}: missing .*'key'"):
+            getattr(wing.package, name)(4)
+
+
+def test_arguments_of_the_other_kind_of_event(wing):
+    image = (1, 8, 8)
+    for name, option, value, kind in [
+        ("glow", "layers", 4, "vectors"),
+        ("glow", "hidden", (4,), "vectors"),
+        ("realnvp", "partition", "halves", "vectors"),
+    ]:
+        with pytest.raises(ValueError, match=rf"`{option}` is for {kind}.*\(1, 8, 8\): use `"):
+            wing.new(name, image, **{option: value})
+    for name, option in [("glow", "levels"), ("glow", "channels"), ("realnvp", "scales")]:
+        with pytest.raises(ValueError, match=f"`{option}` is for images, .* 4: use `layers`"):
+            wing.new(name, 4, **{option: 2})
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 4, 5)])
+def test_images_that_cannot_be_squeezed(wing, shape):
+    good = (shape[0], shape[1] + shape[1] % 2, shape[2] + shape[2] % 2)
+    message = f"`event_shape` is {re.escape(str(shape))}.*even.*{re.escape(str(good))}"
+    with pytest.raises(ValueError, match=message):
+        wing.new("Squeeze", shape)
+
+
+def test_images_that_cannot_be_halved(wing):
+    """Each message names a size that works, and that one does."""
+    for name, count, halved in [("glow", "levels", 3), ("realnvp", "scales", 2)]:
+        message = rf"`event_shape` is \(1, 28, 20\).*{count}=3.*multiples of {2**halved}"
+        if name == "realnvp":
+            wing.new(name, (1, 28, 20), scales=3, channels=4, blocks=1)
+            continue
+        with pytest.raises(ValueError, match=rf"{message}.*\(1, 32, 24\)"):
+            wing.new(name, (1, 28, 20), levels=3, steps=1, channels=4)
+        wing.new(name, (1, 32, 24), levels=3, steps=1, channels=4)
+    with pytest.raises(ValueError, match=r"`event_shape` is \(1, 15, 15\).*\(1, 16, 16\)"):
+        wing.new("glow", (1, 15, 15), steps=1, channels=4)
+    with pytest.raises(ValueError, match="`steps` is 0.*at least 1"):
+        wing.new("glow", (1, 4, 4), steps=0)
+
+
+def test_options_of_images(wing):
+    with pytest.raises(ValueError, match="`coupling` is 'cubic'.*'additive', 'affine'"):
+        wing.new("glow", (1, 4, 4), coupling="cubic")
+    with pytest.raises(ValueError, match="`norm` is 'layer', expected 'instance' or None"):
+        wing.new("ResNet", 2, 2, norm="layer")
+    with pytest.raises(ValueError, match=r"`event_shape` is \(1, 4, 4\).*channels.*checkerboard"):
+        wing.package.channels((1, 4, 4))
+    with pytest.raises(ValueError, match=r"`event_shape` is \(3, 1, 1\).*two pixels"):
+        wing.package.checkerboard((3, 1, 1))
+    with pytest.raises(ValueError, match=r"`event_shape` is \(4,\), expected \(C, H, W\)"):
+        wing.package.checkerboard((4,))
+    with pytest.raises(ValueError, match="`partition` is 'alternating'.*'channels'"):
+        wing.new("AffineCoupling", (2, 2, 2), partition="alternating")
+    with pytest.raises(ValueError, match="`partition` has 3 channels.*event has 2 channels"):
+        wing.new("AffineCoupling", (2, 2, 2), partition=[True, False, True])
+    for alpha in (-0.1, 0.5, float("nan")):
+        with pytest.raises(ValueError, match=f"`alpha` is {alpha}"):
+            wing.new("Logit", 3, alpha)
+
+
+def test_levels_that_do_not_fit(wing):
+    coarse, fine = wing.new("ActNorm", (3, 2, 2)), wing.new("Squeeze", (1, 4, 4))
+    with pytest.raises(ValueError, match=r"`levels` do not fit.*\(3, 2, 2\).*\(2, 2, 2\)"):
+        wing.new("MultiScale", [coarse, fine])
+    with pytest.raises(ValueError, match="`levels` is empty"):
+        wing.new("MultiScale", [])
 
 
 @pytest.mark.parametrize("momentum", [0.0, -0.1, 1.5])

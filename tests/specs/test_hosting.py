@@ -32,6 +32,50 @@ def test_a_base_with_more_event_dimensions(wing):
 
 
 @pytest.mark.parametrize("wing", ["pyro", "numpyro"])
+def test_a_base_that_is_a_flow_itself(wing):
+    """Two flows in one distribution, or in two: the same density."""
+    x = np.random.default_rng(0).normal(size=(4, 2))
+    if wing == "pyro":
+        flows = [pyroflows.glow(2, layers=2, init_scale=0.3).double() for _ in range(2)]
+        inner = pyroflows.flow_distribution(flows[0])
+        nested = pyroflows.flow_distribution(flows[1], inner).log_prob(torch.from_numpy(x))
+        joint = pyroflows.flow_distribution(pyroflows.Chain(flows)).log_prob(torch.from_numpy(x))
+        nested, joint = nested.detach().numpy(), joint.detach().numpy()
+    else:
+        keys = jax.random.split(jax.random.key(0))
+        flows = [numpyro_flows.glow(2, layers=2, init_scale=0.3, key=key) for key in keys]
+        inner = numpyro_flows.flow_distribution(flows[0])
+        density = numpyro_flows.flow_distribution(flows[1], inner)
+        nested, joint = (
+            density.log_prob(x),
+            numpyro_flows.flow_distribution(numpyro_flows.Chain(flows)).log_prob(x),
+        )
+        sample, parts = density.sample_with_intermediates(jax.random.key(1), (3,))
+        np.testing.assert_allclose(
+            density.log_prob(sample, parts), density.log_prob(sample), rtol=1e-4
+        )
+    np.testing.assert_allclose(nested, joint, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wing", ["pyro", "numpyro"])
+def test_a_context_within_a_chain_is_state(wing):
+    """It has the same name in both wings, and is not trained."""
+    if wing == "pyro":
+        inner = pyroflows.realnvp(2, layers=2, context_dim=1).condition(torch.ones(1))
+        flow = pyroflows.Chain([inner, pyroflows.DiagonalScaling(2)])
+        trained, state = dict(flow.named_parameters()), flow.state_dict()
+    else:
+        inner = numpyro_flows.realnvp(2, layers=2, context_dim=1, key=jax.random.key(0))
+        inner = inner.condition(jax.numpy.ones(1))
+        flow = numpyro_flows.Chain([inner, numpyro_flows.DiagonalScaling(2)])
+        state = flow.state_dict()
+        marks = numpyro_flows.transform.trainable(flow)
+        trained = {} if not marks.layers[0].context else {"layers.0.context"}
+    assert "layers.0.context" in state
+    assert "layers.0.context" not in trained
+
+
+@pytest.mark.parametrize("wing", ["pyro", "numpyro"])
 def test_a_conditioned_flow_is_initialised(wing):
     """`initialize` reaches the layers behind a context."""
     rng = np.random.default_rng(0)

@@ -22,6 +22,16 @@ def test_float64_in_gives_float64_out(wing, case, flow_dtype):
     assert wing.log_prob(wing.density(flow, context=context), points).dtype == np.float64
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float64_goes_through_a_float32_flow_unharmed(wing, case):
+    flow = wing.build(case, dtype="float32")
+    latents, context = case.latents(3), case.context(3)
+    there, ladj = wing.forward(flow, latents, context)
+    back, inverse_ladj = wing.inverse(flow, there, context)
+    assert_allclose(back, latents, rtol=1e-9, atol=1e-9)
+    assert_allclose(inverse_ladj, -ladj, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_flow_keeps_its_dtype_throughout(wing, case, dtype):
@@ -76,6 +86,27 @@ def test_a_new_flow_is_the_identity(wing, name, layers, robust, partition):
         value, ladj = pair(flow, points)
         assert_allclose(value, points, rtol=1e-12)
         assert_allclose(ladj, 0.0, atol=1e-12)
+
+
+def test_starts(wing):
+    """What the papers say of weights at the start, where it is not zero."""
+    for limit, factor in [(None, 1.0), (2.0, 1.0), (0.25, 0.25)]:
+        for size in (4, (4, 2, 2)):
+            coupling = wing.build(case("AffineCoupling", size, limit=limit), noise=0)
+            assert_allclose(wing.state(coupling)["scale.weight"], factor)
+    for name, size in [("InvertibleLinear", 4), ("InvertibleConv1x1", (3, 2, 2))]:
+        layer = wing.build(case(name, size), noise=0)
+        rotation = wing.jacobian(layer, case(name, size).points(1), inverse=True)[0]
+        assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-5)
+
+
+def test_the_penalty_is_the_sum_of_squared_factors(wing):
+    flow = wing.build(case("realnvp", 4, layers=3, robust=False))
+    factors = [v for name, v in wing.state(flow).items() if name.endswith("scale.weight")]
+    assert len(factors) == 3
+    expected = sum((factor**2).sum() for factor in factors)
+    assert_allclose(wing.numpy(flow.scale_penalty()), expected)
+    assert_allclose(wing.numpy(wing.build(case("nice", 4)).scale_penalty()), 0.0)
 
 
 @pytest.mark.parametrize("name", ["nice", "realnvp"])

@@ -89,7 +89,7 @@ def tampered(path, change):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [*((c, "float64") for c in BUILT), *((c, "float32") for c in BUILT[-7:])],
+    [(c, dtype) for c in BUILT for dtype in DTYPES],
     ids=str,
 )
 def test_both_wings_read_the_same_flow(writer, wing, case, dtype, path):
@@ -103,7 +103,7 @@ def test_both_wings_read_the_same_flow(writer, wing, case, dtype, path):
     points, context = case.points(3, dtype=dtype), case.context(3, dtype=dtype)
     for evaluate in (
         lambda w, f: w.log_prob(w.density(f, context=context), points),
-        lambda w, f: w.forward(f, points, context)[0],
+        lambda w, f: w.forward(f, case.latents(3, dtype=dtype), context)[0],
     ):
         ours, theirs = evaluate(writer, flow), evaluate(wing, loaded)
         assert theirs.dtype == dtype
@@ -453,6 +453,7 @@ def field(**changes):
 
 LOC, FLAG = "layers.1.loc", "layers.0.layers.0.layers.2.initialized"
 INDEX = "layers.0.layers.0.layers.1.permutation"
+SIGNS = "layers.0.layers.0.layers.1.signs"
 HUGE = 10**9
 TAMPERED = {
     "unknown builder": field(builder="flow"),
@@ -510,6 +511,11 @@ TAMPERED = {
     "index as float": recast(INDEX, np.float32),
     "index as bool": recast(INDEX, bool),
     "odd integers": recast(INDEX, np.uint8),
+    "no permutation": lambda about, arrays: arrays.update({INDEX: np.array([0, 0, 0])}),
+    "negative indices": lambda about, arrays: arrays.update({INDEX: np.array([0, 1, -1])}),
+    "no signs": lambda about, arrays: arrays.update({SIGNS: np.array([1, 5, -1])}),
+    "levels of vectors": argument(levels=2),
+    "huge images": argument(event_shape=[1, HUGE, HUGE]),
 }
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import make_moons
 
 from tests.wings import WINGS
+from tests.wings.base import disturbed
 
 GAUSSIAN = np.random.default_rng(0).normal([3.0, -1.0], [5.0, 0.1], size=(1000, 2))
 SMALL = GAUSSIAN[:96].astype("float32")
@@ -49,6 +51,13 @@ def same(wing, one, other):
         assert_array_equal(value, theirs[name], err_msg=name)
 
 
+def unchanged(wing, flow, before, base="normal"):
+    """Assert that a flow is as it was."""
+    assert flow.base == base
+    for name, value in wing.state(flow).items():
+        assert_array_equal(value, before[name], err_msg=name)
+
+
 def batches(count, size=32, seed=1):
     rows = np.random.default_rng(seed).normal(size=(count * size, 2)).astype("float32")
     return list(rows.reshape(count, size, 2))
@@ -63,6 +72,15 @@ def noisy(wing):
     import jax
 
     return lambda x, key: x + jax.random.uniform(key, x.shape)
+
+
+def logit(wing):
+    """A function that maps numbers between 0 and 1 to the real line, and 0 and 1 to infinity."""
+    if wing.name == "pyro":
+        return lambda x, generator: x.logit()
+    import jax
+
+    return lambda x, key: jax.scipy.special.logit(x)
 
 
 @functools.cache  # NumPyro compiles a step anew for another optimiser
@@ -143,6 +161,51 @@ def test_standardization_of_a_stream_is_of_its_first_batch(wing):
     assert_allclose(wing.state(result.flow)["layers.1.loc"], rows[0].mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_standardization_goes_through_the_data_in_parts(wing, monkeypatch):
+    """Sorted, so that each part has moments of its own."""
+    x = np.sort(GAUSSIAN, axis=0).astype("float32")
+    whole = fit(wing, small(wing), x, standardize=True, steps=1)
+    taken = []
+
+    class Sorted(Squares):
+        def __len__(self):
+            return len(x)
+
+        def __getitem__(self, index):
+            taken.append(index)
+            return x[index]
+
+    monkeypatch.setattr(sys.modules[f"{wing.package.__name__}.data"], "CHUNK", 64)
+    parts = fit(wing, small(wing), x, standardize=True, steps=1)
+    rows = fit(wing, small(wing), Sorted(), standardize=True, steps=1)
+    assert len(np.unique(taken)) == len(x)
+    for result in (parts, rows):
+        for name, value in wing.state(result.flow).items():
+            assert_allclose(value, wing.state(whole.flow)[name], rtol=1e-5, err_msg=name)
+    constant = np.full((200, 2), 0.1, dtype="float32")
+    state = wing.state(fit(wing, small(wing), constant, standardize=True, steps=1).flow)
+    assert_array_equal(state["layers.1.log_scale"], 0.0)
+
+
+def test_standardization_needs_no_memory(wing, tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((2**20, 8), dtype="float32"))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    fit(wing, small(wing, size=8), mapped, standardize=True, steps=1, validation=None)
+    assert tracemalloc.get_traced_memory()[1] < mapped.nbytes
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("far", [1e25, 1e-30])
+def test_numbers_whose_squares_are_out_of_range(wing, far):
+    x = SMALL * np.array([1.0, far], dtype="float32")
+    result = fit(wing, small(wing), x, standardize=True, validation=None)
+    assert result.skipped == 0
+    expected = np.log(x.astype(float).std(0))
+    assert_allclose(wing.state(result.flow)["layers.1.log_scale"], expected, rtol=1e-4)
+    assert fit(wing, small(wing, "glow"), x, batch_size=96, validation=None).skipped == 0
+
+
 def test_layers_that_start_from_data(wing):
     result = fit(wing, small(wing, "glow"), SMALL, steps=1)
     flags = [v for k, v in wing.state(result.flow).items() if k.endswith("initialized")]
@@ -170,6 +233,29 @@ def test_running_averages(wing):
 
 
 @pytest.mark.parametrize("name", ["nice", "realnvp", "glow"])
+def test_running_averages_of_a_conditional_flow(wing):
+    """What a coupling in front of the normalisation makes of each row depends on its context."""
+    rows = batches(4)
+    contexts = [np.float32(2.0) * x[:, ::-1].copy() for x in batches(4, seed=2)]
+    options = {"batch_norm": True, "context_dim": 2}
+    state = disturbed(wing.state(small(wing, **options)))
+    result = fit(
+        wing,
+        wing.load(small(wing, **options), state),
+        list(zip(rows, contexts, strict=True)),
+        steps=4,
+        learning_rate=1e-9,
+    )
+    flow = wing.initialize(wing.load(small(wing, **options), state), rows[0], contexts[0])
+    for x, context in zip(rows, contexts, strict=True):
+        flow = wing.update(flow, x, context)
+    found = wing.state(result.flow)
+    names = [name for name in found if ".running_" in name]
+    assert names
+    for name in names:
+        assert_allclose(found[name], wing.state(flow)[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_the_optimiser_moves_parameters_only(wing, name):
     flow = small(wing, name, size=3)
     rows = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
@@ -238,9 +324,12 @@ def test_the_best_parameters_are_restored(wing):
         assert_array_equal(value, wing.state(result.flow)[name], err_msg=name)
     stopped = fit(wing, small(wing, hidden=(32,)), train, patience=4, **options)
     assert stopped.stopped == "patience"
-    assert len(stopped.losses) == result.best_step + 4 * 3 or len(stopped.losses) < 60
-    since = stopped.validation_losses[stopped.validation_losses.argmin() + 1 :]
-    assert len(since) == 4
+    found = stopped.validation_losses
+    assert_array_equal(found, result.validation_losses[: len(found)])
+    waited = [number - found[: number + 1].argmin() for number in range(len(found))]
+    assert waited.index(4) == len(found) - 1
+    assert len(stopped.losses) == 3 * len(found) == stopped.best_step + 4 * 3
+    assert_allclose(loss(wing, stopped.flow, held_out), found.min(), rtol=1e-5)
 
 
 def test_without_validation_the_last_parameters_stay(wing):
@@ -249,6 +338,14 @@ def test_without_validation_the_last_parameters_stay(wing):
     assert len(result.validation_losses) == 0
     more = fit(wing, small(wing), SMALL, validation=0, learning_rate=1e-2, steps=7)
     same(wing, result, more)
+
+
+def test_a_fraction_of_any_kind(wing):
+    plain = fit(wing, small(wing), SMALL, validation=0.25)
+    for fraction in (np.float32(0.25), np.array(0.25), wing.array(0.25)):
+        same(wing, fit(wing, small(wing), SMALL, validation=fraction), plain)
+    with pytest.raises(ValueError, match="`validation` is 1.5, expected a fraction"):
+        fit(wing, small(wing), SMALL, validation=np.float32(1.5))
 
 
 def test_once_an_epoch(wing):
@@ -294,6 +391,35 @@ def test_streams(wing):
     same(wing, wrapped, listed)
 
 
+class Rewound:
+    """A loader that gives the same iterator at each pass, as those with lasting workers do."""
+
+    class Iterator:
+        def __init__(self, rows):
+            self.rows, self.position = rows, 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.position == len(self.rows):
+                raise StopIteration
+            self.position += 1
+            return self.rows[self.position - 1]
+
+    def __init__(self, rows):
+        self.iterator = self.Iterator(rows)
+
+    def __iter__(self):
+        self.iterator.position = 0
+        return self.iterator
+
+
+def test_a_loader_that_rewinds_its_iterator(wing, tmp_path):
+    listed = fit(wing, small(wing), batches(3), steps=8)
+    same(wing, fit(wing, small(wing), Rewound(batches(3)), steps=8), listed)
+
+
 def test_a_whole_batch_of_rows_is_a_stream_of_one(wing):
     rows = fit(wing, small(wing), SMALL, validation=None, batch_size=200, steps=5)
     stream = fit(wing, small(wing), [SMALL], steps=5)
@@ -322,6 +448,25 @@ def test_rows_in_a_file(wing, tmp_path):
 
 def test_double_precision_data_are_converted(wing):
     same(wing, fit(wing, small(wing), SMALL.astype(float)), fit(wing, small(wing), SMALL))
+
+
+@pytest.mark.parametrize("order", [">f4", ">f8"])
+def test_any_byte_order(wing, order):
+    x = SMALL.astype(order)
+    same(
+        wing,
+        fit(wing, small(wing), x, standardize=True),
+        fit(wing, small(wing), SMALL, standardize=True),
+    )
+    same(wing, fit(wing, small(wing), [x], steps=2), fit(wing, small(wing), [SMALL], steps=2))
+    with pytest.raises(ValueError, match="`data` has 2 of 96 rows.*row 4"):
+        fit(wing, small(wing), with_nan(x))
+
+
+def test_whole_numbers_of_any_byte_order(wing):
+    x = np.arange(64).reshape(32, 2)
+    plain = fit(wing, small(wing), x, augment=noisy(wing))
+    same(wing, fit(wing, small(wing), x.astype(">i2"), augment=noisy(wing)), plain)
 
 
 def test_augmentation(wing):
@@ -386,6 +531,16 @@ def test_penalty(wing):
     assert_array_equal(tied.losses[0], free.losses[0])
 
 
+@pytest.mark.parametrize("options", [{"name": "nice"}, {"name": "glow"}, {"scale": "exp"}], ids=str)
+def test_a_penalty_without_effect(wing, options):
+    flow = small(wing, **options)
+    before = wing.state(flow)
+    with pytest.raises(ValueError, match="`penalty` is 0.1, but .* no tanh scales"):
+        fit(wing, flow, SMALL, penalty=0.1, base="logistic")
+    unchanged(wing, flow, before)
+    fit(wing, flow, SMALL, penalty=0.0, steps=1)
+
+
 def test_one_evaluation_a_step(wing):
     flow, count = wing.spied(small(wing))
     fit(wing, flow, SMALL, steps=5, validation=None)
@@ -399,19 +554,32 @@ def test_bad_steps_are_skipped(wing):
     good = batches(6)
     bad = [good[0], FAR, good[1], good[2], FAR, FAR, *good[3:]]
     without = fit(wing, small(wing), iter(good), steps=20)
-    with_bad = fit(wing, small(wing), iter(bad), steps=20)
+    with pytest.warns(UserWarning, match="3 of 9 steps were skipped"):
+        with_bad = fit(wing, small(wing), iter(bad), steps=20)
     assert with_bad.skipped == 3
+    assert with_bad.best_step == without.best_step == 6
     assert not np.isfinite(with_bad.losses[[1, 4, 5]]).any()
     assert_array_equal(np.delete(with_bad.losses, [1, 4, 5]), without.losses)
-    for name, value in wing.state(without.flow).items():
-        assert_array_equal(value, wing.state(with_bad.flow)[name])
+    unchanged(wing, with_bad.flow, wing.state(without.flow))
+
+
+def test_a_bad_batch_in_the_end(wing):
+    """It says nothing against the parameters."""
+    good = batches(19)
+    without = fit(wing, small(wing), iter(good), steps=20)
+    with_bad = fit(wing, small(wing), iter([*good, FAR]), steps=20)  # few: no warning
+    assert with_bad.skipped == 1
+    assert with_bad.best_step == 19
+    unchanged(wing, with_bad.flow, wing.state(without.flow))
 
 
 def test_skipped_steps_leave_the_running_averages(wing):
     good = batches(3)
     without = fit(wing, small(wing, batch_norm=True), iter(good), steps=20)
     far = np.float32(1e25) * (1 + good[0])
-    with_bad = fit(wing, small(wing, batch_norm=True), iter([*good[:2], far, good[2]]), steps=20)
+    rows = [*good[:2], far, good[2]]
+    with pytest.warns(UserWarning, match="1 of 4 steps were skipped"):
+        with_bad = fit(wing, small(wing, batch_norm=True), iter(rows), steps=20)
     assert with_bad.skipped == 1
     for name, value in wing.state(without.flow).items():
         assert_array_equal(value, wing.state(with_bad.flow)[name], err_msg=name)
@@ -441,6 +609,56 @@ def test_training_that_cannot_recover(wing):
         assert_array_equal(value, before[name])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validation": None, "steps": 200},
+        {"validation": None, "steps": 30},
+        {"validation": SMALL, "steps": 200, "validate_every": 100},
+        {"validation": None, "steps": 200, "model": {"batch_norm": True}},
+    ],
+    ids=str,
+)
+def test_parameters_that_diverge(wing, options):
+    """The flow goes back to the last ones whose loss was finite."""
+    options = dict(options)
+    model = options.pop("model", {})
+    with pytest.warns(UserWarning, match="parameters of step 0|29 of 30 steps were skipped"):
+        result = fit(wing, small(wing, **model), SMALL, learning_rate=1e20, **options)
+    assert result.skipped == len(result.losses) - 1 == min(50, options["steps"] - 1)
+    assert result.best_step == 0
+    assert np.isfinite(result.losses[0])
+    assert np.isfinite(loss(wing, result.flow, SMALL))
+
+
+def cut_off(count):
+    """Batches, and then Ctrl-C."""
+    yield from batches(count)
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_has_diverged_resumes(wing, tmp_path):
+    options = {
+        "optimizer": plain_descent(wing, 1e10),
+        "validation": None,
+        "validate_every": 5,
+        "steps": 90,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = fit(wing, small(wing), cut_off(80), **options)
+        options["checkpoint"] = tmp_path / "run"
+        cut = fit(wing, small(wing), cut_off(23), **options)
+        resumed = fit(wing, small(wing), cut_off(80), **options)
+        again = fit(wing, small(wing), cut_off(80), **options)
+    assert whole.stopped == "not finite"
+    assert cut.stopped == "interrupted"
+    assert np.isfinite(loss(wing, whole.flow, batches(1)[0]))
+    for result in (resumed, again):
+        same(wing, result, whole)
+    unchanged(wing, cut.flow, wing.state(whole.flow))
+
+
 def test_gradients_that_are_not_finite(wing):
     """The square root is finite at 0, its slope is not."""
     if wing.name == "pyro":
@@ -463,7 +681,8 @@ def test_an_own_base_that_is_validated(wing):
     rows = batches(3)
     flow = small(wing, "nice")
     huge = np.full((32, 2), 3e38, dtype="float32")
-    result = fit(wing, flow, iter([rows[0], huge, rows[1]]), base=own, steps=10)
+    with pytest.warns(UserWarning, match="1 of 3 steps were skipped"):
+        result = fit(wing, flow, iter([rows[0], huge, rows[1]]), base=own, steps=10)
     assert result.skipped == 1
 
 
@@ -479,6 +698,48 @@ def test_control_c(wing):
     reference = fit(wing, small(wing), batches(5), steps=5)
     for name, value in wing.state(reference.flow).items():
         assert_array_equal(value, wing.state(result.flow)[name])
+
+
+def test_control_c_validates(wing):
+    def until_interrupted():
+        yield from batches(7)
+        raise KeyboardInterrupt
+
+    held_out = batches(1, size=200, seed=2)[0] + np.float32(2.0)
+    rows = {"validation": held_out, "validate_every": 5, "learning_rate": 1e-2, "steps": 50}
+    result = fit(wing, small(wing), (x + np.float32(2.0) for x in until_interrupted()), **rows)
+    assert result.stopped == "interrupted"
+    assert result.validation_steps.tolist() == [5, 7]
+    assert result.best_step == 7
+    assert_allclose(loss(wing, result.flow, held_out), result.validation_losses[1], rtol=1e-5)
+    rows["learning_rate"] = 1.0
+    worse = fit(wing, small(wing), until_interrupted(), **rows)
+    assert worse.best_step == worse.validation_steps[worse.validation_losses.argmin()]
+    assert_allclose(loss(wing, worse.flow, held_out), worse.validation_losses.min(), rtol=1e-5)
+
+
+def press(r):
+    """A scale function that presses Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_control_c_before_the_first_step(wing):
+    """Nothing has been learned yet: the flow stays as it is."""
+    flow = small(wing, "glow", scale=press)
+    before = wing.state(flow)
+    result = fit(wing, flow, SMALL, base="logistic", standardize=True)
+    assert result.stopped == "interrupted"
+    assert len(result.losses) == result.best_step == 0
+    unchanged(wing, result.flow, before)
+
+
+def test_an_error_in_the_first_step(wing):
+    flow = small(wing, "glow")
+    before = wing.state(flow)
+    options = {"base": "logistic", "standardize": True, "schedule": lambda step: {}[step]}
+    with pytest.raises(KeyError):
+        fit(wing, flow, SMALL, **options)
+    unchanged(wing, flow, before)
 
 
 # Reproducibility
@@ -585,7 +846,7 @@ def test_a_finished_run_returns_at_once(wing, tmp_path):
     assert (tmp_path / "run").stat().st_mtime_ns == written
 
 
-def test_a_checkpoint_of_another_run(wing, tmp_path):
+def test_a_checkpoint_of_another_run(wing, tmp_path, monkeypatch):
     path = tmp_path / "run"
     checkpointed(wing, "rows", path, steps=2)
     for options, word in [
@@ -600,6 +861,10 @@ def test_a_checkpoint_of_another_run(wing, tmp_path):
             checkpointed(wing, "rows", path, **options)
     with pytest.raises(ValueError, match="`data`"):
         checkpointed(wing, "list", path, steps=2, validation=None)
+    other = {**SOURCES, "rows": lambda: (GAUSSIAN[::-1].copy(), {})}
+    monkeypatch.setattr(sys.modules[__name__], "SOURCES", other)
+    with pytest.raises(ValueError, match="another run: `data` differs"):
+        checkpointed(wing, "rows", path, steps=2)
 
 
 def test_a_file_that_is_no_checkpoint(wing, tmp_path):
@@ -623,12 +888,20 @@ def test_a_file_that_is_no_checkpoint(wing, tmp_path):
 
 
 def with_nan(rows):
+    return with_number(rows, np.nan)
+
+
+def with_number(rows, number):
     rows = rows.copy()
-    rows[[4, 7], 1] = np.nan
+    rows[[4, 7], 1] = number
     return rows
 
 
+HUGE = with_number(SMALL.astype(float), 1e300)
+
+
 C = np.ones((96, 3), dtype="float32")
+FAR_APART = np.float32(3e38) * np.sign(SMALL)  # finite, but their differences are not
 REFUSED = [
     ({"steps": 0}, "`steps` is 0"),
     ({"steps": 2.5}, "`steps` is 2.5"),
@@ -654,6 +927,12 @@ REFUSED = [
     ({"data": SMALL[:0]}, "no rows"),
     ({"data": SMALL[:1]}, "`validation` is 0.1"),
     ({"data": with_nan(SMALL)}, "`data` has 2 of 96 rows with NaN or inf; the first is row 4"),
+    ({"data": HUGE}, "`data` has 2 of 96 rows with NaN or inf as float32; the first is row 4"),
+    ({"data": HUGE, "standardize": True}, "`data` has 2 of 96 rows with NaN or inf as float32"),
+    ({"data": [HUGE]}, "batch 0 of `data` has 2 of 96 rows with NaN or inf as float32"),
+    ({"validation": HUGE}, "`validation` has 2 of 96 rows with NaN or inf as float32"),
+    ({"data": FAR_APART, "batch_size": 96, "validation": None}, "`data` .* not finite"),
+    ({"data": FAR_APART, "standardize": True}, "data's moments are not finite as float32"),
     ({"data": []}, "`data` has no batches"),
     ({"data": [with_nan(SMALL)]}, "batch 0 of `data` has 2 of 96 rows"),
     ({"data": [SMALL[:, :1]]}, r"batch 0 of `data` has shape \(96, 1\)"),
@@ -676,6 +955,15 @@ WRONG_TYPES = [
     ({"data": 3}, "`data` is a int"),
     ({"data": ["moon"]}, "batch 0 of `data` is a str"),
     ({"data": [(SMALL, C, C)]}, "3 items"),
+    ({"data": SMALL.tolist()}, "`data` is a list of numbers, expected an array or tensor of rows"),
+    ({"data": C.tolist()}, r"`data` is a list of numbers.*(torch.tensor|numpy.array)\(data\)"),
+    ({"data": [SMALL.tolist()]}, "`data` is a list of numbers"),
+    ({"data": tuple(SMALL[:3].tolist())}, "`data` is a tuple of numbers"),
+    ({"data": iter(SMALL.tolist())}, "batch 0 of `data` is a list of numbers"),
+    ({"data": (SMALL.tolist(), C.tolist())}, "`data` is a list of numbers"),
+    ({"flow": {"context_dim": 3}, "context": C.tolist()}, "`context` is a list of numbers"),
+    ({"data": "file.csv"}, "^`data` is a str, expected an array"),
+    ({"data": {"x": SMALL}}, "^`data` is a dict, expected an array"),
     ({"augment": 3}, "`augment` is 3"),
 ]
 
@@ -697,7 +985,7 @@ def test_refusals(wing, options, message, kind):
 
 
 def test_refused_flows(wing):
-    with pytest.raises(ValueError, match="append Standardization"):
+    with pytest.raises(ValueError, match="ends in AffineCoupling.*append Standardization"):
         fit(wing, wing.new("AffineCoupling", 2), SMALL, standardize=True)
     with pytest.raises(ValueError, match="no parameters"):
         fit(wing, wing.new("Permutation", [1, 0]), SMALL)
@@ -708,6 +996,30 @@ def test_refused_flows(wing):
         fit(wing, given, SMALL)
 
 
+@pytest.mark.parametrize("standardize", [True, False])
+def test_augmented_rows_that_are_not_finite(wing, standardize):
+    x = np.random.default_rng(0).uniform(size=(96, 2)).astype("float32")
+    x[5, 0], x[9, 1] = 0.0, 1.0
+    flow = small(wing, "glow")
+    before = wing.state(flow)
+    options = {"standardize": standardize, "validation": None, "base": "logistic"}
+    with pytest.raises(ValueError, match="`data` after `augment` has 2 of 96 rows with NaN or inf"):
+        fit(wing, flow, x, augment=logit(wing), batch_size=96, **options)
+    unchanged(wing, flow, before)
+    x[[5, 9]] = 0.5
+    good = fit(wing, flow, x, augment=logit(wing), batch_size=96, **options)
+    assert good.skipped == 0
+
+
+def test_data_out_of_a_logits_range(wing):
+    flow = small(wing, "glow", logit=0.05)
+    before = wing.state(flow)
+    x = np.full((32, 2), 2.0, dtype="float32")
+    with pytest.raises(ValueError, match="`data` behind Logit has 28 of 28 rows"):
+        fit(wing, flow, x, standardize=True, validation=0.125)
+    unchanged(wing, flow, before)
+
+
 def test_a_bad_batch_on_the_way(wing):
     flow = small(wing)
     with pytest.raises(ValueError, match="batch 3 of `data` has 2 of 32 rows"):
@@ -715,7 +1027,18 @@ def test_a_bad_batch_on_the_way(wing):
     assert all(np.isfinite(value).all() for value in wing.state(flow).values())
 
 
-# The bar
+# What is shown
+
+
+def test_results_are_short_to_read(wing):
+    result = fit(wing, small(wing), SMALL, steps=3)
+    shown = repr(result)
+    assert len(shown) < 200
+    assert "\n" not in shown
+    assert shown.startswith("FitResult(flow=Chain, steps=3, last_loss=")
+    assert "best_validation_loss=" in shown
+    assert shown.endswith("stopped='steps')")
+    assert "validation" not in repr(fit(wing, small(wing), SMALL, steps=3, validation=None))
 
 
 def test_progress(wing, capsys):
