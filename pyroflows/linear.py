@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyroflows.transform import TransformModule
 
@@ -182,6 +181,5 @@ class InvertibleConv1x1(PLU):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a 1×1 convolution."""
         self._entry(y)
-        kernel = self._matrix(y.dtype)[:, :, None, None]
-        x = F.conv2d(y.reshape(-1, *self.event_shape), kernel)
-        return x.reshape(y.shape), -self._ladj(y)
+        x = torch.einsum("...chw,oc->...ohw", y, self._matrix(y.dtype))
+        return x, -self._ladj(y)

@@ -87,6 +87,20 @@ def test_a_shuffling_loader_resumes(tmp_path, workers):
     same(run(tmp_path / "run"), whole)
 
 
+@pytest.mark.slow
+def test_a_loader_with_lasting_workers():
+    lasting = DataLoader(X, batch_size=32, num_workers=1, persistent_workers=True)
+    result = fit(flow(), lasting, **QUICK)
+    assert result.stopped == "steps"
+    same(result, fit(flow(), DataLoader(X, batch_size=32), **QUICK))
+
+
+def test_arrays_that_torch_does_not_know():
+    plain = fit(flow(), X, standardize=True, **QUICK)
+    for x in (X.numpy().astype(np.longdouble), X.numpy()[::-1].copy()[::-1]):
+        same(fit(flow(), x, standardize=True, **QUICK), plain)
+
+
 def test_datasets_of_pairs():
     context = X[:, :1] + 1.0
     rows = TensorDataset(X, context)
@@ -160,6 +174,33 @@ def test_double_precision():
     single = fit(flow(), X, **QUICK)
     assert not np.array_equal(result.losses, single.losses)
     np.testing.assert_allclose(result.losses, single.losses, rtol=1e-5)
+
+
+def test_an_optimiser_that_is_made_already():
+    one = flow()
+    made = torch.optim.SGD(one.parameters(), lr=0.1)
+    with pytest.raises(
+        TypeError, match="^`optimizer` is of type SGD, expected a function of the p"
+    ):
+        fit(one, X, optimizer=made, **QUICK)
+
+
+def test_an_error_on_the_way():
+    """What has been learned so far stays, with the base that it was learned for."""
+
+    def schedule(step):
+        if step == 7:
+            raise RuntimeError("on the way")
+        return 1.0
+
+    one = flow()
+    with pytest.raises(RuntimeError, match="on the way"):
+        fit(one, X, base="logistic", schedule=schedule, validate_every=3, **QUICK)
+    best = fit(flow(), X, base="logistic", validate_every=3, **{**QUICK, "steps": 6})
+    assert best.best_step == 6
+    assert torch.equal(parameters(one), parameters(best.flow))
+    assert one.base == "logistic"
+    assert one.training
 
 
 class Evil:

@@ -149,6 +149,9 @@ class NumPyroWing(base.Wing):
     def standardize(self, layer, x):
         return layer.standardize(self.array(x))
 
+    def dequantize(self, x, seed, **options):
+        return numpyro_flows.dequantize(x, self.key(seed), **options)
+
     # The pair
 
     def forward(self, flow, x, context=None):
@@ -191,6 +194,9 @@ class NumPyroWing(base.Wing):
         """A base of the user's own."""
         loc = jnp.full(shape, loc, dtype)
         return dist.Normal(loc, jnp.asarray(scale, dtype)).to_event(len(shape))
+
+    def logistic_base(self, shape):
+        return dist.Logistic(jnp.zeros(shape), jnp.ones(shape)).to_event(len(shape))
 
     def host_density(self, flow, base_density, context=None):
         return dist.TransformedDistribution(base_density, [self.given(flow, context)])

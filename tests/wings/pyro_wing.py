@@ -83,6 +83,10 @@ class PyroWing(base.Wing):
     def standardize(self, layer, x):
         return layer.standardize(self.array(x))
 
+    def dequantize(self, x, seed, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return pyroflows.dequantize(x, generator, **options)
+
     # The pair
 
     def forward(self, flow, x, context=None):
@@ -129,6 +133,10 @@ class PyroWing(base.Wing):
         """A base of the user's own."""
         loc = torch.full(shape, loc, dtype=getattr(torch, dtype))
         return dist.Normal(loc, scale).to_event(len(shape))
+
+    def logistic_base(self, shape):
+        zeros = torch.zeros(shape, dtype=torch.float64)
+        return dist.Logistic(zeros, torch.ones_like(zeros)).to_event(len(shape))
 
     def host_density(self, flow, base_density, context=None):
         return dist.TransformedDistribution(base_density, [self.given(flow, context)])
