@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, random_eqx_module
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import log_density
 
 from numpyro_flows import (
@@ -445,6 +446,44 @@ def test_the_program_does_not_grow_with_depth(build):
         total = jax.grad(lambda x, density=density: density.log_prob(x).sum())
         sizes.append(equations(jax.make_jaxpr(total)(jnp.ones((5, 4))).jaxpr))
     assert sizes[1] <= 1.1 * sizes[0]
+
+
+def test_the_program_does_not_grow_with_glows_steps():
+    sizes = []
+    for steps in (4, 32):
+        flow = glow((1, 4, 4), levels=2, steps=steps, channels=3, key=KEY)
+        density = flow_distribution(flow)
+        total = jax.grad(lambda x, density=density: density.log_prob(x).sum())
+        sizes.append(equations(jax.make_jaxpr(total)(jnp.ones((2, 1, 4, 4))).jaxpr))
+    assert sizes[1] <= 1.1 * sizes[0]
+
+
+IMAGES = {
+    "nice": lambda: nice((1, 4, 4), hidden=(8,), key=KEY),
+    "realnvp": lambda: realnvp((1, 4, 4), channels=3, blocks=1, key=KEY),
+    "glow": lambda: glow((1, 4, 4), levels=2, steps=2, channels=3, key=KEY),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_prior_over_images(name):
+    """A noisy image, explained by one of the flow's: SVI and a plate."""
+    density = flow_distribution(perturbed(IMAGES[name](), scale=0.1))
+    seen = density.sample(KEY, (6,)) + 0.1
+
+    def model():
+        with numpyro.plate("images", 6):
+            image = numpyro.sample("image", density)
+            numpyro.sample("noisy", dist.Normal(image, 0.5).to_event(3), obs=seen)
+
+    svi = SVI(model, AutoNormal(model), optax.adam(1e-2), Trace_ELBO())
+    result = svi.run(KEY, 60, progress_bar=False)
+    assert jnp.isfinite(result.losses).all()
+    assert result.losses[-5:].mean() < result.losses[:5].mean()
+    assert density.log_prob(seen).shape == (6,)
+    vmapped = jax.vmap(density.log_prob)(seen)
+    assert_allclose(vmapped, density.log_prob(seen), rtol=1e-4, atol=1e-4)
+    assert_allclose(jax.jit(density.log_prob)(seen), vmapped, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", [nice, realnvp, glow])

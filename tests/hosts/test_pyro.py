@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 from torch.testing import assert_close
@@ -696,6 +697,44 @@ def compiled(function):
     """In one graph, without a break."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+IMAGES = {
+    "nice": lambda: nice((1, 4, 4), hidden=(8,)),
+    "realnvp": lambda: realnvp((1, 4, 4), channels=3, blocks=1),
+    "glow": lambda: glow((1, 4, 4), levels=2, steps=2, channels=3),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_prior_over_images(name):
+    """A noisy image, explained by one of the flow's: SVI and a plate."""
+    flow = IMAGES[name]().requires_grad_(False)
+    for parameter in flow.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    density = flow_distribution(flow)
+    seen = density.sample((6,)) + 0.1
+
+    def model():
+        with pyro.plate("images", 6):
+            image = pyro.sample("image", density)
+            pyro.sample("noisy", dist.Normal(image, 0.5).to_event(3), obs=seen)
+
+    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    losses = np.array([svi.step() for _ in range(60)])
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < losses[:5].mean()
+    with pyro.validation_enabled(False):
+        vmapped = vmap(density.log_prob)(seen)
+    assert_close(vmapped, density.log_prob(seen), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_compiled_images(name):
+    flow = perturbed(IMAGES[name]())
+    x = flow(torch.randn(5, 16)).detach()
+    call = compiled(lambda x: flow_distribution(flow).log_prob(x))
+    assert_close(call(x), flow_distribution(flow).log_prob(x), rtol=1e-4, atol=1e-4)
 
 
 @every_compiled
