@@ -197,6 +197,8 @@ class Preparation:
         x, context = batch
         if kind_of(x) == "f":
             x = self._cast(x)
+        elif isinstance(x, np.ndarray):  # JAX has the machine's byte order only
+            x = x.astype(x.dtype.newbyteorder("="), copy=False)
         if self.augment is not None:
             x = self.augment(x, *stream)
             if not hasattr(x, "dtype") or kind_of(x) != "f":
@@ -207,6 +209,13 @@ class Preparation:
 
     def _cast(self, x: Any) -> Any:
         return x if x.dtype == self.dtype else x.astype(self.dtype)
+
+
+def filled(x: Any, size: int) -> Any:
+    """Return a batch with its last row repeated up to a size."""
+    if x is None or len(x) == size:
+        return x
+    return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
 
 
 def seed_of(key: Array) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_flows.transform import TransformModule
@@ -61,6 +63,33 @@ class Checkpoint:
                 "Pass another path, or remove the file to start anew"
             )
         return state, arrays
+
+
+# A checkpoint holds the arrays of a tree by their numbers; random keys as the words they are.
+
+
+def numbered(name: str, tree: Any) -> dict[str, np.ndarray]:
+    """Return the arrays of a tree by names for the file."""
+    return {
+        f"{name}/{number}": np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for number, leaf in enumerate(jax.tree.leaves(tree))
+    }
+
+
+def collected(name: str, arrays: dict[str, Any], like: Any) -> Any:
+    """Return the tree whose arrays have these names; `like` is one that is built alike."""
+    leaves: list[Any] = jax.tree.leaves(like)
+    found = [arrays[f"{name}/{number}"] for number in range(len(leaves))]
+    restored = [
+        # NumPy's files know no bfloat16: it comes back as bytes.
+        jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a.view(leaf.dtype))
+        for a, leaf in zip(found, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

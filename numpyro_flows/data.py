@@ -180,8 +180,8 @@ def as_source(rules: Rules, data: Any, context: Any = None, name: str = "`data`"
 def as_pair(value: Any, name: str) -> Batch:
     """Return `x`, `(x,)` or `(x, context)` as events and contexts, None where there are none."""
     if isinstance(value, tuple | list):
-        _check_not_numbers(value, name)
-        if len(value) not in (1, 2):
+        if len(value) not in (1, 2) or isinstance(value[0], Number):
+            _check_not_numbers(value, name)
             raise TypeError(
                 f"{name} is a {type(value).__name__} of {len(value)} items, expected x, (x,) or "
                 "(x, context)"
@@ -208,8 +208,8 @@ def _check_not_numbers(value: Any, name: str) -> None:
         inner = inner[0]
     if isinstance(inner, Number) and inner is not value:
         raise TypeError(
-            f"{name} is a {type(value).__name__} of numbers, expected an array or tensor of rows, "
-            "as numpy.array(data) makes one"
+            f"{name} is a {type(value).__name__} of numbers, expected an array or tensor of rows: "
+            "numpy.array makes one of them"
         )
 
 

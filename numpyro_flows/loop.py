@@ -1,10 +1,10 @@
 """The loop of `fit`: steps, validations, checkpoints, and what is left at the end."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,16 +22,17 @@ from numpyro_flows.batches import (
     AUGMENT_VALIDATION,
     Part,
     Preparation,
+    filled,
     seed_of,
 )
 from numpyro_flows.chain import Chain
-from numpyro_flows.checkpoint import Checkpoint
-from numpyro_flows.data import Rules
+from numpyro_flows.checkpoint import Checkpoint, collected, numbered
+from numpyro_flows.data import Batch, Batches, Rules, check_finite, rows_at_once
 from numpyro_flows.image import MultiScale
 from numpyro_flows.normalization import BatchNorm, Standardization
 from numpyro_flows.pixels import Logit
 from numpyro_flows.settings import History, Settings
-from numpyro_flows.transform import TransformModule, trainable
+from numpyro_flows.transform import TransformModule, replace, trainable
 
 # Steps in a row whose loss or gradient is not finite, after which training gives up.
 HOPELESS = 50
@@ -177,47 +178,71 @@ class Run:
         # A copy, since it is given away while an optimiser may have kept the parameters in it.
         self.memory = jax.tree.map(jnp.copy, optimizer.init(self.parameters))
         self.prepare = Preparation(rules, settings.augment, self.parameters[0], settings.key)
+        # What is left in the end: the parameters of the best validation or, until there is one,
+        # the last whose loss was finite; and the batch that they had it on.
         self.best: tuple[list[Array], list[Array]] | None = None
+        self.last: tuple[Any, Any] | None = None
         self.widest = 0
 
-    def begin(self) -> None:
-        """Go on from the checkpoint, or start from the first batch."""
-        first = self.prepare(self.feed.first(), AUGMENT, 0)
+    def run(self, base: str) -> History:
+        """Train to the end, whatever it is, and keep the flow with the best parameters.
+
+        Where it is Ctrl-C before the first step, the flow stays as it was.
+        """
+        try:
+            self._begin()
+            with self._bar() as self.bar:
+                while self.history.stopped is None:
+                    self._advance()
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+            if self.history.made:
+                with contextlib.suppress(KeyboardInterrupt):  # pressed again: then without
+                    self._validate()
+                    self._prove()
+        if self.history.made or self.history.stopped != "interrupted":
+            flow = self.plan.join(*(self.best or (self.parameters, self.state)))
+            self.flow = replace(flow, base=base)
+        return self.history
+
+    def _begin(self) -> None:
+        """Go on from the checkpoint, or start from data."""
         saved = None if self.checkpoint is None else self.checkpoint.load()
         if saved is not None:
             self._restore(*saved)
             return
         flow = self.flow
+        first = self._checked(self.feed.first(), AUGMENT, 0)
         if self.settings.standardize:
-            everything = self.train.all()
-            rows = first[0] if everything is None else self.prepare(everything, AUGMENT_ALL, 0)[0]
             layer, behind = standardization(flow)
+            new = layer.standardize(self._encoded(behind, first[0]))
+            flow = eqx.tree_at(lambda flow: standardization(flow)[0], flow, new)
+        flow = flow.initialize(*first)
+        for old, new in zip(jax.tree.leaves(self.flow), jax.tree.leaves(flow), strict=True):
+            if _finite(old) and not _finite(new):
+                raise ValueError(
+                    "`data` does not suit `flow`: layers that start from it would not be finite"
+                )
+        self.parameters, self.state = self.plan.split(flow)
+
+    def _checked(self, batch: Batch, *stream: int) -> tuple[Any, Any]:
+        """Return a batch that a layer may start from."""
+        x, context = self.prepare(batch, *stream)
+        check_finite(x, "a batch of `data` after `augment`", x.dtype)
+        return x, context
+
+    def _encoded(self, behind: list[TransformModule], first: Any) -> Iterator[Array]:
+        """Yield all rows, or of an iterable the first batch, as some layers have encoded them."""
+        if isinstance(self.train.source, Batches):
+            parts = iter([first])
+        else:
+            chunks = self.train.in_order(rows_at_once(self.flow.event_shape))
+            parts = (self._checked(part, AUGMENT_ALL, i)[0] for i, part in enumerate(chunks))
+        for rows in parts:
             for outer in behind:
                 rows = outer.inverse_and_ladj(jnp.asarray(rows))[0]
-            new = layer.standardize(rows)
-            flow = eqx.tree_at(lambda flow: standardization(flow)[0], flow, new)
-        self.parameters, self.state = self.plan.split(flow.initialize(*first))
-
-    def finish(self) -> History:
-        """Train to the end, whatever it is, and keep the best parameters."""
-        history = self.history
-        try:
-            with self._bar() as self.bar:
-                while history.stopped is None:
-                    self._advance()
-        except KeyboardInterrupt:
-            history.stopped = "interrupted"
-        self.flow = self.plan.join(*(self.best or (self.parameters, self.state)))
-        if self.best is None:
-            history.best_step = history.step
-        if history.stopped == "not finite":
-            warnings.warn(
-                f"training stopped at step {history.step}: loss or gradient was not finite for "
-                f"{history.skipped_in_row} steps in a row. The flow has the parameters of step "
-                f"{history.best_step}. A smaller learning_rate or a clip_norm may help.",
-                stacklevel=3,
-            )
-        return history
+                check_finite(rows, f"a batch of `data` behind {type(outer).__name__}", rows.dtype)
+            yield jnp.asarray(rows)
 
     def _advance(self) -> None:
         """Take a step; validate and save where it is time to."""
@@ -236,14 +261,31 @@ class Run:
         every = settings.validate_every
         if history.stopped or (history.step % every == 0 if every else self.feed.at_end):
             self._validate()
+            if history.stopped or self.checkpoint is not None:
+                self._prove()
             if self.checkpoint is not None:
                 self.checkpoint.save(*self._state())
         self._show()
 
     def _learn(self, x: Array, context: Array | None) -> None:
         """Take one step, and note down how it went."""
-        history, settings = self.history, self.settings
-        self.parameters, self.state, self.memory, numbers = _step(
+        history, before = self.history, self.parameters
+        rate = self.rate * self.settings.factor(history.step)
+        self.parameters, self.state, self.memory, numbers = self._step(x, context, rate)
+        value, size = np.asarray(numbers).tolist()
+        if math.isfinite(value) and math.isfinite(size):
+            if not history.validated:
+                self.best, history.best_step = (before, self.state), history.made
+                self.last = x, context
+            history.skipped_in_row = 0
+        else:
+            history.skipped += 1
+            history.skipped_in_row += 1
+        history.losses.append(value)
+        history.step += 1
+
+    def _step(self, x: Array, context: Array | None, rate: float) -> tuple[Any, Any, Any, Array]:
+        return _step(
             self.plan,
             self.parameters,
             self.state,
@@ -251,18 +293,10 @@ class Run:
             self.base,
             x,
             context,
-            self.rate * settings.factor(history.step),
-            settings.clip_norm or math.inf,
-            settings.penalty,
+            rate,
+            self.settings.clip_norm or math.inf,
+            self.settings.penalty,
         )
-        value, size = np.asarray(numbers).tolist()
-        if math.isfinite(value) and math.isfinite(size):
-            history.skipped_in_row = 0
-        else:
-            history.skipped += 1
-            history.skipped_in_row += 1
-        history.losses.append(value)
-        history.step += 1
 
     def _validate(self) -> None:
         """Take the loss on the held-out data, and keep the parameters where it is the lowest."""
@@ -274,7 +308,7 @@ class Run:
             x, context = self.prepare(batch, AUGMENT_VALIDATION, number)
             # Another shape would be compiled anew: a shorter batch is filled up and cut off again.
             self.widest, size = max(self.widest, len(x)), len(x)
-            x, context = (_filled(part, self.widest) for part in (x, context))
+            x, context = (filled(part, self.widest) for part in (x, context))
             losses = _losses(self.plan, self.parameters, self.state, self.base, x, context)
             total += float(np.asarray(losses, dtype=float)[:size].sum())
             rows += size
@@ -284,11 +318,23 @@ class Run:
         history.validation_steps.append(history.step)
         history.since_best += 1
         if total / rows < history.best_loss:
-            history.best_loss, history.best_step = total / rows, history.step
+            history.best_loss, history.best_step = total / rows, history.made
             history.since_best = 0
-            self.best = self.parameters, self.state
+            self.best, self.last = (self.parameters, self.state), None
         if not history.stopped and history.since_best == self.settings.patience:
             history.stopped = "patience"
+
+    def _prove(self) -> None:
+        """Where nothing is validated: keep the last parameters if their loss is finite."""
+        if self.last is None:
+            return
+        # A step, for it is compiled already, of which nothing but the loss is used.
+        memory = jax.tree.map(jnp.copy, self.memory)
+        numbers = self._step(*self.last, 0.0)[-1]
+        self.memory = memory
+        if jnp.isfinite(numbers[0]):
+            self.best, self.history.best_step = (self.parameters, self.state), self.history.made
+        self.last = None
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         state = {
@@ -296,20 +342,20 @@ class Run:
             "place": [self.feed.epoch, self.feed.position],
         }
         return state, {
-            **_numbered("flow", (self.parameters, self.state)),
-            **_numbered("best", self.best),
-            **_numbered("optimizer", self.memory),
+            **numbered("flow", (self.parameters, self.state)),
+            **numbered("best", self.best),
+            **numbered("optimizer", self.memory),
         }
 
     def _restore(self, state: dict[str, Any], arrays: dict[str, Any]) -> None:
-        self.history = History(**state["history"])
-        if self.history.stopped is None:
+        history = History(**state["history"])
+        if history.stopped is None:
             self.feed.seek(*state["place"])
         like = self.parameters, self.state
-        if self.history.best_step:
-            self.best = _collected("best", arrays, like)
-        self.parameters, self.state = _collected("flow", arrays, like)
-        self.memory = _collected("optimizer", arrays, self.memory)
+        self.best = collected("best", arrays, like) if "best/0" in arrays else None
+        self.parameters, self.state = collected("flow", arrays, like)
+        self.memory = collected("optimizer", arrays, self.memory)
+        self.history = history
 
     def _bar(self) -> tqdm:
         self.shown = 0.0
@@ -336,6 +382,10 @@ class Run:
             self.bar.set_postfix(text, refresh=False)
 
 
+def _finite(leaf: Any) -> bool:
+    return not eqx.is_inexact_array(leaf) or bool(np.isfinite(np.asarray(leaf)).all())
+
+
 def standardization(flow: TransformModule) -> tuple[Standardization, list[TransformModule]]:
     """Return the layer that `standardize` sets and those behind it, or say that there is none."""
     behind: list[TransformModule] = []
@@ -346,8 +396,8 @@ def standardization(flow: TransformModule) -> tuple[Standardization, list[Transf
         if not isinstance(layer, Logit):
             break
     raise ValueError(
-        "`standardize` is true, but the flow's last layer is a "
-        f"{type(behind[0]).__name__}: append Standardization({flow.event_shape})"
+        f"`standardize` is true, but the flow ends in {type(behind[0]).__name__}: append "
+        f"Standardization({flow.event_shape})"
     )
 
 
@@ -360,35 +410,3 @@ def _from_data(flow: TransformModule) -> Iterator[TransformModule]:
             yield from _from_data(layer)
     else:
         yield flow
-
-
-def _filled(x: Any, size: int) -> Any:
-    """Return a batch with its last row repeated up to a size."""
-    if x is None or len(x) == size:
-        return x
-    return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
-
-
-# A checkpoint holds the arrays of a tree by their numbers; random keys as the words they are.
-
-
-def _numbered(name: str, tree: Any) -> dict[str, np.ndarray]:
-    return {
-        f"{name}/{number}": np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        for number, leaf in enumerate(jax.tree.leaves(tree))
-    }
-
-
-def _collected(name: str, arrays: dict[str, Any], like: Any) -> Any:
-    leaves: list[Any] = jax.tree.leaves(like)
-    found = [arrays[f"{name}/{number}"] for number in range(len(leaves))]
-    restored = [
-        # NumPy's files know no bfloat16: it comes back as bytes.
-        jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a.view(leaf.dtype))
-        for a, leaf in zip(found, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), restored)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,7 +1,8 @@
 """Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -168,17 +169,19 @@ class Standardization(Elementwise):
     def _loc_and_log_scale(self) -> tuple[Array, Array]:
         return lax.stop_gradient((self.loc, self.log_scale))
 
-    def standardize(self, x: Array | Iterable[Array]) -> "Standardization":
+    def standardize(self, x: Array | Iterator[Array]) -> "Standardization":
         """Return the layer set so that this data is encoded to mean 0 and variance 1.
 
         Args:
-            x: data `(*batch, *event_shape)`, or an iterable of parts of it, `(n, *event_shape)`.
+            x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
 
         Raises:
             ValueError: where its moments are not finite.
         """
-        whole = hasattr(x, "shape")
-        mean, deviation = (moments if whole else pooled_moments)(x, self.event_shape)
+        if isinstance(x, Iterator):
+            mean, deviation = pooled_moments(x, self.event_shape)
+        else:
+            mean, deviation = moments(x, self.event_shape)
         traced = isinstance(mean, jax.core.Tracer)
         if not traced and not jnp.isfinite(mean + deviation).all():
             raise ValueError(f"the data's moments are not finite as {mean.dtype}")
@@ -267,6 +270,7 @@ def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
     return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Return mean and standard deviation over the batch, of images also over their pixels."""
     rows = x.reshape(-1, *event_shape)

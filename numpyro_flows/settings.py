@@ -88,6 +88,11 @@ class History:
         """Number of steps that have moved the parameters."""
         return self.step - self.skipped
 
+    @property
+    def validated(self) -> bool:
+        """Whether a validation has found a finite loss."""
+        return self.best_loss < math.inf
+
 
 def _check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:

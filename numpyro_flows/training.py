@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import optax
@@ -15,14 +17,17 @@ from numpyro_flows.checkpoint import Checkpoint, describe_flow
 from numpyro_flows.data import Batches, Rules, as_source
 from numpyro_flows.distribution import named_base
 from numpyro_flows.loop import Run, standardization
-from numpyro_flows.settings import Settings
-from numpyro_flows.transform import Conditioned, TransformModule, replace, trainable
+from numpyro_flows.settings import History, Settings
+from numpyro_flows.transform import Conditioned, TransformModule, trainable
 
 # The fraction that is held out where the user says nothing, if the data is such that it can be.
 HELD_OUT = 0.1
 
+# The fraction of skipped steps above which `fit` warns of them.
+WORRYING = 0.1
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """What `fit` has come to.
 
@@ -33,7 +38,7 @@ class FitResult:
         validation_losses: the same of the held-out data, at each validation.
         validation_steps: numbers of steps after which these were taken.
         skipped: number of steps that were left out since loss or gradient were not finite.
-        best_step: number of steps that the flow's parameters have had.
+        best_step: number of steps that the flow's parameters have had, without the skipped ones.
         stopped: why training ended: `"steps"`, `"patience"`, `"interrupted"`, `"not finite"` or
             `"data exhausted"`.
     """
@@ -45,6 +50,15 @@ class FitResult:
     skipped: int
     best_step: int
     stopped: str
+
+    def __repr__(self) -> str:
+        shown = [f"flow={type(self.flow).__name__}", f"steps={len(self.losses)}"]
+        if len(self.losses):
+            shown.append(f"last_loss={self.losses[-1]:.4g}")
+        if len(self.validation_losses):
+            shown.append(f"best_validation_loss={self.validation_losses.min():.4g}")
+        shown += [f"{name}={getattr(self, name)!r}" for name in ("skipped", "best_step", "stopped")]
+        return f"FitResult({', '.join(shown)})"
 
 
 def fit(
@@ -71,13 +85,16 @@ def fit(
 ) -> FitResult:
     r"""Train a flow by maximum likelihood.
 
-    $$\mathrm{loss} = -\frac1n \sum_{i=1}^n \log p_z(z_i) + \log|\det dz_i/dx_i|, \qquad
+    $$\mathrm{loss} = -\frac1n \sum_{i=1}^n
+    \bigl( \log p_z(z_i) + \log|\det dz_i/dx_i| \bigr), \qquad
     z_i = \mathrm{flow}^{-1}(x_i).$$
 
     Layers that start from data are initialised on the first batch, and the running averages of
     every `BatchNorm` are moved before each step. Equal keys give equal numbers. A step is one
     compiled function, which runs with equally built flows share. Ctrl-C ends training and returns
-    what has been learned so far.
+    what has been learned so far; before the first step, the flow as it was.
+
+    A step whose loss or gradient is not finite is skipped, and 50 of them in a row end training.
 
     Args:
         flow: the flow; it stays as it is.
@@ -92,19 +109,23 @@ def fit(
         batch_size: rows in a batch; an iterable makes batches as it likes.
         learning_rate: Adam's step size.
         validation: fraction of the rows to hold out, or data to validate on (as `data`), or None.
-            Of an iterable of batches nothing is held out. The parameters with the lowest loss on
-            this data are restored in the end; without it the last ones stay.
+            Default: a tenth of the rows; of an iterable of batches nothing is held out. The
+            parameters with the lowest loss on this data are restored in the end; without it the
+            last ones stay, or the last whose loss was finite.
         patience: number of validations without improvement after which to stop.
         validate_every: steps between validations. Default: an epoch.
         checkpoint: file that holds the state of training, written at each validation. Where it
-            exists, training goes on from there, to the numbers of a run without a break.
+            exists, training goes on from there, to the numbers of a run without a break; `steps`
+            and the other arguments have to be the same. To train longer than a finished run, call
+            `fit` again on its `result.flow`.
         progress: whether to show a bar.
         standardize: whether to set the flow's `Standardization` from the training data, of an
             iterable from its first batch.
         schedule: `"cosine"` (to zero at the last step) or a function of the number of steps done,
             from 0, that gives a factor on the learning rate.
         clip_norm: bound on the norm of the whole gradient.
-        penalty: weight of `flow.scale_penalty()` in the loss; RealNVP has 5e-5.
+        penalty: weight of `flow.scale_penalty()` in the loss, for flows with tanh scales; RealNVP
+            has 5e-5.
         augment: function of a batch and a key that gives the batch to train on, such as one that
             adds dequantisation noise; it is compiled. The noise is drawn afresh for each training
             batch, and once and for all for the validation data.
@@ -147,9 +168,9 @@ def fit(
         key=key,
     )
     settings.check()
-    _check_flow(flow, standardize)
+    dtype = _check_flow(flow, settings)
     name, density = _base(flow, base)
-    rules = Rules(flow.event_shape, flow.context_dim, augment is not None)
+    rules = Rules(flow.event_shape, flow.context_dim, augment is not None, dtype)
     train, held_out = _split(rules, data, context, validation, settings)
     saved = None
     if checkpoint is not None:
@@ -161,10 +182,10 @@ def fit(
         }
         saved = Checkpoint(checkpoint, {**settings.describe(), **about})
     run = Run(flow, density, rules, settings, train, held_out, saved, progress)
-    run.begin()
-    history = run.finish()
+    history = run.run(name)
+    _warn(history)
     return FitResult(
-        flow=replace(run.flow, base=name),
+        flow=run.flow,
         losses=np.array(history.losses),
         validation_losses=np.array(history.validation_losses),
         validation_steps=np.array(history.validation_steps, dtype=int),
@@ -174,16 +195,45 @@ def fit(
     )
 
 
-def _check_flow(flow: Any, standardize: bool) -> None:
-    """Refuse a flow that cannot be trained so."""
+def _warn(history: History) -> None:
+    """Say so where training went badly."""
+    if history.stopped == "not finite":
+        what = (
+            f"training stopped at step {history.step}: loss or gradient was not finite for "
+            f"{history.skipped_in_row} steps in a row. The flow has the parameters of step "
+            f"{history.best_step}"
+        )
+    elif history.skipped > WORRYING * history.step:
+        what = (
+            f"{history.skipped} of {history.step} steps were skipped, for loss or gradient was not "
+            "finite"
+        )
+    else:
+        return
+    advice = "A smaller learning_rate or a clip_norm may help."
+    warnings.warn(f"{what}. {advice}", stacklevel=3)
+
+
+def _check_flow(flow: Any, settings: Settings) -> Any:
+    """Refuse a flow that cannot be trained so; return the dtype of what is trained."""
     if not isinstance(flow, TransformModule):
         raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
     if isinstance(flow, Conditioned):
         raise ValueError("`flow` has its context already: pass the flow itself, and `context`")
-    if not any(jax.tree.leaves(trainable(flow))):
+    parameters = jax.tree.leaves(eqx.filter(flow, trainable(flow)))
+    if not parameters:
         raise ValueError("`flow` has no parameters to train")
-    if standardize:
+    if settings.standardize:
         standardization(flow)
+    if settings.penalty and not any(map(_has_penalty, jax.tree.leaves(flow, is_leaf=_has_penalty))):
+        raise ValueError(
+            f"`penalty` is {settings.penalty}, but the flow has no tanh scales that it could act on"
+        )
+    return parameters[0].dtype
+
+
+def _has_penalty(node: Any) -> bool:
+    return callable(getattr(node, "penalty", None))
 
 
 def _base(flow: TransformModule, base: Any) -> tuple[str, Any]:
@@ -206,6 +256,8 @@ def _split(
     """Return what to train on and what is held out."""
     source = as_source(rules, data, context)
     held_out: Part | None = None
+    if getattr(validation, "shape", None) == ():  # a number of NumPy's, or an array of one
+        validation = validation.item()
     if validation is None or isinstance(validation, int | float):
         fraction = float(validation or 0.0)
         if not 0 <= fraction < 1:

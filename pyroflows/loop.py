@@ -1,9 +1,9 @@
 """The loop of `fit`: steps, validations, checkpoints, and what is left at the end."""
 
+import contextlib
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from pyroflows.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part, Preparation
 from pyroflows.chain import Chain
 from pyroflows.checkpoint import Checkpoint
-from pyroflows.data import Rules
+from pyroflows.data import Batch, Batches, Rules, check_finite, rows_at_once
 from pyroflows.image import MultiScale
 from pyroflows.normalization import BatchNorm, Standardization
 from pyroflows.pixels import Logit
@@ -53,55 +53,76 @@ class Run:
         norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
         self.running = [buffer for norm in norms for buffer in norm.buffers()]
         self.modes = [(module, module.training) for module in flow.modules()]
+        # What is left in the end: the parameters of the best validation or, until there is one,
+        # the last whose loss was finite; and the batch that they had it on.
         self.best: dict[str, Tensor] | None = None
+        self.last: tuple[Tensor, Tensor | None] | None = None
 
-    def begin(self, base: str) -> None:
-        """Go on from the checkpoint, or start from the first batch."""
-        first = self.prepare(self.feed.first(), AUGMENT, 0)
-        saved = None if self.checkpoint is None else self.checkpoint.load()
-        rows = None
-        if saved is None and self.settings.standardize:
-            everything = self.train.all()
-            rows = first[0] if everything is None else self.prepare(everything, AUGMENT_ALL)[0]
-        # All has been checked; here the first thing changes.
-        if rows is not None:
-            layer, behind = standardization(self.flow)
-            for outer in behind:
-                rows = outer.inverse_and_ladj(rows)[0]
-            layer.standardize(rows)
-        if saved is None:
-            self.flow.initialize(*first)
-        else:
-            self._restore(saved)
-        self.flow.base = base
+    def run(self, base: str) -> History:
+        """Train to the end, whatever it is, and leave the flow with the best parameters.
 
-    def finish(self) -> History:
-        """Train to the end, whatever it is, and leave the flow with the best parameters."""
-        history = self.history
-        self.flow.train()
+        Where it is an error or Ctrl-C before the first step, the flow stays as it was.
+        """
+        before = self._copied()
         try:
+            self._begin(before)
+            self.flow.train()
             with self._bar() as self.bar:
-                while history.stopped is None:
+                while self.history.stopped is None:
                     self._advance()
         except KeyboardInterrupt:
-            history.stopped = "interrupted"
+            self.history.stopped = "interrupted"
+            if self.history.made:
+                with contextlib.suppress(KeyboardInterrupt):  # pressed again: then without
+                    self._validate()
+                    self._prove()
         finally:
-            if self.best is not None:
-                _copy(self.best, self.tensors)
+            if self.history.made or self.history.stopped not in (None, "interrupted"):
+                _copy(self.best or {}, self.tensors)
+                self.flow.base = base
+            else:
+                _copy(before, self.tensors)
             for parameter in self.parameters:
                 parameter.grad = None
             for module, mode in self.modes:
                 module.training = mode
-        if self.best is None:
-            history.best_step = history.step
-        if history.stopped == "not finite":
-            warnings.warn(
-                f"training stopped at step {history.step}: loss or gradient was not finite for "
-                f"{history.skipped_in_row} steps in a row. The flow has the parameters of step "
-                f"{history.best_step}. A smaller learning_rate or a clip_norm may help.",
-                stacklevel=3,
-            )
-        return history
+        return self.history
+
+    def _begin(self, before: dict[str, Tensor]) -> None:
+        """Go on from the checkpoint, or start from data."""
+        saved = None if self.checkpoint is None else self.checkpoint.load()
+        if saved is not None:
+            self._restore(saved)
+            return
+        first = self._checked(self.feed.first(), AUGMENT, 0)
+        if self.settings.standardize:
+            layer, behind = standardization(self.flow)
+            layer.standardize(self._encoded(behind, first[0]))
+        self.flow.initialize(*first)
+        for name, tensor in self.tensors.items():
+            if before[name].isfinite().all() and not tensor.isfinite().all():
+                raise ValueError(
+                    "`data` does not suit `flow`: layers that start from it would not be finite"
+                )
+
+    def _checked(self, batch: Batch, *stream: int) -> tuple[Tensor, Tensor | None]:
+        """Return a batch that a layer may start from."""
+        x, context = self.prepare(batch, *stream)
+        check_finite(x, "a batch of `data` after `augment`", x.dtype)
+        return x, context
+
+    def _encoded(self, behind: list[TransformModule], first: Tensor) -> Iterator[Tensor]:
+        """Yield all rows, or of an iterable the first batch, as some layers have encoded them."""
+        if isinstance(self.train.source, Batches):
+            parts = iter([first])
+        else:
+            chunks = self.train.in_order(rows_at_once(self.flow.event_shape))
+            parts = (self._checked(part, AUGMENT_ALL, i)[0] for i, part in enumerate(chunks))
+        for rows in parts:
+            for outer in behind:
+                rows = outer.inverse_and_ladj(rows)[0]
+                check_finite(rows, f"a batch of `data` behind {type(outer).__name__}", rows.dtype)
+            yield rows
 
     def _advance(self) -> None:
         """Take a step; validate and save where it is time to."""
@@ -120,6 +141,8 @@ class Run:
         every = settings.validate_every
         if history.stopped or (history.step % every == 0 if every else self.feed.at_end):
             self._validate()
+            if history.stopped or self.checkpoint is not None:
+                self._prove()
             if self.checkpoint is not None:
                 self.checkpoint.save(self._state())
         self._show()
@@ -145,6 +168,9 @@ class Run:
                     gradient.mul_(settings.clip_norm / size)
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
+            if not history.validated:
+                self.best, history.best_step = self._copied(), history.made
+                self.last = x, context
             if settings.schedule is not None:
                 factor = settings.factor(history.step)
                 for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -185,11 +211,25 @@ class Run:
         history.validation_steps.append(history.step)
         history.since_best += 1
         if total / rows < history.best_loss:
-            history.best_loss, history.best_step = total / rows, history.step
+            history.best_loss, history.best_step = total / rows, history.made
             history.since_best = 0
-            self.best = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+            self.best, self.last = self._copied(), None
         if not history.stopped and history.since_best == self.settings.patience:
             history.stopped = "patience"
+
+    @torch.no_grad()
+    def _prove(self) -> None:
+        """Where nothing is validated: keep the last parameters if their loss is finite."""
+        if self.last is None:
+            return
+        self.flow.eval()
+        if self._mean_loss(*self.last).isfinite():
+            self.best, self.history.best_step = self._copied(), self.history.made
+        self.last = None
+        self.flow.train()
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
     def _state(self) -> dict[str, Any]:
         device = self.parameters[0].device
@@ -204,8 +244,8 @@ class Run:
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.history = History(**state["history"])
-        if self.history.stopped is None:
+        history = History(**state["history"])
+        if history.stopped is None:
             self.feed.seek(*state["place"])
         _copy(state["flow"], self.tensors)
         if state["best"] is not None:
@@ -214,6 +254,7 @@ class Run:
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.parameters[0].device)
+        self.history = history
 
     def _bar(self) -> tqdm:
         self.shown = 0.0
@@ -250,8 +291,8 @@ def standardization(flow: TransformModule) -> tuple[Standardization, list[Transf
         if not isinstance(layer, Logit):
             break
     raise ValueError(
-        "`standardize` is true, but the flow's last layer is a "
-        f"{type(behind[0]).__name__}: append Standardization({flow.event_shape})"
+        f"`standardize` is true, but the flow ends in {type(behind[0]).__name__}: append "
+        f"Standardization({flow.event_shape})"
     )
 
 
@@ -269,12 +310,11 @@ def _from_data(flow: TransformModule) -> Iterator[TransformModule]:
 def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     if settings.optimizer is not None:
         return settings.optimizer(parameters)
-    # One kernel in place of several for each parameter: small flows spend their time on these.
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=fused)
+    # Not the fused one: its kernel for CPUs takes every gradient to be laid out as its parameter.
+    return torch.optim.Adam(parameters, lr=settings.learning_rate, foreach=True)
 
 
 @torch.no_grad()
 def _copy(values: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(values[name])
+    for name, value in values.items():
+        tensors[name].copy_(value)

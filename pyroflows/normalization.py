@@ -1,7 +1,7 @@
 """Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -155,17 +155,19 @@ class Standardization(Elementwise):
         return self.loc, self.log_scale
 
     @torch.no_grad()
-    def standardize(self, x: Tensor | Iterable[Tensor]) -> "Standardization":
+    def standardize(self, x: Tensor | Iterator[Tensor]) -> "Standardization":
         """Set the layer so that this data is encoded to mean 0 and variance 1.
 
         Args:
-            x: data `(*batch, *event_shape)`, or an iterable of parts of it, `(n, *event_shape)`.
+            x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
 
         Raises:
             ValueError: where its moments are not finite.
         """
-        whole = isinstance(x, Tensor)
-        mean, deviation = (moments if whole else pooled_moments)(x, self.event_shape)
+        if isinstance(x, Iterator):
+            mean, deviation = pooled_moments(x, self.event_shape)
+        else:
+            mean, deviation = moments(x, self.event_shape)
         if not (mean + deviation).isfinite().all():
             kind = str(mean.dtype).removeprefix("torch.")
             raise ValueError(f"the data's moments are not finite as {kind}")
@@ -255,9 +257,7 @@ def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return mean[0], (unit * rest.std(dims, correction=0, keepdim=True))[0]
 
 
-def pooled_moments(
-    parts: Iterable[Tensor], event_shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def pooled_moments(parts: Iterable[Tensor], event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return the moments of data that comes in parts; no two of them are held at once."""
     rows, mean, deviation = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for part in parts:

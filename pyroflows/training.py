@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,14 +16,17 @@ from pyroflows.checkpoint import Checkpoint, describe_flow
 from pyroflows.data import Batches, Rules, as_source
 from pyroflows.distribution import named_base
 from pyroflows.loop import Run, standardization
-from pyroflows.settings import Settings
+from pyroflows.settings import History, Settings
 from pyroflows.transform import Conditioned, TransformModule
 
 # The fraction that is held out where the user says nothing, if the data is such that it can be.
 HELD_OUT = 0.1
 
+# The fraction of skipped steps above which `fit` warns of them.
+WORRYING = 0.1
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """What `fit` has come to.
 
@@ -33,7 +37,7 @@ class FitResult:
         validation_losses: the same of the held-out data, at each validation.
         validation_steps: numbers of steps after which these were taken.
         skipped: number of steps that were left out since loss or gradient were not finite.
-        best_step: number of steps that the flow's parameters have had.
+        best_step: number of steps that the flow's parameters have had, without the skipped ones.
         stopped: why training ended: `"steps"`, `"patience"`, `"interrupted"`, `"not finite"` or
             `"data exhausted"`.
     """
@@ -45,6 +49,15 @@ class FitResult:
     skipped: int
     best_step: int
     stopped: str
+
+    def __repr__(self) -> str:
+        shown = [f"flow={type(self.flow).__name__}", f"steps={len(self.losses)}"]
+        if len(self.losses):
+            shown.append(f"last_loss={self.losses[-1]:.4g}")
+        if len(self.validation_losses):
+            shown.append(f"best_validation_loss={self.validation_losses.min():.4g}")
+        shown += [f"{name}={getattr(self, name)!r}" for name in ("skipped", "best_step", "stopped")]
+        return f"FitResult({', '.join(shown)})"
 
 
 def fit(
@@ -72,13 +85,16 @@ def fit(
 ) -> FitResult:
     r"""Train a flow by maximum likelihood.
 
-    $$\mathrm{loss} = -\frac1n \sum_{i=1}^n \log p_z(z_i) + \log|\det dz_i/dx_i|, \qquad
+    $$\mathrm{loss} = -\frac1n \sum_{i=1}^n
+    \bigl( \log p_z(z_i) + \log|\det dz_i/dx_i| \bigr), \qquad
     z_i = \mathrm{flow}^{-1}(x_i).$$
 
     Layers that start from data are initialised on the first batch, and the running averages of
     every `BatchNorm` are moved before each step. Equal seeds give equal numbers; the global
     random numbers are neither used nor touched. Ctrl-C ends training and returns what has been
-    learned so far.
+    learned so far. An error or Ctrl-C before the first step leaves the flow as it was.
+
+    A step whose loss or gradient is not finite is skipped, and 50 of them in a row end training.
 
     Args:
         flow: the flow; it is trained in place. Parameters that do not require gradients stay.
@@ -93,19 +109,23 @@ def fit(
         batch_size: rows in a batch; an iterable makes batches as it likes.
         learning_rate: Adam's step size.
         validation: fraction of the rows to hold out, or data to validate on (as `data`), or None.
-            Of an iterable of batches nothing is held out. The parameters with the lowest loss on
-            this data are restored in the end; without it the last ones stay.
+            Default: a tenth of the rows; of an iterable of batches nothing is held out. The
+            parameters with the lowest loss on this data are restored in the end; without it the
+            last ones stay, or the last whose loss was finite.
         patience: number of validations without improvement after which to stop.
         validate_every: steps between validations. Default: an epoch.
         checkpoint: file that holds the state of training, written at each validation. Where it
-            exists, training goes on from there, to the numbers of a run without a break.
+            exists, training goes on from there, to the numbers of a run without a break; `steps`
+            and the other arguments have to be the same. To train longer than a finished run, call
+            `fit` again on its `result.flow`.
         progress: whether to show a bar.
         standardize: whether to set the flow's `Standardization` from the training data, of an
             iterable from its first batch.
         schedule: `"cosine"` (to zero at the last step) or a function of the number of steps done,
             from 0, that gives a factor on the learning rate.
         clip_norm: bound on the norm of the whole gradient.
-        penalty: weight of `flow.scale_penalty()` in the loss; RealNVP has 5e-5.
+        penalty: weight of `flow.scale_penalty()` in the loss, for flows with tanh scales; RealNVP
+            has 5e-5.
         augment: function of a batch and a `torch.Generator` that gives the batch to train on, such
             as one that adds dequantisation noise. The noise is drawn afresh for each training
             batch, and once and for all for the validation data.
@@ -149,10 +169,10 @@ def fit(
         compile=compile,
     )
     settings.check()
-    parameters = _check_flow(flow, standardize)
+    parameters = _check_flow(flow, settings)
     name, density = _base(flow, base)
-    rules = Rules(flow.event_shape, flow.context_dim, augment is not None)
-    device = parameters[0].device
+    device, dtype = parameters[0].device, parameters[0].dtype
+    rules = Rules(flow.event_shape, flow.context_dim, augment is not None, dtype)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         train, held_out = _split(rules, data, context, validation, settings)
@@ -166,8 +186,8 @@ def fit(
             }
             saved = Checkpoint(checkpoint, {**settings.describe(), **about})
         run = Run(flow, parameters, density, rules, settings, train, held_out, saved, progress)
-        run.begin(name)
-        history = run.finish()
+        history = run.run(name)
+    _warn(history)
     return FitResult(
         flow=flow,
         losses=np.array(history.losses),
@@ -179,7 +199,26 @@ def fit(
     )
 
 
-def _check_flow(flow: Any, standardize: bool) -> list[nn.Parameter]:
+def _warn(history: History) -> None:
+    """Say so where training went badly."""
+    if history.stopped == "not finite":
+        what = (
+            f"training stopped at step {history.step}: loss or gradient was not finite for "
+            f"{history.skipped_in_row} steps in a row. The flow has the parameters of step "
+            f"{history.best_step}"
+        )
+    elif history.skipped > WORRYING * history.step:
+        what = (
+            f"{history.skipped} of {history.step} steps were skipped, for loss or gradient was not "
+            "finite"
+        )
+    else:
+        return
+    advice = "A smaller learning_rate or a clip_norm may help."
+    warnings.warn(f"{what}. {advice}", stacklevel=3)
+
+
+def _check_flow(flow: Any, settings: Settings) -> list[nn.Parameter]:
     """Refuse a flow that cannot be trained so; return what is trained."""
     if not isinstance(flow, TransformModule):
         raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
@@ -188,8 +227,12 @@ def _check_flow(flow: Any, standardize: bool) -> list[nn.Parameter]:
     parameters = [p for p in flow.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("`flow` has no parameters to train")
-    if standardize:
+    if settings.standardize:
         standardization(flow)
+    if settings.penalty and not any(callable(getattr(m, "penalty", None)) for m in flow.modules()):
+        raise ValueError(
+            f"`penalty` is {settings.penalty}, but the flow has no tanh scales that it could act on"
+        )
     return parameters
 
 
@@ -223,6 +266,8 @@ def _split(
     """Return what to train on and what is held out."""
     source = as_source(rules, data, context)
     held_out: Part | None = None
+    if getattr(validation, "shape", None) == ():  # a number of NumPy's, or an array of one
+        validation = validation.item()
     if validation is None or isinstance(validation, int | float):
         fraction = float(validation or 0.0)
         if not 0 <= fraction < 1:

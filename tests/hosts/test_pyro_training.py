@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pyroflows import DenseNet, fit, flow_distribution, realnvp
+from pyroflows import DenseNet, fit, flow_distribution, glow, realnvp
 
 X = torch.randn(96, 2, generator=torch.Generator().manual_seed(0))
 QUICK = {"steps": 9, "progress": False, "batch_size": 32, "learning_rate": 1e-2}
@@ -34,6 +34,26 @@ def same(one, other):
 def working(workers):
     """Options of a DataLoader. JAX, which other tests have loaded, cannot be forked."""
     return {"num_workers": workers, "multiprocessing_context": "forkserver" if workers else None}
+
+
+MADE = {
+    "realnvp": lambda: realnvp(4, layers=2, hidden=(8,)),
+    "glow": lambda: glow(4, layers=2, hidden=(8,)),
+    "images": lambda: glow((1, 4, 4), levels=2, steps=2, channels=8),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_steps_are_those_of_plain_adam(name):
+    """Whatever the memory layout of the gradients, which convolutions choose by themselves."""
+    torch.manual_seed(0)
+    one = MADE[name]()
+    other = copy.deepcopy(one)
+    x = torch.randn(96, *one.event_shape)
+    ours = fit(one, x, **QUICK)
+    theirs = fit(other, x, optimizer=lambda p: torch.optim.Adam(p, 1e-2, foreach=False), **QUICK)
+    assert np.allclose(ours.losses, theirs.losses, rtol=1e-3)
+    assert torch.allclose(parameters(one), parameters(other), rtol=1e-2, atol=1e-3)
 
 
 class WithDropout(torch.nn.Module):
