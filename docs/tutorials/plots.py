@@ -1,4 +1,4 @@
-"""The figures of the tutorials: NumPy arrays in, matplotlib figures out."""
+"""The figures of the tutorials: arrays or tensors in, matplotlib figures out."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,47 +26,47 @@ def plane(low, high, size=120):
 
 
 def around(points, margin=0.15):
-    """Return the corners of a rectangle around the points."""
-    low, high = points.min(0), points.max(0)
-    return low - margin * (high - low), high + margin * (high - low)
+    """Return the corners of a square around the points, but for the outermost ones."""
+    low, high = np.quantile(points, [0.005, 0.995], axis=0)
+    half = (0.5 + margin) * (high - low).max()
+    return (low + high) / 2 - half, (low + high) / 2 + half
 
 
-def cloud(axes, points, colour, title=None):
+def cloud(axes, points, colour):
     """Draw points."""
     axes.scatter(*points.T, s=3, alpha=0.5, linewidths=0, color=colour)
-    if title:
-        axes.set_title(title)
 
 
-def shade(axes, low, high, log_density, title=None):
+def shade(axes, low, high, log_density):
     """Shade the values of a density on the points of `plane`."""
     size = int(len(log_density) ** 0.5)
     image = np.exp(log_density).reshape(size, size)
     extent = (low[0], high[0], low[1], high[1])
-    axes.imshow(image, extent=extent, origin="lower", cmap=DENSITY, aspect="auto")
-    if title:
-        axes.set_title(title)
+    axes.imshow(image, extent=extent, origin="lower", cmap=DENSITY)
 
 
 def frame(axes, low, high):
-    """Show one rectangle of the plane, without ticks."""
+    """Show one part of the plane, with equal axes and no ticks."""
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+    axes.set_aspect("equal")
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color("#bdbdbd")
 
 
-def gallery(rows):
-    """Draw data, samples and density of several data sets, a column for each.
+def gallery(columns):
+    """Draw data, samples and density of several flows, a column for each.
 
-    `rows` maps a name to (data, samples, log_prob), where `log_prob` takes an array of points.
+    `columns` maps a name to (data, samples, log_prob); log_prob takes an array of points.
     """
-    fig, axes = plt.subplots(3, len(rows), figsize=(2.2 * len(rows), 6.6), squeeze=False)
-    for column, (name, (data, samples, log_prob)) in zip(axes.T, rows.items(), strict=True):
+    count = len(columns)
+    fig, axes = plt.subplots(3, count, figsize=(2.2 * count, 6.9), squeeze=False)
+    for column, (name, (data, samples, log_prob)) in zip(axes.T, columns.items(), strict=True):
+        data, samples = np.asarray(data), np.asarray(samples)
         low, high = around(data)
         cloud(column[0], data, DATA)
         column[0].set_title(name, fontsize=17)
         cloud(column[1], samples, SAMPLES)
-        shade(column[2], low, high, log_prob(plane(low, high)[0]))
+        shade(column[2], low, high, np.asarray(log_prob(plane(low, high)[0])))
         for panel in column:
             frame(panel, low, high)
     for panel, label in zip(axes[:, 0], ("data", "samples", "density"), strict=True):
@@ -74,23 +74,28 @@ def gallery(rows):
     return fig
 
 
-def clouds(panels, colours, window=None):
-    """Draw several sets of points side by side; `panels` maps a title to points.
+def clouds(panels):
+    """Draw several sets of points side by side; `panels` maps a title to (points, colour).
 
-    `window` has the corners of what every panel shows; without it, each shows all of its points.
+    Points in the colour of the base are shown from −4 to 4, all others where the first set lies.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 3.2), squeeze=False)
-    for panel, colour, (title, points) in zip(axes[0], colours, panels.items(), strict=True):
-        cloud(panel, points, colour, title)
-        frame(panel, *(around(points) if window is None else window))
+    count = len(panels)
+    fig, axes = plt.subplots(1, count, figsize=(2.3 * count, 2.7), squeeze=False)
+    data = around(np.asarray(next(iter(panels.values()))[0]))
+    base = np.array([-4.0, -4.0]), np.array([4.0, 4.0])
+    for panel, (title, (points, colour)) in zip(axes[0], panels.items(), strict=True):
+        cloud(panel, np.asarray(points), colour)
+        panel.set_title(title)
+        frame(panel, *(base if colour == BASE else data))
     return fig
 
 
-def curves(result, label="validation"):
+def curves(result):
     """Draw the losses of a `FitResult` against the step."""
     fig, axes = plt.subplots(figsize=(7, 3.2))
+    steps, losses = result.validation_steps, result.validation_losses
     axes.plot(result.losses, color="#90a4ae", lw=0.8, label="training batch")
-    axes.plot(result.validation_steps, result.validation_losses, color=SAMPLES, lw=2, label=label)
+    axes.plot(steps, losses, color=SAMPLES, lw=2, label="validation")
     axes.set(xlabel="step", ylabel="nats per point")
     axes.legend()
     return fig
