@@ -1,5 +1,6 @@
 """Set-up that every test shares: threads, precision, markers."""
 
+import itertools
 import os
 import tempfile
 
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_logfinish(nodeid, location, _count=itertools.count(1)):
+    """Let go of compiled programs now and then: Linux limits how much a process may map."""
+    if next(_count) % 200 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=WINGS, ids=repr, scope="session")
