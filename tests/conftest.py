@@ -37,9 +37,12 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_runtest_logfinish(nodeid, location, _count=itertools.count(1)):
+FINISHED = itertools.count(1)
+
+
+def pytest_runtest_logfinish(nodeid, location):
     """Let go of compiled programs now and then: Linux limits how much a process may map."""
-    if next(_count) % 200 == 0:
+    if next(FINISHED) % 200 == 0:
         jax.clear_caches()
 
 
