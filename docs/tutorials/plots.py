@@ -59,18 +59,19 @@ def gallery(columns):
     `columns` maps a name to (data, samples, log_prob); log_prob takes an array of points.
     """
     count = len(columns)
-    fig, axes = plt.subplots(3, count, figsize=(2.2 * count, 6.9), squeeze=False)
+    side, size = (2.2, 17) if count > 3 else (1.8, 10)  # a page shows wide figures smaller
+    fig, axes = plt.subplots(3, count, figsize=(side * count, 3.1 * side), squeeze=False)
     for column, (name, (data, samples, log_prob)) in zip(axes.T, columns.items(), strict=True):
         data, samples = np.asarray(data), np.asarray(samples)
         low, high = around(data)
         cloud(column[0], data, DATA)
-        column[0].set_title(name, fontsize=17)
+        column[0].set_title(name, fontsize=size)
         cloud(column[1], samples, SAMPLES)
         shade(column[2], low, high, np.asarray(log_prob(plane(low, high)[0])))
         for panel in column:
             frame(panel, low, high)
     for panel, label in zip(axes[:, 0], ("data", "samples", "density"), strict=True):
-        panel.set_ylabel(label, fontsize=17)
+        panel.set_ylabel(label, fontsize=size)
     return fig
 
 
@@ -80,7 +81,7 @@ def clouds(panels):
     Points in the colour of the base are shown from −4 to 4, all others where the first set lies.
     """
     count = len(panels)
-    fig, axes = plt.subplots(1, count, figsize=(2.3 * count, 2.7), squeeze=False)
+    fig, axes = plt.subplots(1, count, figsize=(2.3 * count, 2.6), squeeze=False)
     data = around(np.asarray(next(iter(panels.values()))[0]))
     base = np.array([-4.0, -4.0]), np.array([4.0, 4.0])
     for panel, (title, (points, colour)) in zip(axes[0], panels.items(), strict=True):
