@@ -14,7 +14,7 @@ from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.checks import as_count, as_event_shape, check_key
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.image import Flatten
-from numpyro_flows.linear import InvertibleLinear
+from numpyro_flows.linear import InvertibleLinear, shared_gain
 from numpyro_flows.multiscale import glow_levels, realnvp_levels
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import Partition, as_partition
@@ -303,8 +303,9 @@ def glow(
             images of channels) and a random key.
         logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
-            and conditioners see asinh of their input; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L of their value at the start,
+            conditioners see asinh of their input and the matrices of more than 16 steps learn at
+            16 / L of the rate; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
         key: random key of all weights.
 
@@ -346,6 +347,7 @@ def glow(
             key=key,
         )
     partition = as_partition(partition, shape)
+    gain = shared_gain(as_count(layers, "layers")) if robust else 1.0
 
     def step(key: Array) -> Chain:
         net_key, linear_key = jax.random.split(key)
@@ -362,9 +364,9 @@ def glow(
             context_dim=context_dim,
             key=net_key,
         )
-        return Chain([layer, InvertibleLinear(shape, key=linear_key), ActNorm(shape)])
+        return Chain([layer, InvertibleLinear(shape, gain=gain, key=linear_key), ActNorm(shape)])
 
-    keys = jax.random.split(key, as_count(layers, "layers"))
+    keys = jax.random.split(key, layers)
     return Chain([Stack([step(k) for k in keys]), *_data_end(shape, logit)])
 
 

@@ -4,12 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.linalg import lu, solve_triangular
 
+from numpyro_flows.checks import as_scale
 from numpyro_flows.transform import TransformModule
 
 
@@ -55,6 +57,15 @@ class Permutation(TransformModule):
         return y[..., jnp.argsort(self.permutation)], jnp.zeros_like(y, shape=y.shape[:-1])
 
 
+# Matrices in a row that may learn at the full rate.
+MATRICES = 16
+
+
+def shared_gain(depth: int) -> float:
+    """Return the gain of each of `depth` matrices in a row, so that training stays stable."""
+    return min(1.0, MATRICES / depth)
+
+
 class PLU(TransformModule):
     """What the two layers below share: the matrix and its factors.
 
@@ -66,27 +77,35 @@ class PLU(TransformModule):
     log_diagonal: Array
     permutation: Array
     signs: Array
+    gain: float = eqx.field(static=True)
 
     def __init__(
-        self, event_shape: int | Sequence[int], rank: int, expected: str, key: Array
+        self,
+        event_shape: int | Sequence[int],
+        rank: int,
+        expected: str,
+        gain: float,
+        key: Array,
     ) -> None:
         super().__init__(event_shape)
+        self.gain = as_scale(gain, "gain", zero=False)
         if len(self.event_shape) != rank:
             raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
         size = self.event_shape[0]
         p, lower, upper = lu(jnp.linalg.qr(jax.random.normal(key, (size, size)))[0])
         diagonal = jnp.diagonal(upper)
-        self.lower = jnp.tril(lower, -1)
-        self.upper = jnp.triu(upper, 1)
-        self.log_diagonal = jnp.log(jnp.abs(diagonal))
+        self.lower = jnp.tril(lower, -1) / gain
+        self.upper = jnp.triu(upper, 1) / gain
+        self.log_diagonal = jnp.log(jnp.abs(diagonal)) / gain
         self.permutation = p.argmax(1).astype(jnp.int32)
         self.signs = jnp.sign(diagonal).astype(jnp.int32)
 
     def _triangles(self, dtype: Any) -> tuple[Array, Array]:
         """Return L and U with their diagonals."""
-        lower = jnp.tril(self.lower.astype(dtype), -1) + jnp.eye(len(self.lower), dtype=dtype)
-        diagonal = self.signs.astype(dtype) * jnp.exp(self.log_diagonal.astype(dtype))
-        return lower, jnp.triu(self.upper.astype(dtype), 1) + jnp.diag(diagonal)
+        eye = jnp.eye(len(self.lower), dtype=dtype)
+        lower = self.gain * jnp.tril(self.lower.astype(dtype), -1) + eye
+        diagonal = self.signs.astype(dtype) * jnp.exp(self.gain * self.log_diagonal.astype(dtype))
+        return lower, self.gain * jnp.triu(self.upper.astype(dtype), 1) + jnp.diag(diagonal)
 
     def _matrix(self, x: Array) -> Array:
         """Return W = P L U, as precise as its product with x can be."""
@@ -103,7 +122,8 @@ class PLU(TransformModule):
         return solve_triangular(upper, y, lower=False).T.astype(dtype)
 
     def _ladj(self, x: Array) -> Array:
-        ladj = -math.prod(self.event_shape[1:]) * self.log_diagonal.astype(x.dtype).sum()
+        pixels = math.prod(self.event_shape[1:])
+        ladj = -pixels * self.gain * self.log_diagonal.astype(x.dtype).sum()
         return jnp.broadcast_to(ladj, x.shape[: x.ndim - len(self.event_shape)])
 
 
@@ -118,11 +138,19 @@ class InvertibleLinear(PLU):
     the way of maximum-likelihood training; from base to data two triangular systems are solved.
     W starts as a random rotation.
 
+    L, U and d are `gain` times the parameters, which start as large as that asks for: one step of
+    Adam then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
+    matrices add up, and a small gain keeps training stable.
+
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
+        gain: what the parameters are multiplied by.
         key: random key of the rotation at the start.
+
+    Raises:
+        ValueError: where `event_shape` or `gain` is not as said; the message names it.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
@@ -135,8 +163,8 @@ class InvertibleLinear(PLU):
         True
     """
 
-    def __init__(self, event_shape: int | Sequence[int], *, key: Array) -> None:
-        super().__init__(event_shape, 1, "an int or (D,)", key)
+    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0, key: Array) -> None:
+        super().__init__(event_shape, 1, "an int or (D,)", gain, key)
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data: two triangular solves."""
@@ -161,7 +189,11 @@ class InvertibleConv1x1(PLU):
 
     Args:
         event_shape: `(C, H, W)`.
+        gain: what the parameters are multiplied by.
         key: random key of the rotation at the start.
+
+    Raises:
+        ValueError: where `event_shape` or `gain` is not as said; the message names it.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 9 to 11.
@@ -175,8 +207,8 @@ class InvertibleConv1x1(PLU):
         True
     """
 
-    def __init__(self, event_shape: Sequence[int], *, key: Array) -> None:
-        super().__init__(event_shape, 3, "(C, H, W)", key)
+    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0, key: Array) -> None:
+        super().__init__(event_shape, 3, "(C, H, W)", gain, key)
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data: two triangular solves for each pixel."""

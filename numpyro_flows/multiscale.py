@@ -10,7 +10,7 @@ from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.checks import as_count
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.image import MultiScale, Squeeze
-from numpyro_flows.linear import InvertibleConv1x1
+from numpyro_flows.linear import InvertibleConv1x1, shared_gain
 from numpyro_flows.networks import ConvNet, ResNet
 from numpyro_flows.normalization import ActNorm, BatchNorm
 from numpyro_flows.partition import Partition, channels, checkerboard
@@ -96,13 +96,14 @@ def glow_levels(
     key: Array,
     **options: Any,
 ) -> MultiScale:
-    """Return Glow's levels; `budget` is shared by the log-scales of all couplings."""
+    """Return Glow's levels; couplings share the `budget` of log-scales, None for no bound."""
     if coupling not in COUPLINGS:
         raise ValueError(f"`coupling` is {coupling!r}, expected one of {sorted(COUPLINGS)}")
     if levels is None:
         levels = max(1, min(3, halvings(shape)))
     check_size(shape, levels, levels, "levels")
-    limit = None if budget is None else budget / (levels * as_count(steps, "steps"))
+    depth = levels * as_count(steps, "steps")
+    limit, gain = (None, 1.0) if budget is None else (budget / depth, shared_gain(depth))
     more: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
 
     def step(shape: tuple[int, ...], key: Array) -> Chain:
@@ -115,7 +116,8 @@ def glow_levels(
         else:
             net = ConvNet(sees, gives, (width, width), **more, key=net_key)
         layer = coupling_of(coupling, shape, part, net, limit, options, net_key)
-        return Chain([layer, InvertibleConv1x1(shape, key=matrix_key), ActNorm(shape)])
+        matrix = InvertibleConv1x1(shape, gain=gain, key=matrix_key)
+        return Chain([layer, matrix, ActNorm(shape)])
 
     def prior(shape: tuple[int, ...], coarsest: bool, key: Array) -> list[TransformModule]:
         if not learned_prior:

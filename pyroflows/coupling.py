@@ -66,7 +66,8 @@ class SigmoidScale(nn.Module):
         if self.limit is None:
             return log_scale
         start = math.log1p(math.exp(-2.0))
-        return start + self.limit * torch.tanh((log_scale - start) / self.limit)
+        # No steeper than the limit asks for: rounding errors of far-out inputs pass this slope.
+        return start + self.limit * torch.tanh((log_scale - start) / max(self.limit, 0.5))
 
 
 class ClampScale(nn.Module):

@@ -13,7 +13,7 @@ from pyroflows.chain import Chain, Stack
 from pyroflows.checks import as_count, as_event_shape
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.image import Flatten
-from pyroflows.linear import InvertibleLinear
+from pyroflows.linear import InvertibleLinear, shared_gain
 from pyroflows.multiscale import glow_levels, realnvp_levels
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, as_partition
@@ -291,8 +291,9 @@ def glow(
             images the numbers of channels.
         logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
-            and conditioners see asinh of their input; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L of their value at the start,
+            conditioners see asinh of their input and the matrices of more than 16 steps learn at
+            16 / L of the rate; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
@@ -331,6 +332,7 @@ def glow(
             context_dim=context_dim,
         )
     partition = as_partition(partition, shape)
+    gain = shared_gain(as_count(layers, "layers")) if robust else 1.0
 
     def step() -> Chain:
         layer = AffineCoupling(
@@ -345,9 +347,9 @@ def glow(
             squash=robust,
             context_dim=context_dim,
         )
-        return Chain([layer, InvertibleLinear(shape), ActNorm(shape)])
+        return Chain([layer, InvertibleLinear(shape, gain=gain), ActNorm(shape)])
 
-    steps_ = Stack([step() for _ in range(as_count(layers, "layers"))])
+    steps_ = Stack([step() for _ in range(layers)])
     return Chain([steps_, *_data_end(shape, logit)])
 
 

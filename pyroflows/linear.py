@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyroflows.checks import as_scale
 from pyroflows.transform import TransformModule
 
 
@@ -51,6 +52,15 @@ class Permutation(TransformModule):
         return y[..., self.permutation.argsort()], y.new_zeros(()).expand(y.shape[:-1])
 
 
+# Matrices in a row that may learn at the full rate.
+MATRICES = 16
+
+
+def shared_gain(depth: int) -> float:
+    """Return the gain of each of `depth` matrices in a row, so that training stays stable."""
+    return min(1.0, MATRICES / depth)
+
+
 class PLU(TransformModule):
     """What the two layers below share: the matrix and its factors.
 
@@ -60,26 +70,29 @@ class PLU(TransformModule):
     permutation: Tensor
     signs: Tensor
 
-    def __init__(self, event_shape: int | Sequence[int], rank: int, expected: str) -> None:
+    def __init__(
+        self, event_shape: int | Sequence[int], rank: int, expected: str, gain: float
+    ) -> None:
         super().__init__(event_shape)
+        self.gain = as_scale(gain, "gain", zero=False)
         if len(self.event_shape) != rank:
             raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
         size = self.event_shape[0]
         rotation = torch.linalg.qr(torch.randn(size, size)).Q
         p, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
-        self.lower = nn.Parameter(lower.tril(-1))
-        self.upper = nn.Parameter(upper.triu(1))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log())
+        self.lower = nn.Parameter(lower.tril(-1) / gain)
+        self.upper = nn.Parameter(upper.triu(1) / gain)
+        self.log_diagonal = nn.Parameter(diagonal.abs().log() / gain)
         self.register_buffer("permutation", p.argmax(1))
         self.register_buffer("signs", diagonal.sign().to(torch.int64))
 
     def _triangles(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return L and U with their diagonals."""
         eye = torch.eye(len(self.lower), dtype=dtype, device=self.lower.device)
-        lower = self.lower.to(dtype).tril(-1) + eye
-        diagonal = self.signs * self.log_diagonal.to(dtype).exp()
-        return lower, self.upper.to(dtype).triu(1) + torch.diag(diagonal)
+        lower = self.gain * self.lower.to(dtype).tril(-1) + eye
+        diagonal = self.signs * (self.gain * self.log_diagonal.to(dtype)).exp()
+        return lower, self.gain * self.upper.to(dtype).triu(1) + torch.diag(diagonal)
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         """Return W = P L U."""
@@ -98,7 +111,7 @@ class PLU(TransformModule):
 
     def _ladj(self, x: Tensor) -> Tensor:
         pixels = math.prod(self.event_shape[1:])
-        ladj = -pixels * self.log_diagonal.to(x.dtype).sum()
+        ladj = -pixels * self.gain * self.log_diagonal.to(x.dtype).sum()
         return ladj.expand(x.shape[: x.ndim - len(self.event_shape)])
 
 
@@ -113,10 +126,18 @@ class InvertibleLinear(PLU):
     the way of maximum-likelihood training; from base to data two triangular systems are solved.
     W starts as a random rotation.
 
+    L, U and d are `gain` times the parameters, which start as large as that asks for: one step of
+    Adam then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
+    matrices add up, and a small gain keeps training stable.
+
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
+        gain: what the parameters are multiplied by.
+
+    Raises:
+        ValueError: where `event_shape` or `gain` is not as said; the message names it.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
@@ -129,8 +150,8 @@ class InvertibleLinear(PLU):
         True
     """
 
-    def __init__(self, event_shape: int | Sequence[int]) -> None:
-        super().__init__(event_shape, 1, "an int or (D,)")
+    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
+        super().__init__(event_shape, 1, "an int or (D,)", gain)
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data: two triangular solves."""
@@ -155,6 +176,10 @@ class InvertibleConv1x1(PLU):
 
     Args:
         event_shape: `(C, H, W)`.
+        gain: what the parameters are multiplied by.
+
+    Raises:
+        ValueError: where `event_shape` or `gain` is not as said; the message names it.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 9 to 11.
@@ -168,8 +193,8 @@ class InvertibleConv1x1(PLU):
         True
     """
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
-        super().__init__(event_shape, 3, "(C, H, W)")
+    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0) -> None:
+        super().__init__(event_shape, 3, "(C, H, W)", gain)
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data: two triangular solves for each pixel."""

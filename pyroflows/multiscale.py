@@ -10,7 +10,7 @@ from pyroflows.chain import Chain, Stack
 from pyroflows.checks import as_count
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.image import MultiScale, Squeeze
-from pyroflows.linear import InvertibleConv1x1
+from pyroflows.linear import InvertibleConv1x1, shared_gain
 from pyroflows.networks import ConvNet, ResNet
 from pyroflows.normalization import ActNorm, BatchNorm
 from pyroflows.partition import Partition, channels, checkerboard
@@ -92,13 +92,14 @@ def glow_levels(
     budget: float | None,
     **options: Any,
 ) -> MultiScale:
-    """Return Glow's levels; `budget` is shared by the log-scales of all couplings."""
+    """Return Glow's levels; couplings share the `budget` of log-scales, None for no bound."""
     if coupling not in COUPLINGS:
         raise ValueError(f"`coupling` is {coupling!r}, expected one of {sorted(COUPLINGS)}")
     if levels is None:
         levels = max(1, min(3, halvings(shape)))
     check_size(shape, levels, levels, "levels")
-    limit = None if budget is None else budget / (levels * as_count(steps, "steps"))
+    depth = levels * as_count(steps, "steps")
+    limit, gain = (None, 1.0) if budget is None else (budget / depth, shared_gain(depth))
     more: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
 
     def step(shape: tuple[int, ...]) -> Chain:
@@ -110,7 +111,7 @@ def glow_levels(
         else:
             net = ConvNet(sees, gives, (width, width), **more)
         layer = coupling_of(coupling, shape, part, net, limit, options)
-        return Chain([layer, InvertibleConv1x1(shape), ActNorm(shape)])
+        return Chain([layer, InvertibleConv1x1(shape, gain=gain), ActNorm(shape)])
 
     def prior(shape: tuple[int, ...], coarsest: bool) -> list[TransformModule]:
         if not learned_prior:

@@ -74,7 +74,9 @@ LAYERS = {
     ),
     "Permutation": lambda state, prefix, size: by_equation.permutation(state, prefix),
     "Logit": lambda state, prefix, size, alpha=0.05: images.Logit(alpha, 1),
-    "InvertibleLinear": lambda state, prefix, size: by_equation.invertible_linear(state, prefix),
+    "InvertibleLinear": lambda state, prefix, size, gain=1.0: by_equation.invertible_linear(
+        state, prefix, gain
+    ),
 }
 
 
@@ -137,7 +139,7 @@ def glow(
         step = f"{prefix}layers.0.layers.{i}.layers."
         found += [
             make(state, f"{step}0.", size, partition=partition),
-            by_equation.invertible_linear(state, f"{step}1."),
+            by_equation.invertible_linear(state, f"{step}1.", min(1, 16 / layers) if robust else 1),
             by_equation.act_norm(state, f"{step}2."),
         ]
     return Composed([*found, *last(state, prefix, logit)])

@@ -37,8 +37,8 @@ def batch_norm(state, prefix, shape, momentum=0.1, eps=1e-5):
     return images.Pointwise(log_scale, state[f"{prefix}running_mean"], shape)
 
 
-def conv1x1(state, prefix):
-    return images.Conv1x1(invertible_linear(state, prefix).matrix)
+def conv1x1(state, prefix, gain=1.0):
+    return images.Conv1x1(invertible_linear(state, prefix, gain).matrix)
 
 
 LAYERS = {
@@ -50,7 +50,7 @@ LAYERS = {
     "DiagonalScaling": lambda state, prefix, shape: images.Pointwise(
         state[f"{prefix}log_scale"], 0.0, shape
     ),
-    "InvertibleConv1x1": lambda state, prefix, shape: conv1x1(state, prefix),
+    "InvertibleConv1x1": lambda state, prefix, shape, gain=1.0: conv1x1(state, prefix, gain),
     "Squeeze": lambda state, prefix, shape: images.Squeeze(shape),
     "Flatten": lambda state, prefix, shape: images.Flatten(shape),
     "Logit": lambda state, prefix, shape, alpha=0.05: images.Logit(alpha, len(shape)),
@@ -133,7 +133,7 @@ def glow(
             step = f"{place}layers.{stack}.layers.{k}.layers."
             found += [
                 make(state, f"{step}0.", base, **options),
-                conv1x1(state, f"{step}1."),
+                conv1x1(state, f"{step}1.", min(1, 16 / (levels * steps)) if robust else 1),
                 act_norm(state, f"{step}2.", base),
             ]
         found.append(images.Squeeze(shape))

@@ -83,7 +83,7 @@ class Coupling:
             if limit is None:
                 return log_scale
             middle = -np.log(special.expit(2.0))
-            return middle + limit * np.tanh((log_scale - middle) / limit)
+            return middle + limit * np.tanh((log_scale - middle) / max(limit, 0.5))
         if self.scale == "clamp":  # 2/pi c arctan(r/c), c one number above zero, another below
             limit = np.inf if limit is None else limit
             c = np.where(r > 0, min(0.1, limit), min(2.0, limit))
@@ -140,10 +140,10 @@ def permutation(state, prefix):
     return Affine(np.eye(len(state[f"{prefix}permutation"]))[state[f"{prefix}permutation"]])
 
 
-def invertible_linear(state, prefix):
+def invertible_linear(state, prefix, gain=1.0):
     """Glow, equation 10, `W = P L (U + diag(s))`, from data to base."""
-    lower, upper = state[f"{prefix}lower"], state[f"{prefix}upper"]
-    s = state[f"{prefix}signs"] * np.exp(state[f"{prefix}log_diagonal"])
+    lower, upper = gain * state[f"{prefix}lower"], gain * state[f"{prefix}upper"]
+    s = state[f"{prefix}signs"] * np.exp(gain * state[f"{prefix}log_diagonal"])
     p = np.eye(len(s))[state[f"{prefix}permutation"]]
     w = p @ (np.tril(lower, -1) + np.eye(len(s))) @ (np.triu(upper, 1) + np.diag(s))
     return Affine(np.linalg.inv(w))

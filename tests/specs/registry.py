@@ -131,6 +131,7 @@ LAYERS = [
     case("Permutation", 4),
     case("InvertibleLinear", 1),
     case("InvertibleLinear", 5),
+    case("InvertibleLinear", 4, gain=0.25),
     case(
         "Chain",
         4,
@@ -159,6 +160,7 @@ FLOWS = [
     case("glow", 5, layers=3),
     case("glow", 4, layers=1, scale="tanh", partition=(False, True, True, False)),
     case("glow", 3, layers=2, robust=False),
+    case("glow", 2, layers=20, hidden=(3,)),
     case("glow", 3, layers=2, context_dim=2, activation="silu"),
 ]
 

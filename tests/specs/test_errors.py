@@ -134,6 +134,13 @@ def test_what_is_not_an_event_shape_of_a_layer(wing, name, shape):
         wing.new(name, shape)
 
 
+@pytest.mark.parametrize("gain", [0, -1.0, np.inf, "1"])
+@pytest.mark.parametrize("layer", [("InvertibleLinear", 2), ("InvertibleConv1x1", (2, 1, 1))])
+def test_gains(wing, layer, gain):
+    with pytest.raises(ValueError, match=f"`gain` is {gain!r}, expected a positive number"):
+        wing.new(*layer, gain=gain)
+
+
 @pytest.mark.parametrize("name", VECTORS)
 def test_partitions(wing, name):
     with pytest.raises(ValueError, match="`partition` is 'thirds'.*'alternating', 'halves'"):
