@@ -1,5 +1,6 @@
 """What is timed on JAX: the floor, this library and its peer, all jitted, on the same work."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from timing import FLOOR, Contender, Settings
+from timing import FLOOR, Contender, ImageSettings, Settings, VectorSettings
 
 
-def contenders(settings: Settings) -> dict[str, Contender]:
+def contenders(settings: VectorSettings) -> dict[str, Contender]:
     """Build every contender."""
     return {
         FLOOR: floor(settings),
@@ -20,7 +21,12 @@ def contenders(settings: Settings) -> dict[str, Contender]:
     }
 
 
-def floor(settings: Settings) -> Contender:
+def glows(settings: ImageSettings) -> dict[str, Contender]:
+    """Build Glow on images."""
+    return {FLOOR: convolutions(settings), "numpyro_flows": glow(settings)}
+
+
+def floor(settings: VectorSettings) -> Contender:
     """The conditioners alone: each sees the two halves of the one before, added."""
     half = settings.dim // 2
     widths = [half, *settings.hidden, settings.dim]
@@ -41,15 +47,66 @@ def floor(settings: Settings) -> Contender:
 
     networks = [network(key) for key in jax.random.split(jax.random.key(1), settings.couplings)]
     start = jax.random.normal(jax.random.key(2), (settings.batch, half))
-    forward = _ready(chained, networks, start)
-    return {
-        "train": _ready(jax.value_and_grad(lambda n, a: chained(n, a).sum()), networks, start),
-        "log_prob": forward,
-        "sample": forward,
-    }
+    return _networks_alone(chained, networks, start)
 
 
-def numpyro_flows(settings: Settings) -> Contender:
+def convolutions(settings: ImageSettings) -> Contender:
+    """Glow's networks alone: each sees the two halves of the one before, added."""
+    keys = iter(jax.random.split(jax.random.key(1), 3 * settings.levels * settings.steps))
+    width = settings.channels
+
+    def network(inputs: int, outputs: int) -> list[tuple[Array, Array]]:
+        shapes = [(3, 3, inputs, width), (1, 1, width, width), (3, 3, width, outputs)]
+        return [
+            (jax.random.normal(next(keys), s) / math.prod(s[:3]) ** 0.5, jnp.zeros(s[-1]))
+            for s in shapes
+        ]
+
+    def convolved(a: Array, layer: tuple[Array, Array]) -> Array:
+        kernel, bias = layer
+        layout = ("NHWC", "HWIO", "NHWC")
+        return (
+            jax.lax.conv_general_dilated(a, kernel, (1, 1), "SAME", (1, 1), (1, 1), layout) + bias
+        )
+
+    def chained(levels: Any, a: Array) -> Array:
+        for level, networks in enumerate(levels):
+            if level:
+                n, h, w, c = a.shape
+                a = a.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+                a = a.reshape(n, h // 2, w // 2, 4 * c)[..., : networks[0][0][0].shape[2]]
+            for *inner, last in networks:
+                for layer in inner:
+                    a = jax.nn.relu(convolved(a, layer))
+                shift, scale = jnp.split(convolved(a, last), 2, axis=-1)
+                a = shift + scale
+        return a
+
+    levels = [[network(i, o) for _ in range(settings.steps)] for i, o in settings.networks()]
+    c, h, w = settings.shape
+    start = jax.random.normal(jax.random.key(2), (settings.batch, h // 2, w // 2, 2 * c))
+    return _networks_alone(chained, levels, start)
+
+
+def glow(settings: ImageSettings) -> Contender:
+    from numpyro_flows import flow_distribution, glow
+
+    flow = glow(
+        settings.shape,
+        levels=settings.levels,
+        steps=settings.steps,
+        channels=settings.channels,
+        key=jax.random.key(0),
+    )
+    return _works(
+        flow,
+        lambda flow, x: flow_distribution(flow).log_prob(x),
+        lambda flow, key: flow_distribution(flow).sample(key, (settings.batch,)),
+        settings,
+    )
+
+
+def numpyro_flows(settings: VectorSettings) -> Contender:
     from numpyro_flows import flow_distribution
 
     return _works(
@@ -60,7 +117,7 @@ def numpyro_flows(settings: Settings) -> Contender:
     )
 
 
-def flowjax(settings: Settings) -> Contender:
+def flowjax(settings: VectorSettings) -> Contender:
     from flowjax.distributions import Normal
     from flowjax.flows import coupling_flow
 
@@ -79,7 +136,7 @@ def flowjax(settings: Settings) -> Contender:
     )
 
 
-def compile_seconds(couplings: int, settings: Settings) -> float:
+def compile_seconds(couplings: int, settings: VectorSettings) -> float:
     """Time the first call of a jitted training step; to be called in a fresh process."""
     from numpyro_flows import flow_distribution
 
@@ -91,14 +148,14 @@ def compile_seconds(couplings: int, settings: Settings) -> float:
     return time.perf_counter() - start
 
 
-def _realnvp(couplings: int, settings: Settings) -> Any:
+def _realnvp(couplings: int, settings: VectorSettings) -> Any:
     from numpyro_flows import realnvp
 
     return realnvp(settings.dim, layers=couplings, hidden=settings.hidden, key=jax.random.key(0))
 
 
 def _works(flow: Any, log_prob: Callable, sample: Callable, settings: Settings) -> Contender:
-    x = jax.random.normal(jax.random.key(3), (settings.batch, settings.dim))
+    x = jax.random.normal(jax.random.key(3), (settings.batch, *settings.shape))
     step, parameters = _training_step(flow, log_prob)
     arrays, static = eqx.partition(flow, eqx.is_array)
 
@@ -109,6 +166,15 @@ def _works(flow: Any, log_prob: Callable, sample: Callable, settings: Settings) 
         "train": _ready(step, parameters, x),
         "log_prob": _ready(of_arrays(log_prob), arrays, x),
         "sample": _ready(of_arrays(sample), arrays, jax.random.key(4)),
+    }
+
+
+def _networks_alone(chained: Callable, networks: Any, start: Array) -> Contender:
+    forward = _ready(chained, networks, start)
+    return {
+        "train": _ready(jax.value_and_grad(lambda n, a: chained(n, a).sum()), networks, start),
+        "log_prob": forward,
+        "sample": forward,
     }
 
 

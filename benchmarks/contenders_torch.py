@@ -1,11 +1,11 @@
 """What is timed on PyTorch: the floor, this library and its peers, all doing the same work."""
 
 import torch
-from timing import FLOOR, Contender, Settings
+from timing import FLOOR, Contender, ImageSettings, Settings, VectorSettings
 from torch import Tensor, nn
 
 
-def contenders(settings: Settings) -> dict[str, Contender]:
+def contenders(settings: VectorSettings) -> dict[str, Contender]:
     """Build every contender."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -23,7 +23,19 @@ def contenders(settings: Settings) -> dict[str, Contender]:
     return built
 
 
-def floor(settings: Settings) -> Contender:
+def glows(settings: ImageSettings) -> dict[str, Contender]:
+    """Build Glow on images as every library that has it does."""
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    return {
+        FLOOR: convolutions(settings),
+        "pyroflows": glow(settings),
+        "pyroflows, torch.compile": glow(settings, compiled=True),
+        "normflows": normflows_glow(settings),
+    }
+
+
+def floor(settings: VectorSettings) -> Contender:
     """The conditioners alone: each sees the two halves of the one before, added."""
     half = settings.dim // 2
     networks = nn.ModuleList(_mlp(half, settings) for _ in range(settings.couplings))
@@ -35,19 +47,31 @@ def floor(settings: Settings) -> Contender:
             a = shift + scale
         return a
 
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return chained(start)
-
-    parameters = list(networks.parameters())
-    return {
-        "train": lambda: torch.autograd.grad(chained(start).sum(), parameters),
-        "log_prob": forward,
-        "sample": forward,
-    }
+    return _networks_alone(chained, networks, start)
 
 
-def pyroflows(settings: Settings, compiled: bool = False) -> Contender:
+def convolutions(settings: ImageSettings) -> Contender:
+    """Glow's networks alone: each sees the two halves of the one before, added."""
+    levels = nn.ModuleList(
+        nn.ModuleList(_convolutions(i, o, settings) for _ in range(settings.steps))
+        for i, o in settings.networks()
+    )
+    c, h, w = settings.shape
+    start = torch.randn(settings.batch, 2 * c, h // 2, w // 2)
+
+    def chained(a: Tensor) -> Tensor:
+        for level, networks in enumerate(levels):
+            if level:
+                a = nn.functional.pixel_unshuffle(a, 2)[:, : networks[0][0].in_channels]
+            for network in networks:
+                shift, scale = network(a).chunk(2, 1)
+                a = shift + scale
+        return a
+
+    return _networks_alone(chained, levels, start)
+
+
+def pyroflows(settings: VectorSettings, compiled: bool = False) -> Contender:
     from pyroflows import flow_distribution, realnvp
 
     flow = realnvp(settings.dim, layers=settings.couplings, hidden=settings.hidden)
@@ -62,7 +86,7 @@ def pyroflows(settings: Settings, compiled: bool = False) -> Contender:
     )
 
 
-def pyro(settings: Settings) -> Contender:
+def pyro(settings: VectorSettings) -> Contender:
     import pyro.distributions as dist
     from pyro.distributions.transforms import AffineCoupling, Permute
     from pyro.nn import DenseNN
@@ -91,7 +115,7 @@ def pyro(settings: Settings) -> Contender:
     return _works(list(couplings.parameters()), loss, log_prob, sample, settings)
 
 
-def zuko(settings: Settings) -> Contender:
+def zuko(settings: VectorSettings) -> Contender:
     from zuko.flows import RealNVP
 
     flow = RealNVP(
@@ -106,7 +130,7 @@ def zuko(settings: Settings) -> Contender:
     )
 
 
-def nflows(settings: Settings) -> Contender:
+def nflows(settings: VectorSettings) -> Contender:
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow
     from nflows.transforms import AffineCouplingTransform, CompositeTransform
@@ -127,7 +151,7 @@ def nflows(settings: Settings) -> Contender:
     )
 
 
-def normflows(settings: Settings) -> Contender:
+def normflows(settings: VectorSettings) -> Contender:
     import normflows as nf
 
     half = settings.dim // 2
@@ -140,6 +164,38 @@ def normflows(settings: Settings) -> Contender:
         list(flow.parameters()),
         flow.forward_kld,
         flow.log_prob,
+        lambda: flow.sample(settings.batch),
+        settings,
+    )
+
+
+def glow(settings: ImageSettings, compiled: bool = False) -> Contender:
+    from pyroflows import flow_distribution, glow
+
+    flow = glow(
+        settings.shape, levels=settings.levels, steps=settings.steps, channels=settings.channels
+    )
+    density = flow_distribution(flow)
+    compile = torch.compile if compiled else (lambda function: function)
+    return _works(
+        list(flow.parameters()),
+        compile(lambda x: -density.log_prob(x).mean()),
+        compile(density.log_prob),
+        compile(lambda: density.sample((settings.batch,))),
+        settings,
+    )
+
+
+def normflows_glow(settings: ImageSettings) -> Contender:
+    from images_normflows import multiscale_glow
+
+    flow = multiscale_glow(settings.shape, settings.levels, settings.steps, settings.channels)
+    flow(torch.randn(settings.batch, *settings.shape))  # its ActNorm starts from a batch
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    return _works(
+        parameters,
+        flow.forward_kld,
+        lambda x: flow.log_prob(x, None),
         lambda: flow.sample(settings.batch),
         settings,
     )
@@ -160,7 +216,7 @@ def saved_bytes(contender: Contender) -> int:
 
 
 def _works(parameters, loss, log_prob, sample, settings: Settings) -> Contender:
-    x = torch.randn(settings.batch, settings.dim)
+    x = torch.randn(settings.batch, *settings.shape)
 
     def without_gradients(function, *args):
         with torch.no_grad():
@@ -176,7 +232,7 @@ def _works(parameters, loss, log_prob, sample, settings: Settings) -> Contender:
 class _ContextFree(nn.Module):
     """A conditioner as nflows calls it."""
 
-    def __init__(self, inputs: int, settings: Settings) -> None:
+    def __init__(self, inputs: int, settings: VectorSettings) -> None:
         super().__init__()
         self.network = _mlp(inputs, settings)
 
@@ -184,7 +240,31 @@ class _ContextFree(nn.Module):
         return self.network(x)
 
 
-def _mlp(inputs: int, settings: Settings) -> nn.Sequential:
+def _networks_alone(chained, networks: nn.Module, start: Tensor) -> Contender:
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return chained(start)
+
+    parameters = list(networks.parameters())
+    return {
+        "train": lambda: torch.autograd.grad(chained(start).sum(), parameters),
+        "log_prob": forward,
+        "sample": forward,
+    }
+
+
+def _convolutions(inputs: int, outputs: int, settings: ImageSettings) -> nn.Sequential:
+    width = settings.channels
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, outputs, 3, padding=1),
+    )
+
+
+def _mlp(inputs: int, settings: VectorSettings) -> nn.Sequential:
     widths = [inputs, *settings.hidden, 2 * inputs]
     layers: list[nn.Module] = []
     for i, o in zip(widths[:-1], widths[1:], strict=True):

@@ -6,13 +6,16 @@
 Prints held-out bits per dimension and writes into `--output` a sheet of samples, the flow, and the
 figures as JSON. Run again with the same arguments it goes on where it was interrupted.
 
-`--data` is `digits` (scikit-learn's, 8 × 8), `mnist`, `fashion_mnist` or `cifar10`, fetched by
-Hugging Face's `datasets` where that is installed, or the path of an `.npz` file with `x_train` and
-`x_test`, or with `x` alone, of whole numbers: (n, H, W) or (n, H, W, C).
+`--data` is `digits` (scikit-learn's, 8 × 8); `mnist`, `fashion_mnist`, `cifar10` or `celeba`,
+fetched by Hugging Face's `datasets` where that is installed; or the path of an `.npz` file with
+`x_train` and `x_test`, or with `x` alone, of whole numbers: (n, H, W) or (n, H, W, C).
+
+`--wing normflows` trains that library's Glow, for comparison.
 """
 
 import argparse
-import importlib.util
+import contextlib
+import functools
 import json
 import math
 import time
@@ -20,14 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from image_data import load, middle, validation
 from matplotlib.figure import Figure
 
-ON_THE_HUB = {
-    "mnist": ("ylecun/mnist", "image"),
-    "fashion_mnist": ("zalando-datasets/fashion_mnist", "image"),
-    "cifar10": ("uoft-cs/cifar10", "img"),
-}
-HELD_OUT = 0.1  # of data that come without a test set
 DRAWS = 4  # of dequantisation noise, over which held-out bits are averaged
 ALPHA = 0.05  # RealNVP, section 4.1
 
@@ -60,7 +58,8 @@ def main() -> None:
     """Load, train, score, draw and write down."""
     options = arguments()
     train, test, levels = load(options.data)
-    shape = train.shape[1:]
+    test = middle(test, options.crop)
+    shape = test.shape[1:]
     training = dict(TRAINING[options.preset])
     for name in training:
         if getattr(options, name) is not None:
@@ -70,16 +69,19 @@ def main() -> None:
     print(f"{options.flow} on {len(train)} images {shape} of {levels} levels, {options.wing}")
 
     wing = WINGS[options.wing](levels, options)
+    wing.bits = functools.partial(progress, wing, shape, levels)
     base = "logistic" if options.flow == "nice" else "normal"
     flow = wing.build(options.flow, shape, FLOWS[options.flow][options.preset])
     checkpoint = output / f"{options.wing}.checkpoint"
     begin = time.perf_counter()
-    flow, steps, skipped = wing.fit(flow, *validation(train), checkpoint, training, base)
+    flow, steps, skipped = wing.fit(
+        flow, *validation(train, options.crop), checkpoint, training, base
+    )
     seconds = time.perf_counter() - begin
 
     bits = held_out_bits(wing, flow, test, shape, levels)
     sheet(output / f"{options.wing}.png", wing.sample(flow, 64, options.temperature))
-    wing.package.save(flow, output / f"{options.wing}.safetensors")
+    wing.save(flow, output / f"{options.wing}.safetensors")
     nats = (math.log2(levels) - bits) * math.prod(shape) * math.log(2)
     figures = {
         "bits_per_dim": round(bits, 4),
@@ -99,72 +101,24 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=first)
     parser.add_argument("--data", default="digits", help="digits, mnist, … or a path (digits)")
     parser.add_argument("--flow", choices=FLOWS, default="glow")
-    parser.add_argument("--wing", choices=("pyro", "numpyro"), default="pyro")
+    parser.add_argument("--wing", choices=WINGS, default="pyro")
     parser.add_argument("--preset", choices=TRAINING, default="quick")
     parser.add_argument("--steps", type=int, help="in place of the preset's")
     parser.add_argument("--batch-size", type=int, help="in place of the preset's")
     parser.add_argument("--learning-rate", type=float, help="in place of the preset's")
     parser.add_argument("--flips", action="store_true", help="mirror every second image")
+    parser.add_argument("--crop", type=int, help="train on random windows of so many pixels")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sheet (1)")
     parser.add_argument("--device", default="cpu", help="Pyro: where to train (cpu)")
     parser.add_argument("--compile", action="store_true", help="Pyro: train by torch.compile")
+    parser.add_argument(
+        "--mixed",
+        action="store_true",
+        help="networks in half precision: bfloat16 in Pyro, in NumPyro TensorFloat32",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder (out/FLOW-DATA)")
     return parser.parse_args()
-
-
-# Data
-
-
-def load(name: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return images to train on and to hold out, (n, C, H, W), and their number of grey levels."""
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        return (*split(channels_first(load_digits().images.astype("uint8"))), 17)
-    if name in ON_THE_HUB:
-        return (*from_the_hub(*ON_THE_HUB[name]), 256)
-    path = Path(name)
-    if not path.is_file():
-        raise SystemExit(
-            f"--data {name}: no such file; pass digits, {', '.join(ON_THE_HUB)} or an .npz file "
-            "with x_train and x_test"
-        )
-    with np.load(path) as file:
-        if "x_train" in file:
-            return channels_first(file["x_train"]), channels_first(file["x_test"]), 256
-        return (*split(channels_first(file["x"])), 256)
-
-
-def from_the_hub(repository: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-    if not importlib.util.find_spec("datasets"):
-        raise SystemExit(
-            "--data: this set comes from the Hugging Face hub: pip install datasets, or pass the "
-            "path of an .npz file with x_train and x_test"
-        )
-    from datasets import load_dataset
-
-    sets = load_dataset(repository)
-    return tuple(
-        channels_first(np.stack([np.asarray(image) for image in sets[part][column]]))
-        for part in ("train", "test")
-    )
-
-
-def channels_first(x: np.ndarray) -> np.ndarray:
-    return x[:, None] if x.ndim == 3 else np.moveaxis(x, -1, 1)
-
-
-def validation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep some of the training images back, to stop by and to choose the parameters by."""
-    count = min(500, int(HELD_OUT * len(x)))
-    return x[:-count], x[-count:]
-
-
-def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out the last of data that come without a test set."""
-    count = int(HELD_OUT * len(x))
-    return x[:-count], x[-count:]
 
 
 # Wings. Each has the same few verbs.
@@ -188,24 +142,45 @@ class PyroWing:
     def fit(self, flow, train, held_out, checkpoint, training, base) -> tuple[Any, int, int]:
         def augment(x, generator):
             x = self.package.dequantize(x, generator, levels=self.levels)
+            if self.options.crop and x.shape[-1] != self.options.crop:
+                x = self.windows(x, generator)
             if self.options.flips:
                 turned = self.torch.rand(len(x), generator=generator, device=x.device) < 0.5
                 x = self.torch.where(turned[:, None, None, None], x.flip(-1), x)
             return x
 
-        result = self.package.fit(
-            flow,
-            self.torch.from_numpy(np.ascontiguousarray(train)),
-            validation=self.torch.from_numpy(np.ascontiguousarray(held_out)),
-            augment=augment,
-            standardize=True,
-            checkpoint=checkpoint,
-            seed=self.options.seed,
-            compile=self.options.compile,
-            base=base,
-            **training,
-        )
+        with self.mixed():
+            result = self.package.fit(
+                flow,
+                self.torch.from_numpy(np.ascontiguousarray(train)),
+                validation=self.torch.from_numpy(np.ascontiguousarray(held_out)),
+                augment=augment,
+                standardize=True,
+                checkpoint=checkpoint,
+                progress=self.bits,
+                seed=self.options.seed,
+                compile=self.options.compile,
+                base=base,
+                **training,
+            )
         return result.flow, len(result.losses), result.skipped
+
+    def mixed(self) -> contextlib.AbstractContextManager:
+        kind, torch = self.options.device, self.torch
+        return torch.autocast(kind.partition(":")[0], torch.bfloat16, self.options.mixed)
+
+    def windows(self, x, generator) -> Any:
+        """Cut a random window out of each image."""
+        size, torch = self.options.crop, self.torch
+        windows = x.unfold(2, size, 1).unfold(3, size, 1)  # (n, C, places, places, size, size)
+        rows, columns = (
+            torch.randint(count, (len(x),), generator=generator, device=x.device)
+            for count in windows.shape[2:4]
+        )
+        return windows[torch.arange(len(x), device=x.device), :, rows, columns]
+
+    def save(self, flow, path: Path) -> None:
+        self.package.save(flow, path)
 
     def log_prob(self, flow, pixels) -> np.ndarray:
         x = self.torch.from_numpy(pixels.astype("float32")).to(self.options.device)
@@ -238,23 +213,44 @@ class NumPyroWing:
 
         def augment(x, key):
             x = self.package.dequantize(x, key, levels=self.levels)
+            if self.options.crop and x.shape[-1] != self.options.crop:
+                x = self.windows(x, self.jax.random.fold_in(key, 2))
             if self.options.flips:
                 turned = self.jax.random.bernoulli(self.jax.random.fold_in(key, 1), 0.5, (len(x),))
                 x = jnp.where(turned[:, None, None, None], x[..., ::-1], x)
             return x
 
-        result = self.package.fit(
-            flow,
-            train,
-            validation=held_out,
-            augment=augment,
-            standardize=True,
-            checkpoint=checkpoint,
-            key=self.keys[1],
-            base=base,
-            **training,
-        )
+        with self.mixed():
+            result = self.package.fit(
+                flow,
+                train,
+                validation=held_out,
+                augment=augment,
+                standardize=True,
+                checkpoint=checkpoint,
+                progress=self.bits,
+                key=self.keys[1],
+                base=base,
+                **training,
+            )
         return result.flow, len(result.losses), result.skipped
+
+    def mixed(self) -> contextlib.AbstractContextManager:
+        return self.jax.default_matmul_precision("tensorfloat32" if self.options.mixed else None)
+
+    def windows(self, x, key) -> Any:
+        """Cut a random window out of each image."""
+        size = self.options.crop
+        places = self.jax.numpy.array([side - size + 1 for side in x.shape[-2:]])
+        corners = self.jax.random.randint(key, (len(x), 2), 0, places)
+
+        def window(image, corner):
+            return self.jax.lax.dynamic_slice(image, (0, *corner), (len(image), size, size))
+
+        return self.jax.vmap(window)(x, corners)
+
+    def save(self, flow, path: Path) -> None:
+        self.package.save(flow, path)
 
     def log_prob(self, flow, pixels) -> np.ndarray:
         return np.asarray(self.package.flow_distribution(flow).log_prob(pixels.astype("float32")))
@@ -264,10 +260,26 @@ class NumPyroWing:
         return np.asarray(density.sample(self.keys[2], (count,)))
 
 
-WINGS: dict[str, Any] = {"pyro": PyroWing, "numpyro": NumPyroWing}
+def normflows_wing(levels: int, options: argparse.Namespace) -> Any:
+    """Another library's Glow, for comparison."""
+    from images_normflows import NormflowsWing
+
+    return NormflowsWing(levels, options)
+
+
+WINGS: dict[str, Any] = {
+    "pyro": PyroWing,
+    "numpyro": NumPyroWing,
+    "normflows": normflows_wing,
+}
 
 
 # Results
+
+
+def progress(wing: Any, shape: Any, levels: int, loss: float) -> str:
+    """Write a loss as the progress bar shows it."""
+    return f"{wing.package.bits_per_dim(-loss, shape, levels=levels):.3f} bits/dim"
 
 
 def held_out_bits(wing: Any, flow: Any, test: np.ndarray, shape: Any, levels: int) -> float:

@@ -16,7 +16,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from timing import CLOCKS, FLOOR, TASKS, Ratio, Settings, interleaved, noise, ratios
+from timing import (
+    CLOCKS,
+    FLOOR,
+    TASKS,
+    ImageSettings,
+    Ratio,
+    Settings,
+    VectorSettings,
+    interleaved,
+    noise,
+    ratios,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
@@ -27,6 +38,7 @@ BARS = {
     "pyroflows, torch.compile": {"train": 1.05, "log_prob": 1.10, "sample": 1.10},
     "numpyro_flows": {"train": 1.15, "log_prob": 1.10, "sample": 1.10},
 }
+GLOW_BARS = {"pyroflows": {"train": 1.30}, "numpyro_flows": {"train": 1.30}}
 COMPILE_BAR = 1.2
 DEPTHS = (8, 16, 32, 64)
 QUIET = 1.15  # noise above which the figures say more about the machine than about the code
@@ -49,12 +61,18 @@ def main() -> None:
     options = arguments()
     require_packages()
     rounds = options.rounds or (15 if options.quick else 100)
-    settings = Settings(rounds=rounds, threads=options.threads, clock=options.clock)
+    given = {"threads": options.threads, "clock": options.clock}
+    settings = VectorSettings(rounds=rounds, **given)
+    glow = ImageSettings(rounds=max(3, rounds // 4), **given)
     depths = DEPTHS[:2] if options.quick else DEPTHS
     sections = [
         machine(settings),
         *(wing_section(name, in_fresh_process(measure, name, settings)) for name in WINGS),
         compile_section({depth: first_call(depth, settings) for depth in depths}),
+        *(
+            wing_section(f"Glow, {name}", in_fresh_process(measure, name, glow), GLOW_BARS)
+            for name in WINGS
+        ),
     ]
     report = "\n\n".join(sections)
     print(report)
@@ -94,11 +112,12 @@ def require_packages() -> None:
 
 def measure_torch(settings: Settings) -> tuple[dict, float, dict[str, int]]:
     """Time what runs on PyTorch."""
-    import contenders_torch
+    import contenders_torch as library
 
-    contenders = contenders_torch.contenders(settings)
+    images = isinstance(settings, ImageSettings)
+    contenders = (library.glows if images else library.contenders)(settings)
     memory = {
-        name: contenders_torch.saved_bytes(works)
+        name: library.saved_bytes(works)
         for name, works in contenders.items()
         if "compile" not in name
     }
@@ -108,9 +127,11 @@ def measure_torch(settings: Settings) -> tuple[dict, float, dict[str, int]]:
 
 def measure_jax(settings: Settings) -> tuple[dict, float, dict[str, int]]:
     """Time what runs on JAX."""
-    import contenders_jax
+    import contenders_jax as library
 
-    times = interleaved(contenders_jax.contenders(settings), settings)
+    images = isinstance(settings, ImageSettings)
+    contenders = (library.glows if images else library.contenders)(settings)
+    times = interleaved(contenders, settings)
     return ratios(times), noise(times), {}
 
 
@@ -156,7 +177,7 @@ def machine(settings: Settings) -> str:
     return (
         f"{datetime.date.today()}; {processor()}, {os.cpu_count()} cores, of which "
         f"{settings.threads} used{clock}; Python {platform.python_version()}; {versions}. "
-        f"{settings.rounds} rounds."
+        f"{settings.rounds} rounds, {max(3, settings.rounds // 4)} of Glow."
     )
 
 
@@ -168,7 +189,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def wing_section(name: str, measured: tuple[dict, float, dict[str, int]]) -> str:
+def wing_section(name: str, measured: tuple[dict, float, dict[str, int]], bars=BARS) -> str:
     results, unrest, memory = measured
     verdict = "quiet" if unrest < QUIET else "busy: read the shortest times, and with caution"
     titles = ["", "training step", "`log_prob`", "`sample`"]
@@ -178,10 +199,10 @@ def wing_section(name: str, measured: tuple[dict, float, dict[str, int]]) -> str
         rows = [
             [*row, f"{memory[row[0]] / 2**20:.0f} MiB" if row[0] in memory else ""] for row in rows
         ]
-    bars = [
+    verdicts = [
         [who, task, f"{results[who][task].shortest:.2f}", f"{bar:.2f}", answer(met)]
         for who in results
-        for task, bar in BARS.get(who, {}).items()
+        for task, bar in bars.get(who, {}).items()
         for met in [results[who][task].shortest <= bar]
     ]
     floor = ", ".join(f"{results[FLOOR][task].milliseconds:.1f} ms" for task in TASKS)
@@ -190,7 +211,7 @@ def wing_section(name: str, measured: tuple[dict, float, dict[str, int]]) -> str
             f"### {name}",
             table(titles, rows),
             f"The floor takes {floor}. Its median is {unrest:.2f} times its shortest: {verdict}.",
-            table(["", "task", "measured", "bar", "met"], bars),
+            table(["", "task", "measured", "bar", "met"], verdicts),
         ]
     )
 

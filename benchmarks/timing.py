@@ -16,16 +16,44 @@ Contender = Mapping[str, Callable[[], object]]  # a callable without arguments f
 
 @dataclass(frozen=True)
 class Settings:
-    """The work: the same for every contender."""
+    """How the work is done: the same for every contender."""
 
-    dim: int = 64
-    couplings: int = 8
-    hidden: tuple[int, ...] = (128, 128)
-    batch: int = 1024
+    batch: int
     threads: int = 2
     rounds: int = 100
     clock: str = "wall"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class VectorSettings(Settings):
+    """Affine couplings of vectors."""
+
+    batch: int = 1024
+    dim: int = 64
+    couplings: int = 8
+    hidden: tuple[int, ...] = (128, 128)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an event."""
+        return (self.dim,)
+
+
+@dataclass(frozen=True)
+class ImageSettings(Settings):
+    """Glow on images, all of whose steps have networks of equal width."""
+
+    batch: int = 64
+    shape: tuple[int, ...] = (1, 28, 28)
+    levels: int = 2
+    steps: int = 8
+    channels: int = 64
+
+    def networks(self) -> list[list[int]]:
+        """Return the numbers of channels that each network takes and gives, level by level."""
+        inner = [4 * self.shape[0] * 2**level for level in range(self.levels)]
+        return [[c // 2, c] for c in inner]
 
 
 @dataclass(frozen=True)

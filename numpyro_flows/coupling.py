@@ -13,7 +13,7 @@ from numpyro_flows.checks import as_event_shape, as_scale
 from numpyro_flows.event import Event
 from numpyro_flows.networks import ConvNet, DenseNet
 from numpyro_flows.partition import Partition, as_partition
-from numpyro_flows.transform import OnEvents
+from numpyro_flows.transform import OnEvents, TransformModule, replace
 
 
 class TanhScale(eqx.Module):
@@ -177,8 +177,17 @@ class Coupling(OnEvents):
     def _end_partition(self, last: bool) -> Partition | None:
         return self.partition
 
-    def _parameters_given(self, a: Array, context: Array | None) -> Array:
-        """Evaluate the network on part `a`."""
+    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
+        layer = self
+        absorb = getattr(self.network, "absorb", None)
+        if absorb is not None:
+            seen = self._seen(event.parts(self.partition)[0], event.context)
+            rows = seen.reshape(-1, *seen.shape[-len(self.event_shape) :])
+            layer = replace(self, network=absorb(rows, first))
+        return layer, layer._inverse_event(event)[0]
+
+    def _seen(self, a: Array, context: Array | None) -> Array:
+        """Return what the network sees of part `a` and the context."""
         # The network may see any function of the untouched part. asinh keeps far-out inputs from
         # driving the shift, and with it the rounding error, beyond what float32 holds.
         seen = jnp.arcsinh(a) if self.squash else a
@@ -188,6 +197,11 @@ class Coupling(OnEvents):
             pixels = seen.shape[seen.ndim - rank + 1 :]
             shape = (*seen.shape[:-rank], self.context_dim, *pixels)
             seen = jnp.concatenate([seen, jnp.broadcast_to(context, shape)], axis=axis)
+        return seen
+
+    def _parameters_given(self, a: Array, context: Array | None) -> Array:
+        """Evaluate the network on part `a`."""
+        seen, axis, rank = self._seen(a, context), self.partition.axis, len(self.event_shape)
         signature = "(a)->(r)" if rank == 1 else "(a,h,w)->(r,h,w)"
         raw = jnp.vectorize(self.network, signature=signature)(seen)
         expected = self.outputs * self.partition.sizes[1]

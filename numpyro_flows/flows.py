@@ -187,7 +187,7 @@ def realnvp(
         scales: images: number of scales; by default up to 3, as the size allows.
         blocks: images: number of residual blocks of each `ResNet`.
         channels: images: width of the residual networks of the first scale.
-        norm: images: normalisation within the residual networks, `"instance"` or None.
+        norm: images: normalisation within the residual networks, `"instance"`, `"batch"` or None.
         network: makes a conditioner of one's own, given its numbers of inputs and outputs (for
             images of channels) and a random key.
         batch_norm: whether a `BatchNorm` follows each coupling.

@@ -66,6 +66,14 @@ def shared_gain(depth: int) -> float:
     return min(1.0, MATRICES / depth)
 
 
+def exact_product(a: Array, b: Array) -> Array:
+    """Return `a @ b`, as precise as the numbers are, whatever the device does by default.
+
+    What a product in fewer bits rounds away, no inverse brings back.
+    """
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 class PLU(TransformModule):
     """What the two layers below share: the matrix and its factors.
 
@@ -110,7 +118,7 @@ class PLU(TransformModule):
     def _matrix(self, x: Array) -> Array:
         """Return W = P L U, as precise as its product with x can be."""
         lower, upper = self._triangles(jnp.result_type(x, self.lower))
-        return (lower @ upper)[self.permutation]
+        return exact_product(lower, upper)[self.permutation]
 
     def _solve(self, rows: Array) -> Array:
         """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
@@ -174,7 +182,7 @@ class InvertibleLinear(PLU):
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a matrix product."""
         y = self._entry(y).value
-        return y @ self._matrix(y).T, -self._ladj(y)
+        return exact_product(y, self._matrix(y).T), -self._ladj(y)
 
 
 class InvertibleConv1x1(PLU):
@@ -220,5 +228,5 @@ class InvertibleConv1x1(PLU):
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a 1×1 convolution."""
         y = self._entry(y).value
-        x = jnp.moveaxis(y, -3, -1) @ self._matrix(y).T
+        x = exact_product(jnp.moveaxis(y, -3, -1), self._matrix(y).T)
         return jnp.moveaxis(x, -1, -3), -self._ladj(y)

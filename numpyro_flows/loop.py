@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +29,7 @@ from numpyro_flows.chain import Chain
 from numpyro_flows.checkpoint import Checkpoint, collected, numbered
 from numpyro_flows.data import Batch, Batches, Rules, check_finite, rows_at_once
 from numpyro_flows.image import MultiScale
-from numpyro_flows.normalization import BatchNorm, Standardization
+from numpyro_flows.normalization import Standardization
 from numpyro_flows.pixels import Logit
 from numpyro_flows.settings import History, Settings
 from numpyro_flows.transform import TransformModule, replace, trainable
@@ -65,8 +65,8 @@ class Plan:
         self.fixed = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
         self.base_structure = jax.tree.structure(base)
         self.optimizer, self.penalized = optimizer, penalized
-        nodes = jax.tree.leaves(flow, is_leaf=lambda node: isinstance(node, BatchNorm))
-        self.norms = any(isinstance(node, BatchNorm) for node in nodes)
+        nodes = jax.tree.leaves(flow, is_leaf=lambda node: hasattr(node, "running_mean"))
+        self.norms = any(hasattr(node, "running_mean") for node in nodes)
         self._parts: tuple[Any, ...] = (
             self.structure,
             self.trained,
@@ -163,10 +163,11 @@ class Run:
         train: Part,
         held_out: Part | None,
         checkpoint: Checkpoint | None,
-        progress: bool,
+        progress: bool | Callable[[float], str],
     ) -> None:
         self.flow, self.settings, self.train, self.held_out = flow, settings, train, held_out
-        self.checkpoint, self.progress = checkpoint, progress
+        self.checkpoint, self.progress = checkpoint, bool(progress)
+        self.written = progress if callable(progress) else "{:.3f}".format
         self.history = History()
         self.feed = train.feed(settings.batch_size, seed_of(settings.key))
         optimizer, self.rate = ADAM, -settings.learning_rate
@@ -374,9 +375,9 @@ class Run:
         if self.progress and (history.stopped or time.monotonic() - self.shown > 0.1):
             self.shown = time.monotonic()
             last = history.losses[-20:]
-            text = {"loss": f"{sum(last) / len(last):.3f}"}
+            text = {"loss": self.written(sum(last) / len(last))}
             if history.validation_losses:
-                text["validation"] = f"{history.validation_losses[-1]:.3f}"
+                text["validation"] = self.written(history.validation_losses[-1])
             if history.skipped:
                 text["skipped"] = str(history.skipped)
             self.bar.set_postfix(text, refresh=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -17,6 +18,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
     "tanh": jnp.tanh,
 }
+
+# Weight of a new batch in the running averages of `norm="batch"`, and the batch's axis there.
+MOMENTUM = 0.1
+BATCH = "batch"
 
 
 def activation_named(name: str) -> Callable[[Array], Array]:
@@ -165,7 +170,9 @@ class ResNet(eqx.Module):
         out_channels: number of channels of the result.
         channels: number of channels within.
         blocks: number of residual blocks.
-        norm: `"instance"` to normalise each channel of each image before the activations, or None.
+        norm: how each channel is normalised before the activations: `"instance"`, each image by
+            its own moments; `"batch"`, all by running averages, which move as `BatchNorm`'s do; or
+            None.
         activation: as `DenseNet`'s.
         init_scale: standard deviation of the last convolution's initial gains.
         key: random key of the weights.
@@ -184,6 +191,7 @@ class ResNet(eqx.Module):
 
     first: "NormalizedConv2d"
     blocks: "tuple[tuple[NormalizedConv2d, ...], ...]"
+    norms: "tuple[RunningNorm, ...]"
     last: "NormalizedConv2d"
     activation: str = eqx.field(static=True)
     norm: str | None = eqx.field(static=True)
@@ -203,13 +211,16 @@ class ResNet(eqx.Module):
         self.activation, self.norm = activation, norm
         activation_named(activation)
         as_scale(init_scale, "init_scale")
-        if norm not in (None, "instance"):
-            raise ValueError(f"`norm` is {norm!r}, expected 'instance' or None")
+        if norm not in (None, "instance", "batch"):
+            raise ValueError(f"`norm` is {norm!r}, expected 'batch', 'instance' or None")
         first, final, gain, *keys = jax.random.split(key, 3 + 2 * blocks)
         self.first = NormalizedConv2d(in_channels, channels, 3, key=first)
         self.blocks = tuple(
             tuple(NormalizedConv2d(channels, channels, 3, key=k) for k in keys[2 * i : 2 * i + 2])
             for i in range(blocks)
+        )
+        self.norms = tuple(
+            RunningNorm(channels) for _ in range(2 * blocks + 1 if norm == "batch" else 0)
         )
         last = NormalizedConv2d(channels, out_channels, 1, key=final)
         gains = init_scale * jax.random.normal(gain, last.gain.shape, last.gain.dtype)
@@ -218,20 +229,81 @@ class ResNet(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Evaluate the network."""
-        x = self.first(x)
-        for block in self.blocks:
-            step = x
-            for layer in block:
-                step = layer(self._activated(step))
-            x = x + step
-        return self.last(self._activated(x))
+        return self._evaluate(x, self._normalized)
 
-    def _activated(self, x: Array) -> Array:
-        if self.norm is not None:
-            centred = x - x.mean((-2, -1), keepdims=True)
-            variance = jnp.square(centred).mean((-2, -1), keepdims=True)
-            x = centred * jax.lax.rsqrt(variance + 1e-5)
-        return ACTIVATIONS[self.activation](x)
+    def absorb(self, x: Array, first: bool) -> "ResNet":
+        """Move the running averages towards a batch `(n, in_channels, H, W)`, or start them."""
+
+        def moved(x: Array) -> tuple[RunningNorm, ...]:
+            norms = list(self.norms)
+
+            def normalized(i: int, x: Array) -> Array:
+                norms[i] = norms[i].absorb(x, first)
+                return norms[i](x)
+
+            self._evaluate(x, normalized)
+            return tuple(norms)
+
+        if not self.norms:
+            return self
+        norms = jax.vmap(moved, axis_name=BATCH, out_axes=None)(x)
+        return eqx.tree_at(lambda network: network.norms, self, norms)
+
+    def _evaluate(self, x: Array, normalized: Callable[[int, Array], Array]) -> Array:
+        activation = ACTIVATIONS[self.activation]
+        x = self.first(x)
+        for i, block in enumerate(self.blocks):
+            step = x
+            for j, layer in enumerate(block):
+                step = layer(activation(normalized(2 * i + j, step)))
+            x = x + step
+        return self.last(activation(normalized(2 * len(self.blocks), x)))
+
+    def _normalized(self, i: int, x: Array) -> Array:
+        if self.norm == "batch":
+            return self.norms[i](x)
+        if self.norm is None:
+            return x
+        centred = x - x.mean((-2, -1), keepdims=True)
+        variance = jnp.square(centred).mean((-2, -1), keepdims=True)
+        return centred * jax.lax.rsqrt(variance + 1e-5)
+
+
+class RunningNorm(eqx.Module):
+    """`(x − running_mean) / √(running_var + 1e-5)` for each channel: state, not parameters."""
+
+    buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
+
+    running_mean: Array
+    running_var: Array
+    initialized: Array
+
+    def __init__(self, channels: int) -> None:
+        self.running_mean = jnp.zeros((channels, 1, 1))
+        self.running_var = jnp.ones((channels, 1, 1))
+        self.initialized = jnp.array(False)
+
+    def __call__(self, x: Array) -> Array:
+        """Normalise `(channels, H, W)`."""
+        mean, variance = jax.lax.stop_gradient((self.running_mean, self.running_var))
+        return (x - mean) / jnp.sqrt(variance + 1e-5)
+
+    def absorb(self, x: Array, first: bool) -> "RunningNorm":
+        """Move the averages towards a batch, or start them from one, if that is still to do.
+
+        Of the batch x is one image: to be called under `vmap`, with the axis named.
+        """
+        mean = jax.lax.pmean(x.mean((1, 2), keepdims=True), BATCH)
+        variance = jax.lax.pmean(jnp.square(x - mean).mean((1, 2), keepdims=True), BATCH)
+        start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
+        weight = 0.0 if first else MOMENTUM
+        old, kind = (self.running_mean, self.running_var), self.running_mean.dtype
+        new = [
+            jnp.where(self.initialized, o + weight * (n - o), s).astype(kind)
+            for o, n, s in zip(old, (mean, variance), (mean, start), strict=True)
+        ]
+        fields = (*new, jnp.ones_like(self.initialized))
+        return eqx.tree_at(lambda n: (n.running_mean, n.running_var, n.initialized), self, fields)
 
 
 class Conv2d(eqx.Module):

@@ -74,7 +74,7 @@ def fit(
     patience: int | None = None,
     validate_every: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[float], str] = True,
     standardize: bool = False,
     schedule: str | Callable[[int], float] | None = None,
     clip_norm: float | None = None,
@@ -118,7 +118,8 @@ def fit(
             exists, training goes on from there, to the numbers of a run without a break; `steps`
             and the other arguments have to be the same. To train longer than a finished run, call
             `fit` again on its `result.flow`.
-        progress: whether to show a bar.
+        progress: whether to show a bar, or how: a function that writes a loss, for pixels
+            `lambda loss: f"{bits_per_dim(-loss, event_shape):.3f} bits/dim"`.
         standardize: whether to set the flow's `Standardization` from the training data, of an
             iterable from its first batch.
         schedule: `"cosine"` (to zero at the last step) or a function of the number of steps done,

@@ -152,7 +152,7 @@ class TransformModule(eqx.Module, _HostTransform):
         return _absorbed(self, self._entry(x, context).value, context, True)
 
     def update(self: Flow, x: Array, context: Array | None = None) -> Flow:
-        """Move the running averages of every BatchNorm towards a batch of data.
+        """Move the running averages of every batch normalisation towards a batch of data.
 
         `fit` calls this before every step. Arguments, result and errors as for `initialize`.
         """
@@ -383,10 +383,16 @@ def replace(module: Module, **changes: Any) -> Module:
 
 
 def trainable(flow: Module) -> Module:
-    """Return the flow's pytree with true at parameters and false at state, for `eqx.partition`."""
+    """Return the flow's pytree with true at parameters and false at state, for `eqx.partition`.
+
+    State is what a module, a network of one's own too, names in its class variable `buffers`.
+    """
+
+    def has_state(node: Any) -> bool:
+        return isinstance(node, eqx.Module) and isinstance(getattr(node, "buffers", None), tuple)
 
     def mark(node: Any) -> Any:
-        if not isinstance(node, TransformModule):
+        if not has_state(node):
             return eqx.is_inexact_array(node)
         changes = {}
         for field in dataclasses.fields(node):
@@ -395,7 +401,7 @@ def trainable(flow: Module) -> Module:
                 changes[field.name] = (
                     jax.tree.map(lambda _: False, value)
                     if field.name in node.buffers
-                    else jax.tree.map(mark, value, is_leaf=lambda n: isinstance(n, TransformModule))
+                    else jax.tree.map(mark, value, is_leaf=has_state)
                 )
         return replace(node, **changes)
 

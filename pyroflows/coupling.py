@@ -185,8 +185,15 @@ class Coupling(OnEvents):
             init_scale=init_scale,
         )
 
-    def _parameters_given(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """Evaluate the network on part `a`."""
+    def _absorb(self, event: Event, first: bool) -> Event:
+        absorb: Any = getattr(self.network, "absorb", None)
+        if absorb is not None:
+            seen = self._seen(event.parts(self.partition)[0], event.context)
+            absorb(seen.reshape(-1, *seen.shape[-len(self.event_shape) :]), first)
+        return super()._absorb(event, first)
+
+    def _seen(self, a: Tensor, context: Tensor | None) -> Tensor:
+        """Return what the network sees of part `a` and the context."""
         # The network may see any function of the untouched part. asinh keeps far-out inputs from
         # driving the shift, and with it the rounding error, beyond what float32 holds.
         seen = asinh(a) if self.squash else a
@@ -196,11 +203,18 @@ class Coupling(OnEvents):
             pixels = seen.shape[seen.ndim - rank + 1 :]
             context = context.expand(*seen.shape[:-rank], self.context_dim, *pixels)
             seen = torch.cat([seen, context], dim=axis)
+        return seen
+
+    def _parameters_given(self, a: Tensor, context: Tensor | None) -> Tensor:
+        """Evaluate the network on part `a`."""
+        seen, axis, rank = self._seen(a, context), self.partition.axis, len(self.event_shape)
         if rank == 1:
             raw = self.network(seen)
         else:  # convolutions take one batch dimension
             raw = self.network(seen.reshape(-1, *seen.shape[-rank:]))
             raw = raw.reshape(*seen.shape[:-rank], *raw.shape[1:])
+        if torch.is_autocast_enabled(raw.device.type):  # for the network, not for the transform
+            raw = raw.to(seen.dtype)
         expected = self.outputs * self.partition.sizes[1]
         if raw.shape[axis] != expected:
             raise ValueError(

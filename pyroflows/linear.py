@@ -99,6 +99,13 @@ class PLU(TransformModule):
         lower, upper = self._triangles(dtype)
         return (lower @ upper)[self.permutation]
 
+    def _exactly(self) -> torch.autocast:
+        """Compute as precisely as the numbers are, under the user's autocast too.
+
+        What a half-precision product rounds away, no inverse brings back.
+        """
+        return torch.autocast(self.lower.device.type, enabled=False)
+
     def _solve(self, rows: Tensor) -> Tensor:
         """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
         # PyTorch solves no systems in half precision.
@@ -161,7 +168,8 @@ class InvertibleLinear(PLU):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a matrix product."""
         self._entry(y)
-        return y @ self._matrix(y.dtype).mT, -self._ladj(y)
+        with self._exactly():
+            return y @ self._matrix(y.dtype).mT, -self._ladj(y)
 
 
 class InvertibleConv1x1(PLU):
@@ -206,5 +214,5 @@ class InvertibleConv1x1(PLU):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a 1×1 convolution."""
         self._entry(y)
-        x = torch.einsum("...chw,oc->...ohw", y, self._matrix(y.dtype))
-        return x, -self._ladj(y)
+        with self._exactly():
+            return torch.einsum("...chw,oc->...ohw", y, self._matrix(y.dtype)), -self._ladj(y)

@@ -16,7 +16,7 @@ from pyroflows.chain import Chain
 from pyroflows.checkpoint import Checkpoint
 from pyroflows.data import Batch, Batches, Rules, check_finite, rows_at_once
 from pyroflows.image import MultiScale
-from pyroflows.normalization import BatchNorm, Standardization
+from pyroflows.normalization import Standardization
 from pyroflows.pixels import Logit
 from pyroflows.settings import History, Settings
 from pyroflows.transform import TransformModule
@@ -38,11 +38,12 @@ class Run:
         train: Part,
         held_out: Part | None,
         checkpoint: Checkpoint | None,
-        progress: bool,
+        progress: bool | Callable[[float], str],
     ) -> None:
         self.flow, self.parameters, self.density = flow, parameters, density
         self.settings, self.train, self.held_out = settings, train, held_out
-        self.checkpoint, self.progress = checkpoint, progress
+        self.checkpoint, self.progress = checkpoint, bool(progress)
+        self.written = progress if callable(progress) else "{:.3f}".format
         self.history = History()
         self.feed = train.feed(settings.batch_size, settings.seed)
         self.prepare = Preparation(rules, settings.augment, parameters[0], settings.seed)
@@ -50,7 +51,7 @@ class Run:
         self.optimizer = _optimizer(parameters, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.tensors = dict([*flow.named_parameters(), *flow.named_buffers()])
-        norms = [module for module in flow.modules() if isinstance(module, BatchNorm)]
+        norms = [module for module in flow.modules() if hasattr(module, "running_mean")]
         self.running = [buffer for norm in norms for buffer in norm.buffers()]
         self.modes = [(module, module.training) for module in flow.modules()]
         # What is left in the end: the parameters of the best validation or, until there is one,
@@ -273,9 +274,9 @@ class Run:
         if self.progress and (history.stopped or time.monotonic() - self.shown > 0.1):
             self.shown = time.monotonic()
             last = history.losses[-20:]
-            text = {"loss": f"{sum(last) / len(last):.3f}"}
+            text = {"loss": self.written(sum(last) / len(last))}
             if history.validation_losses:
-                text["validation"] = f"{history.validation_losses[-1]:.3f}"
+                text["validation"] = self.written(history.validation_losses[-1])
             if history.skipped:
                 text["skipped"] = str(history.skipped)
             self.bar.set_postfix(text, refresh=False)

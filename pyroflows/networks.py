@@ -17,6 +17,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
+# Weight of a new batch in the running averages of `norm="batch"`.
+MOMENTUM = 0.1
+
 
 def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     """Look an activation function up by its name."""
@@ -138,7 +141,8 @@ class ConvNet(nn.Module):
         *inner, last = self.layers
         for layer in inner:
             x = activation(layer(x))
-        return last(x) * (3.0 * self.log_scale).exp().to(x.dtype)
+        y = last(x)
+        return y * (3.0 * self.log_scale).exp().to(y.dtype)
 
 
 class ResNet(nn.Module):
@@ -155,7 +159,9 @@ class ResNet(nn.Module):
         out_channels: number of channels of the result.
         channels: number of channels within.
         blocks: number of residual blocks.
-        norm: `"instance"` to normalise each channel of each image before the activations, or None.
+        norm: how each channel is normalised before the activations: `"instance"`, each image by
+            its own moments; `"batch"`, all by running averages, which move as `BatchNorm`'s do; or
+            None.
         activation: as `DenseNet`'s.
         init_scale: standard deviation of the last convolution's initial gains.
 
@@ -185,12 +191,15 @@ class ResNet(nn.Module):
         self.activation, self.norm = activation, norm
         activation_named(activation)
         as_scale(init_scale, "init_scale")
-        if norm not in (None, "instance"):
-            raise ValueError(f"`norm` is {norm!r}, expected 'instance' or None")
+        if norm not in (None, "instance", "batch"):
+            raise ValueError(f"`norm` is {norm!r}, expected 'batch', 'instance' or None")
         self.first = NormalizedConv2d(in_channels, channels, 3)
         self.blocks: Any = nn.ModuleList(
             nn.ModuleList(NormalizedConv2d(channels, channels, 3) for _ in range(2))
             for _ in range(blocks)
+        )
+        self.norms: Any = nn.ModuleList(
+            RunningNorm(channels) for _ in range(2 * blocks + 1 if norm == "batch" else 0)
         )
         self.last = NormalizedConv2d(channels, out_channels, 1)
         nn.init.normal_(self.last.gain, std=init_scale)
@@ -198,16 +207,63 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate the network."""
-        x = self.first(x)
-        for block in self.blocks:
-            step = x
-            for layer in block:
-                step = layer(self._activated(step))
-            x = x + step
-        return self.last(self._activated(x))
+        return self._evaluate(x, self._normalized)
 
-    def _activated(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](x if self.norm is None else F.instance_norm(x))
+    def absorb(self, x: Tensor, first: bool) -> None:
+        """Move the running averages towards a batch `(n, in_channels, H, W)`, or start them."""
+
+        def normalized(i: int, x: Tensor) -> Tensor:
+            self.norms[i].absorb(x, first)
+            return self.norms[i](x)
+
+        if self.norm == "batch":
+            self._evaluate(x, normalized)
+
+    def _evaluate(self, x: Tensor, normalized: Callable[[int, Tensor], Tensor]) -> Tensor:
+        activation = ACTIVATIONS[self.activation]
+        x = self.first(x)
+        for i, block in enumerate(self.blocks):
+            step = x
+            for j, layer in enumerate(block):
+                step = layer(activation(normalized(2 * i + j, step)))
+            x = x + step
+        return self.last(activation(normalized(2 * len(self.blocks), x)))
+
+    def _normalized(self, i: int, x: Tensor) -> Tensor:
+        if self.norm == "batch":
+            return self.norms[i](x)
+        return x if self.norm is None else F.instance_norm(x)
+
+
+class RunningNorm(nn.Module):
+    """`(x − running_mean) / √(running_var + 1e-5)` for each channel: state, not parameters."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("running_var", torch.ones(channels, 1, 1))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(*batch, channels, H, W)`."""
+        deviation = (self.running_var + 1e-5).sqrt().to(x.dtype)
+        return (x - self.running_mean.to(x.dtype)) / deviation
+
+    def absorb(self, x: Tensor, first: bool) -> None:
+        """Move the averages towards a batch, or start them from one, if that is still to do."""
+        if first and self.initialized:
+            return
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        if not self.initialized:
+            variance = torch.where(variance > 0, variance, torch.ones_like(variance))
+        weight = MOMENTUM if self.initialized else 1.0
+        self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(variance[0].to(self.running_var.dtype), weight)
+        self.initialized.fill_(True)
 
 
 class Conv2d(nn.Conv2d):

@@ -124,7 +124,7 @@ class TransformModule(PyroTransformModule):
 
     @torch.no_grad()
     def update(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
-        """Move the running averages of every BatchNorm towards a batch of data.
+        """Move the running averages of every batch normalisation towards a batch of data.
 
         `fit` calls this before every step. Arguments, result and errors as for `initialize`.
         """

@@ -22,6 +22,7 @@ from numpyro_flows import (
     ActNorm,
     AffineCoupling,
     Chain,
+    InvertibleConv1x1,
     InvertibleLinear,
     TransformModule,
     flow_distribution,
@@ -421,6 +422,19 @@ def test_state_is_not_trained(name):
             "loc", "log_scale"
         }  # fmt: skip
         assert (key in trained) != fixed
+
+
+# Precision on devices that multiply in fewer bits
+
+
+@pytest.mark.parametrize("build", [InvertibleLinear, InvertibleConv1x1])
+def test_matrices_are_multiplied_exactly(build):
+    """Whatever the device's default is, and whatever the user chooses for the networks."""
+    shape = (4,) if build is InvertibleLinear else (4, 2, 2)
+    layer = build(shape, key=KEY)
+    with jax.default_matmul_precision("bfloat16"):
+        program = str(jax.make_jaxpr(layer.inverse_and_ladj)(jnp.ones(shape)))
+    assert program.count("dot_general") == program.count("Precision.HIGHEST, ") >= 2
 
 
 # Cost

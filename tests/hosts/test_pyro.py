@@ -20,7 +20,11 @@ from pyroflows import (
     ActNorm,
     AffineCoupling,
     Chain,
+    ConvNet,
+    DenseNet,
+    InvertibleConv1x1,
     InvertibleLinear,
+    ResNet,
     TransformModule,
     flow_distribution,
     glow,
@@ -727,6 +731,34 @@ def test_a_prior_over_images(name):
     with pyro.validation_enabled(False):
         vmapped = vmap(density.log_prob)(seen)
     assert_close(vmapped, density.log_prob(seen), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_autocast_is_for_the_networks(name):
+    """Mixed precision: networks in half precision, the transform as precise as ever."""
+    flow = perturbed(IMAGES[name]())
+    calls = []
+    for network in (m for m in flow.modules() if isinstance(m, DenseNet | ConvNet | ResNet)):
+        network.register_forward_hook(lambda m, inputs, output: calls.append(output.dtype))
+    x = flow(torch.randn(5, 16)).detach()
+    exact = flow_distribution(flow).log_prob(x)
+    calls.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        log_prob = flow_distribution(flow).log_prob(x)
+        z = flow.inv(x)
+        log_prob.sum().backward()
+    assert set(calls) == {torch.bfloat16}
+    assert z.dtype == log_prob.dtype == torch.float32
+    assert_close(log_prob, exact, rtol=2e-2, atol=2e-2)
+    assert all(p.grad.isfinite().all() for p in flow.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("layer", [InvertibleLinear(4), InvertibleConv1x1((4, 2, 2))])
+def test_autocast_leaves_matrices_alone(layer):
+    x = torch.randn(5, *layer.event_shape)
+    exact = layer.inv(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.inverse_and_ladj(x)[0], exact)
 
 
 @pytest.mark.parametrize("name", IMAGES)

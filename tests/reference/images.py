@@ -46,18 +46,21 @@ def res_net(state, prefix, activation="relu", norm=None):
         length = np.sqrt((v**2).sum((1, 2, 3), keepdims=True))
         return convolution(x, gain * v / length, state[f"{names}{name}.bias"])
 
-    def activated(x):
-        if norm == "instance":
+    def activated(x, i):
+        if norm is not None:
             mean, variance = x.mean((-1, -2), keepdims=True), x.var((-1, -2), keepdims=True)
+            if norm == "batch":
+                averages = (state[f"{names}norms.{i}.running_{kind}"] for kind in ("mean", "var"))
+                mean, variance = averages
             x = (x - mean) / np.sqrt(variance + 1e-5)
         return ACTIVATIONS[activation](x)
 
     def network(x):
         x = conv(x, "first")
         for i in range(blocks):
-            y = conv(activated(x), f"blocks.{i}.0")
-            x = x + conv(activated(y), f"blocks.{i}.1")
-        return conv(activated(x), "last")
+            y = conv(activated(x, 2 * i), f"blocks.{i}.0")
+            x = x + conv(activated(y, 2 * i + 1), f"blocks.{i}.1")
+        return conv(activated(x, 2 * blocks), "last")
 
     return network
 

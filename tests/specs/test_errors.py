@@ -271,7 +271,7 @@ def test_images_that_cannot_be_halved(wing):
 def test_options_of_images(wing):
     with pytest.raises(ValueError, match="`coupling` is 'cubic'.*'additive', 'affine'"):
         wing.new("glow", (1, 4, 4), coupling="cubic")
-    with pytest.raises(ValueError, match="`norm` is 'layer', expected 'instance' or None"):
+    with pytest.raises(ValueError, match="`norm` is 'layer', expected 'batch', 'instance'"):
         wing.new("ResNet", 2, 2, norm="layer")
     with pytest.raises(ValueError, match=r"`event_shape` is \(1, 4, 4\).*channels.*checkerboard"):
         wing.package.channels((1, 4, 4))

@@ -156,3 +156,33 @@ def test_fit_learns_pixels(wing, case):
     assert_allclose(
         wing.forward(flow, z, None if context is None else context[:50])[0], y, atol=1e-4
     )
+
+
+def test_batch_normalisation_within_the_networks(wing, monkeypatch):
+    """The network's activations are normalised by running averages, which only `update` moves."""
+    flow_case = case("realnvp", (1, 4, 2), scales=1, channels=3, blocks=1, norm="batch")
+    x = 3.0 + 2.0 * np.random.default_rng(0).standard_normal((40, 1, 4, 2))
+    flow = wing.initialize(wing.build(flow_case, noise=0), x)
+    seen = []
+
+    def recorded(h):
+        seen.append(h)
+        return np.maximum(h, 0.0)
+
+    monkeypatch.setitem(images.ACTIVATIONS, "relu", recorded)
+    flow_case.reference(wing.state(flow)).inverse(x)
+    assert len(seen) == 4 * 3
+    for h in seen:
+        assert_allclose(h.mean((0, 2, 3)), 0.0, atol=1e-9)
+        assert_allclose(h.var((0, 2, 3)), 1.0, rtol=1e-2)
+    before, y = wing.state(flow), 2.0 - x
+    for batch in (x, y):
+        flow = wing.update(flow, batch)
+        after = wing.state(flow)
+        for name, value in before.items():
+            moves = ".running_" in name and batch is y
+            assert np.allclose(value, after[name], rtol=1e-9, atol=1e-9) != moves
+    new = wing.state(wing.initialize(wing.build(flow_case, noise=0), y))
+    for kind in ("mean", "var"):  # of the coupling that sees the data
+        name = f"levels.0.layers.3.network.norms.0.running_{kind}"
+        assert_allclose(after[name], 0.9 * before[name] + 0.1 * new[name], rtol=1e-6)
