@@ -48,9 +48,9 @@ FLOWS = {
     },
 }
 TRAINING = {
-    "quick": {"steps": 200, "batch_size": 64, "learning_rate": 2e-3},
-    "small": {"steps": 500, "batch_size": 64, "learning_rate": 1e-3},
-    "paper": {"steps": 200_000, "batch_size": 64, "learning_rate": 1e-3},
+    "quick": {"steps": 200, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"},
+    "small": {"steps": 500, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"},
+    "paper": {"steps": 200_000, "batch_size": 64, "learning_rate": 1e-3, "schedule": None},
 }
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     shape = test.shape[1:]
     training = dict(TRAINING[options.preset])
     for name in training:
-        if getattr(options, name) is not None:
+        if getattr(options, name, None) is not None:
             training[name] = getattr(options, name)
     output = options.output or Path("out") / f"{options.flow}-{Path(options.data).stem}"
     output.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Glow as normflows builds it, for `images.py`: the same architecture, data and loop."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class NormflowsWing:
         pixels = pyroflows.dequantize(x, levels=self.levels)
         flow.shift, flow.scale = pixels.mean(dims, keepdim=True), pixels.std(dims, keepdim=True)
         optimizer = torch.optim.Adam(flow.parameters(), lr=training["learning_rate"])
+        factor = lambda step: 0.5 * (1 + math.cos(math.pi * step / training["steps"]))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, factor if training["schedule"] == "cosine" else lambda step: 1.0
+        )
         best, kept = np.inf, {}
         size = training["batch_size"]
         epoch = -(-len(x) // size)
@@ -45,6 +50,7 @@ class NormflowsWing:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             if step == training["steps"] - 1 or (step + 1) % epoch == 0:
                 value = -self.log_prob(flow, (held_out + 0.5) / self.levels).mean()
                 if value < best:

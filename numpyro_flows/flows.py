@@ -23,6 +23,8 @@ from numpyro_flows.transform import Recipe, TransformModule, replace
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0
+# Of images, which have no far-out values, but pixels that hardly vary.
+IMAGE_BUDGET = 16.0
 
 
 def builder(
@@ -193,9 +195,9 @@ def realnvp(
         batch_norm: whether a `BatchNorm` follows each coupling.
         logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
-            and conditioners see asinh of their input, which keeps deep flows invertible in float32
-            whatever the training; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
+            start and conditioners see asinh of their input, which keeps deep flows invertible in
+            float32 whatever the training; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
         key: random key of all weights.
 
@@ -228,7 +230,7 @@ def realnvp(
             batch_norm=batch_norm,
             activation=activation,
             init_scale=init_scale,
-            budget=LOG_SCALE_BUDGET if robust else None,
+            budget=IMAGE_BUDGET if robust else None,
             scale=scale,
             squash=robust,
             context_dim=context_dim,
@@ -303,9 +305,9 @@ def glow(
             images of channels) and a random key.
         logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L of their value at the start,
-            conditioners see asinh of their input and the matrices of more than 16 steps learn at
-            16 / L of the rate; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
+            start, conditioners see asinh of their input and the matrices of more than 16 steps
+            learn at 16 / L of the rate; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
         key: random key of all weights.
 
@@ -340,7 +342,7 @@ def glow(
             learned_prior=learned_prior,
             activation=activation,
             init_scale=init_scale,
-            budget=LOG_SCALE_BUDGET if robust else None,
+            budget=IMAGE_BUDGET if robust else None,
             scale=scale,
             squash=robust,
             context_dim=context_dim,

@@ -219,14 +219,15 @@ class InvertibleConv1x1(PLU):
         super().__init__(event_shape, 3, "(C, H, W)", gain, key)
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Map base to data: two triangular solves for each pixel."""
+        """Map base to data: a 1×1 convolution with the inverse, from two triangular solves."""
         x = self._entry(x).value
-        pixels = jnp.moveaxis(x, -3, -1)
-        y = self._solve(pixels.reshape(-1, self.event_shape[0]))
-        return jnp.moveaxis(y.reshape(pixels.shape), -1, -3), self._ladj(x)
+        transposed = self._solve(jnp.eye(self.event_shape[0], dtype=x.dtype))
+        return self._convolved(x, transposed), self._ladj(x)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a 1×1 convolution."""
         y = self._entry(y).value
-        x = exact_product(jnp.moveaxis(y, -3, -1), self._matrix(y).T)
-        return jnp.moveaxis(x, -1, -3), -self._ladj(y)
+        return self._convolved(y, self._matrix(y).T), -self._ladj(y)
+
+    def _convolved(self, x: Array, transposed: Array) -> Array:
+        return jnp.moveaxis(exact_product(jnp.moveaxis(x, -3, -1), transposed), -1, -3)

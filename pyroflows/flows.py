@@ -22,6 +22,8 @@ from pyroflows.transform import Recipe, TransformModule
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0
+# Of images, which have no far-out values, but pixels that hardly vary.
+IMAGE_BUDGET = 16.0
 
 
 def builder(
@@ -185,9 +187,9 @@ def realnvp(
         batch_norm: whether a `BatchNorm` follows each coupling.
         logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L of their value at the start
-            and conditioners see asinh of their input, which keeps deep flows invertible in float32
-            whatever the training; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
+            start and conditioners see asinh of their input, which keeps deep flows invertible in
+            float32 whatever the training; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
@@ -219,7 +221,7 @@ def realnvp(
             batch_norm=batch_norm,
             activation=activation,
             init_scale=init_scale,
-            budget=LOG_SCALE_BUDGET if robust else None,
+            budget=IMAGE_BUDGET if robust else None,
             scale=scale,
             squash=robust,
             context_dim=context_dim,
@@ -291,9 +293,9 @@ def glow(
             images the numbers of channels.
         logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
         context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L of their value at the start,
-            conditioners see asinh of their input and the matrices of more than 16 steps learn at
-            16 / L of the rate; False for the paper's exact form.
+        robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
+            start, conditioners see asinh of their input and the matrices of more than 16 steps
+            learn at 16 / L of the rate; False for the paper's exact form.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
@@ -326,7 +328,7 @@ def glow(
             learned_prior=learned_prior,
             activation=activation,
             init_scale=init_scale,
-            budget=LOG_SCALE_BUDGET if robust else None,
+            budget=IMAGE_BUDGET if robust else None,
             scale=scale,
             squash=robust,
             context_dim=context_dim,

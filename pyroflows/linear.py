@@ -97,7 +97,8 @@ class PLU(TransformModule):
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         """Return W = P L U."""
         lower, upper = self._triangles(dtype)
-        return (lower @ upper)[self.permutation]
+        with self._exactly():
+            return (lower @ upper)[self.permutation]
 
     def _exactly(self) -> torch.autocast:
         """Compute as precisely as the numbers are, under the user's autocast too.
@@ -168,8 +169,9 @@ class InvertibleLinear(PLU):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a matrix product."""
         self._entry(y)
+        matrix = self._matrix(y.dtype)
         with self._exactly():
-            return y @ self._matrix(y.dtype).mT, -self._ladj(y)
+            return y @ matrix.mT, -self._ladj(y)
 
 
 class InvertibleConv1x1(PLU):
@@ -205,14 +207,16 @@ class InvertibleConv1x1(PLU):
         super().__init__(event_shape, 3, "(C, H, W)", gain)
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base to data: two triangular solves for each pixel."""
+        """Map base to data: a 1×1 convolution with the inverse, from two triangular solves."""
         self._entry(x)
-        pixels = x.movedim(-3, -1)
-        y = self._solve(pixels.reshape(-1, self.event_shape[0]))
-        return y.reshape(pixels.shape).movedim(-1, -3), self._ladj(x)
+        inverse = self._solve(torch.eye(self.event_shape[0], dtype=x.dtype, device=x.device)).mT
+        return self._convolved(x, inverse), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base: a 1×1 convolution."""
         self._entry(y)
+        return self._convolved(y, self._matrix(y.dtype)), -self._ladj(y)
+
+    def _convolved(self, x: Tensor, matrix: Tensor) -> Tensor:
         with self._exactly():
-            return torch.einsum("...chw,oc->...ohw", y, self._matrix(y.dtype)), -self._ladj(y)
+            return torch.einsum("...chw,oc->...ohw", x, matrix)

@@ -37,3 +37,18 @@ def sheet(rows, labels):
         line[0].spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=12)
     return fig
+
+
+def spread(groups, label):
+    """Draw the numbers of each group as points on a line of their own, and their mean as a bar."""
+    fig, axes = plt.subplots(figsize=(8, 0.42 * len(groups) + 0.8), layout="constrained")
+    for row, numbers in enumerate(groups.values()):
+        axes.plot(numbers, [row] * len(numbers), "o", ms=6, alpha=0.6, color="#d84315")
+        axes.plot([np.mean(numbers)] * 2, [row - 0.28, row + 0.28], lw=2.5, color="#1f5a94")
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=12)
+    axes.invert_yaxis()
+    axes.set_xlabel(label, fontsize=12)
+    axes.grid(axis="x", color="#e0e0e0")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return fig

@@ -5,7 +5,7 @@ import numpy as np
 from tests.reference import images
 from tests.reference.layers import Composed, invertible_linear
 
-BUDGET = 4.0  # log-scales of all couplings together in a robust flow
+BUDGET = 16.0  # log-scales of all couplings together in a robust flow
 
 
 def coupling(outputs, net=images.conv_net):
