@@ -38,7 +38,7 @@ FLOWS = {
     },
     "realnvp": {
         "quick": {"channels": 16, "blocks": 1, "logit": ALPHA},
-        "small": {"channels": 32, "blocks": 2, "logit": ALPHA},
+        "small": {"channels": 32, "blocks": 1, "logit": ALPHA},
         "paper": {"channels": 64, "blocks": 8, "norm": "instance", "logit": ALPHA},
     },
     "glow": {

@@ -1,6 +1,7 @@
 """Glow as normflows builds it, for `images.py`: the same architecture, data and loop."""
 
 import argparse
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,8 @@ class NormflowsWing:
         pixels = pyroflows.dequantize(x, levels=self.levels)
         flow.shift, flow.scale = pixels.mean(dims, keepdim=True), pixels.std(dims, keepdim=True)
         optimizer = torch.optim.Adam(flow.parameters(), lr=training["learning_rate"])
-        factor = lambda step: 0.5 * (1 + math.cos(math.pi * step / training["steps"]))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, factor if training["schedule"] == "cosine" else lambda step: 1.0
-        )
+        factor = functools.partial(_factor, **training)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         best, kept = np.inf, {}
         size = training["batch_size"]
         epoch = -(-len(x) // size)
@@ -71,6 +70,10 @@ class NormflowsWing:
 
     def save(self, flow, path: Path) -> None:
         torch.save(flow.state_dict(), path.with_suffix(".pt"))
+
+
+def _factor(step: int, steps: int, schedule: str | None, **rest: Any) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps)) if schedule == "cosine" else 1.0
 
 
 def multiscale_glow(shape: tuple[int, ...], levels: int, steps: int, width: int) -> nn.Module:
