@@ -39,7 +39,7 @@ TRAINING = {"steps": 300, "batch_size": 64, "learning_rate": 3e-3, "schedule": "
 DRAWS = 8  # of dequantisation noise, over which held-out bits are averaged
 
 # The whole: two levels of four steps.
-whole = functools.partial(glow, SHAPE, levels=2, steps=4, channels=WIDTH)
+whole = functools.partial(glow, SHAPE, levels=2, steps=4, channels=WIDTH, logit=1e-6)
 VARIANTS: dict[str, Any] = {
     "Glow": whole,
     "one level of eight steps": functools.partial(whole, levels=1, steps=8),

@@ -27,13 +27,15 @@ class NormflowsWing:
     def build(self, name: str, shape: tuple[int, ...], given: dict[str, Any]) -> nn.Module:
         if name != "glow":
             raise SystemExit(f"--wing normflows: has no multi-scale {name}; pass --flow glow")
-        return multiscale_glow(shape, given["levels"], given["steps"], given["channels"])
+        flow = multiscale_glow(shape, given["levels"], given["steps"], given["channels"])
+        flow.logit = pyroflows.Logit(shape, given["logit"])
+        return flow
 
     def fit(self, flow, train, held_out, checkpoint, training, base) -> tuple[Any, int, int]:
         x = torch.from_numpy(np.ascontiguousarray(train))
         dims = (0, 2, 3)
-        # As `standardize=True`: an affine map of each channel at the data's end.
-        pixels = pyroflows.dequantize(x, levels=self.levels)
+        # As `standardize=True`: an affine map of each channel behind the logit.
+        pixels = flow.logit.inv(pyroflows.dequantize(x, levels=self.levels))
         flow.shift, flow.scale = pixels.mean(dims, keepdim=True), pixels.std(dims, keepdim=True)
         optimizer = torch.optim.Adam(flow.parameters(), lr=training["learning_rate"])
         factor = functools.partial(_factor, **training)
@@ -66,7 +68,7 @@ class NormflowsWing:
     def sample(self, flow, count, temperature) -> np.ndarray:
         with torch.no_grad():
             images, _ = flow.sample(count, temperature=temperature)
-        return (images * flow.scale + flow.shift).numpy()
+            return flow.logit(images * flow.scale + flow.shift).numpy()
 
     def save(self, flow, path: Path) -> None:
         torch.save(flow.state_dict(), path.with_suffix(".pt"))
@@ -96,6 +98,6 @@ def multiscale_glow(shape: tuple[int, ...], levels: int, steps: int, width: int)
 
 def log_prob(flow: nn.Module, pixels: Tensor) -> Tensor:
     """Return the log-density of pixels in the unit interval, where normflows takes labels, too."""
-    _, height, width = pixels.shape[1:]
-    constant = height * width * flow.scale.log().sum()
-    return flow.log_prob((pixels - flow.shift) / flow.scale, None) - constant
+    y, ladj = flow.logit.inverse_and_ladj(pixels)
+    ladj = ladj - math.prod(y.shape[2:]) * flow.scale.log().sum()
+    return flow.log_prob((y - flow.shift) / flow.scale, None) + ladj
