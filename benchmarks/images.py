@@ -39,8 +39,8 @@ FLOWS = {
         "paper": {"hidden": (1000,) * 5},
     },
     "realnvp": {
-        "quick": {"channels": 16, "blocks": 1, "logit": ALPHA},
-        "small": {"channels": 32, "blocks": 1, "logit": ALPHA},
+        "quick": {"channels": 8, "blocks": 1, "logit": ALPHA},
+        "small": {"channels": 16, "blocks": 1, "logit": ALPHA},
         "paper": {"channels": 64, "blocks": 8, "norm": "instance", "logit": ALPHA},
     },
     "glow": {

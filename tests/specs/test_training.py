@@ -1052,3 +1052,11 @@ def test_progress(wing, capsys):
     assert "12/12" in err
     assert "loss=" in err
     assert "validation=" in err
+
+
+def test_progress_as_the_user_writes_it(wing, capsys):
+    bits = functools.partial(wing.package.bits_per_dim, event_shape=2)
+    result = fit(wing, small(wing), SMALL, progress=lambda loss: f"{bits(-loss):.4f} bits/dim")
+    shown = capsys.readouterr().err
+    assert f"loss={bits(-result.losses.mean()):.4f} bits/dim" in shown
+    assert f"validation={bits(-result.validation_losses[-1]):.4f} bits/dim" in shown
