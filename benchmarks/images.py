@@ -50,8 +50,8 @@ FLOWS = {
     },
 }
 TRAINING = {
-    "quick": {"steps": 200, "batch_size": 64, "learning_rate": 5e-3, "schedule": "cosine"},
-    "small": {"steps": 500, "batch_size": 64, "learning_rate": 5e-3, "schedule": "cosine"},
+    "quick": {"steps": 200, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"},
+    "small": {"steps": 500, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"},
     "paper": {"steps": 200_000, "batch_size": 64, "learning_rate": 1e-3, "schedule": None},
 }
 
