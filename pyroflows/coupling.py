@@ -213,7 +213,8 @@ class Coupling(OnEvents):
         else:  # convolutions take one batch dimension
             raw = self.network(seen.reshape(-1, *seen.shape[-rank:]))
             raw = raw.reshape(*seen.shape[:-rank], *raw.shape[1:])
-        if torch.is_autocast_enabled(raw.device.type):  # for the network, not for the transform
+        # Under autocast the network gives fewer bits; the transform takes no fewer than its input.
+        if torch.finfo(raw.dtype).bits < torch.finfo(seen.dtype).bits:
             raw = raw.to(seen.dtype)
         expected = self.outputs * self.partition.sizes[1]
         if raw.shape[axis] != expected:

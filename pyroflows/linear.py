@@ -1,7 +1,9 @@
 """Layers that mix coordinates: a fixed permutation, and a learned matrix (Glow, section 3.2)."""
 
+import contextlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +102,15 @@ class PLU(TransformModule):
         with self._exactly():
             return (lower @ upper)[self.permutation]
 
-    def _exactly(self) -> torch.autocast:
+    def _exactly(self) -> contextlib.AbstractContextManager[Any]:
         """Compute as precisely as the numbers are, under the user's autocast too.
 
         What a half-precision product rounds away, no inverse brings back.
         """
-        return torch.autocast(self.lower.device.type, enabled=False)
+        device = self.lower.device.type
+        return (
+            contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+        )
 
     def _solve(self, rows: Tensor) -> Tensor:
         """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
