@@ -75,15 +75,7 @@ def pyroflows(settings: VectorSettings, compiled: bool = False) -> Contender:
     from pyroflows import flow_distribution, realnvp
 
     flow = realnvp(settings.dim, layers=settings.couplings, hidden=settings.hidden)
-    density = flow_distribution(flow)
-    compile = torch.compile if compiled else (lambda function: function)
-    return _works(
-        list(flow.parameters()),
-        compile(lambda x: -density.log_prob(x).mean()),
-        compile(density.log_prob),
-        compile(lambda: density.sample((settings.batch,))),
-        settings,
-    )
+    return _ours(flow, flow_distribution(flow), compiled, settings)
 
 
 def pyro(settings: VectorSettings) -> Contender:
@@ -175,15 +167,7 @@ def glow(settings: ImageSettings, compiled: bool = False) -> Contender:
     flow = glow(
         settings.shape, levels=settings.levels, steps=settings.steps, channels=settings.channels
     )
-    density = flow_distribution(flow)
-    compile = torch.compile if compiled else (lambda function: function)
-    return _works(
-        list(flow.parameters()),
-        compile(lambda x: -density.log_prob(x).mean()),
-        compile(density.log_prob),
-        compile(lambda: density.sample((settings.batch,))),
-        settings,
-    )
+    return _ours(flow, flow_distribution(flow), compiled, settings)
 
 
 def normflows_glow(settings: ImageSettings) -> Contender:
@@ -213,6 +197,17 @@ def saved_bytes(contender: Contender) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         contender["train"]()
     return sum(storages.values())
+
+
+def _ours(flow: nn.Module, density, compiled: bool, settings: Settings) -> Contender:
+    compile = torch.compile if compiled else (lambda function: function)
+    return _works(
+        list(flow.parameters()),
+        compile(lambda x: -density.log_prob(x).mean()),
+        compile(density.log_prob),
+        compile(lambda: density.sample((settings.batch,))),
+        settings,
+    )
 
 
 def _works(parameters, loss, log_prob, sample, settings: Settings) -> Contender:

@@ -73,7 +73,10 @@ def main() -> None:
     wing = WINGS[options.wing](levels, options)
     wing.bits = functools.partial(progress, wing, shape, levels)
     base = "logistic" if options.flow == "nice" else "normal"
-    flow = wing.build(options.flow, shape, FLOWS[options.flow][options.preset])
+    given = dict(FLOWS[options.flow][options.preset])
+    if options.alpha is not None:
+        given["logit"] = options.alpha or None
+    flow = wing.build(options.flow, shape, given)
     checkpoint = output / f"{options.wing}.checkpoint"
     begin = time.perf_counter()
     flow, steps, skipped = wing.fit(
@@ -110,6 +113,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, help="in place of the preset's")
     parser.add_argument("--flips", action="store_true", help="mirror every second image")
     parser.add_argument("--crop", type=int, help="train on random windows of so many pixels")
+    parser.add_argument("--alpha", type=float, help="of the logit; 0 for none")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sheet (1)")
     parser.add_argument("--device", default="cpu", help="Pyro: where to train (cpu)")
     parser.add_argument("--compile", action="store_true", help="Pyro: train by torch.compile")
@@ -264,6 +268,9 @@ class NumPyroWing:
 
 def normflows_wing(levels: int, options: argparse.Namespace) -> Any:
     """Another library's Glow, for comparison."""
+    for name in ("crop", "flips", "mixed", "compile"):
+        if getattr(options, name):
+            raise SystemExit(f"--{name} is not for --wing normflows")
     from images_normflows import NormflowsWing
 
     return NormflowsWing(levels, options)

@@ -28,7 +28,9 @@ class NormflowsWing:
         if name != "glow":
             raise SystemExit(f"--wing normflows: has no multi-scale {name}; pass --flow glow")
         flow = multiscale_glow(shape, given["levels"], given["steps"], given["channels"])
-        flow.logit = pyroflows.Logit(shape, given["logit"])
+        alpha = given["logit"]
+        # A Standardization that nothing has set is the identity.
+        flow.logit = pyroflows.Logit(shape, alpha) if alpha else pyroflows.Standardization(shape)
         return flow
 
     def fit(self, flow, train, held_out, checkpoint, training, base) -> tuple[Any, int, int]:

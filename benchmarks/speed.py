@@ -66,7 +66,7 @@ def main() -> None:
     glow = ImageSettings(rounds=max(3, rounds // 4), **given)
     depths = DEPTHS[:2] if options.quick else DEPTHS
     sections = [
-        machine(settings),
+        machine(settings, glow),
         *(wing_section(name, in_fresh_process(measure, name, settings)) for name in WINGS),
         compile_section({depth: first_call(depth, settings) for depth in depths}),
         *(
@@ -171,13 +171,13 @@ def use_cores(threads: int) -> None:
 # Reporting
 
 
-def machine(settings: Settings) -> str:
+def machine(settings: Settings, glow: Settings) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     clock = "" if settings.clock == "wall" else ", processor time"
     return (
         f"{datetime.date.today()}; {processor()}, {os.cpu_count()} cores, of which "
         f"{settings.threads} used{clock}; Python {platform.python_version()}; {versions}. "
-        f"{settings.rounds} rounds, {max(3, settings.rounds // 4)} of Glow."
+        f"{settings.rounds} rounds, {glow.rounds} of Glow."
     )
 
 

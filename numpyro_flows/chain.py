@@ -12,7 +12,8 @@ from numpyro.distributions import constraints
 
 from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition
-from numpyro_flows.transform import OnEvents, TransformModule, replace
+from numpyro_flows.transform import OnEvents, TransformModule
+from numpyro_flows.tree import replace
 
 
 class Chain(OnEvents):

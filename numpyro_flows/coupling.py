@@ -13,7 +13,8 @@ from numpyro_flows.checks import as_event_shape, as_scale
 from numpyro_flows.event import Event
 from numpyro_flows.networks import ConvNet, DenseNet
 from numpyro_flows.partition import Partition, as_partition
-from numpyro_flows.transform import OnEvents, TransformModule, replace
+from numpyro_flows.transform import OnEvents, TransformModule
+from numpyro_flows.tree import replace
 
 
 class TanhScale(eqx.Module):

@@ -1,7 +1,5 @@
 """Builders: NICE, RealNVP and Glow for vectors and for images, from one call."""
 
-import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +9,7 @@ import jax
 from jax import Array
 
 from numpyro_flows.chain import Chain, Stack
-from numpyro_flows.checks import as_count, as_event_shape, check_key
+from numpyro_flows.checks import as_count, as_event_shape
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.image import Flatten
 from numpyro_flows.linear import InvertibleLinear, shared_gain
@@ -19,59 +17,13 @@ from numpyro_flows.multiscale import glow_levels, realnvp_levels
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import Partition, as_partition
 from numpyro_flows.pixels import Logit
-from numpyro_flows.transform import Recipe, TransformModule, replace
+from numpyro_flows.recipe import builder
+from numpyro_flows.transform import TransformModule
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0
 # Of images, which have no far-out values, but pixels that hardly vary.
 IMAGE_BUDGET = 16.0
-
-
-def builder(
-    vectors: Sequence[str] = (), images: Sequence[str] = ()
-) -> Callable[[Callable[..., TransformModule]], Callable[..., TransformModule]]:
-    """Let a builder note down on the flow how it was called, so that `save` can tell `load`.
-
-    Args:
-        vectors: the arguments that mean nothing for images.
-        images: the arguments that mean nothing for vectors.
-    """
-
-    def decorate(build: Callable[..., TransformModule]) -> Callable[..., TransformModule]:
-        @functools.wraps(build)
-        def recorded(*args: Any, **kwargs: Any) -> TransformModule:
-            try:
-                call = inspect.signature(build).bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{build.__name__}: {error}") from None
-            image = len(as_event_shape(call.arguments["event_shape"])) == 3
-            useless = vectors if image else images
-            for name in useless:
-                if name in call.arguments:
-                    kind, shape = ("vectors", "images")[not image], call.arguments["event_shape"]
-                    others = ", ".join(f"`{other}`" for other in (images if image else vectors))
-                    raise ValueError(
-                        f"`{name}` is for {kind}, but `event_shape` is {shape}: use {others}"
-                    )
-            call.apply_defaults()
-            key = call.arguments.pop("key")
-            given = {k: v for k, v in call.arguments.items() if k not in useless}
-            arguments = {name: _plain(value) for name, value in given.items()}
-            if isinstance(arguments["network"], eqx.Module):
-                kind = type(arguments["network"]).__name__
-                raise TypeError(
-                    f"`network` is a {kind}, expected a function that makes a network, given its "
-                    "numbers of inputs and outputs and a random key"
-                )
-            check_key(key)
-            flow = build(**arguments, key=key)
-            if not _is_plain(tuple(arguments.values())):
-                return flow
-            return replace(flow, recipe=Recipe(build.__name__, tuple(arguments.items())))
-
-        return recorded
-
-    return decorate
 
 
 @builder()
@@ -376,20 +328,6 @@ def _data_end(shape: tuple[int, ...], logit: float | None) -> list[TransformModu
     """Return what every flow has next to the data."""
     pixels = [] if logit is None else [Logit(shape, logit)]
     return [Standardization(shape), *pixels]
-
-
-def _plain(value: Any) -> Any:
-    """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
-    value = value.mask if isinstance(value, Partition) else value
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be written to a file: not a network or a function of one's own."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _in_pairs(

@@ -14,7 +14,8 @@ from numpyro_flows.chain import check_context_dims, check_modules
 from numpyro_flows.checks import check_event
 from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition, channels, image_shape
-from numpyro_flows.transform import OnEvents, TransformModule, replace
+from numpyro_flows.transform import OnEvents, TransformModule
+from numpyro_flows.tree import replace
 
 
 class Squeeze(TransformModule):

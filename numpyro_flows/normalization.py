@@ -13,7 +13,8 @@ from jax import Array, lax
 
 from numpyro_flows.checks import as_scale
 from numpyro_flows.event import Event
-from numpyro_flows.transform import TransformModule, replace
+from numpyro_flows.transform import TransformModule
+from numpyro_flows.tree import replace
 
 
 class Elementwise(TransformModule):

@@ -16,7 +16,8 @@ from jax import Array
 
 from numpyro_flows import archive, flows
 from numpyro_flows.distribution import BASES
-from numpyro_flows.transform import Conditioned, TransformModule, replace
+from numpyro_flows.transform import Conditioned, TransformModule
+from numpyro_flows.tree import replace
 
 
 def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:

@@ -18,7 +18,8 @@ from numpyro_flows.data import Batches, Rules, as_source
 from numpyro_flows.distribution import named_base
 from numpyro_flows.loop import Run, standardization
 from numpyro_flows.settings import History, Settings
-from numpyro_flows.transform import Conditioned, TransformModule, trainable
+from numpyro_flows.transform import Conditioned, TransformModule
+from numpyro_flows.tree import trainable
 
 # The fraction that is held out where the user says nothing, if the data is such that it can be.
 HELD_OUT = 0.1

@@ -1,8 +1,8 @@
 """The base of every layer: one pair of methods in, a NumPyro transform out; their composition."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -21,8 +21,9 @@ from numpyro_flows.checks import (
 )
 from numpyro_flows.event import Event
 from numpyro_flows.partition import Partition
+from numpyro_flows.recipe import Recipe
+from numpyro_flows.tree import Module, named, replace, restored
 
-Module = TypeVar("Module", bound=eqx.Module)
 Flow = TypeVar("Flow", bound="TransformModule")
 
 
@@ -78,7 +79,7 @@ class TransformModule(eqx.Module, _HostTransform):
     base_shape: tuple[int, ...] = eqx.field(static=True)
     context_dim: int = eqx.field(static=True)
     base: str = eqx.field(static=True)
-    recipe: "Recipe | None" = eqx.field(static=True)
+    recipe: Recipe | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class TransformModule(eqx.Module, _HostTransform):
     # Data-dependent state
 
     def initialize(self: Flow, x: Array, context: Array | None = None) -> Flow:
-        """Initialise the layers that start from data: ActNorm and BatchNorm.
+        """Initialise what starts from data: ActNorm and batch normalisations.
 
         Each such layer that is not yet initialised takes the moments of the batch as the layers
         between it and the data have encoded it. `fit` calls this on its first batch; nothing
@@ -263,7 +264,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def state_dict(self) -> dict[str, Array]:
         """Return all arrays by name, with the names and shapes that PyTorch's wing gives them."""
-        return dict(_named(self, ""))
+        return dict(named(self, ""))
 
     def load_state_dict(self: Module, state: Mapping[str, Any]) -> Module:
         """Return the flow with arrays replaced by those of a `state_dict`.
@@ -271,7 +272,7 @@ class TransformModule(eqx.Module, _HostTransform):
         Raises:
             ValueError: where names or shapes differ from the flow's.
         """
-        own = dict(_named(self, ""))
+        own = dict(named(self, ""))
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise ValueError(
@@ -282,7 +283,7 @@ class TransformModule(eqx.Module, _HostTransform):
                 raise ValueError(
                     f"`state` has shape {jnp.shape(state[name])} for {name}, expected {array.shape}"
                 )
-        return _restored(self, "", state)
+        return restored(self, "", state)
 
     def astype(self: Module, dtype: Any) -> Module:
         """Return the flow with its floating-point arrays in another dtype."""
@@ -348,16 +349,7 @@ class Conditioned(TransformModule):
         return jnp.broadcast_shapes(batch, self.context.shape[:-1])
 
 
-class Recipe(NamedTuple):
-    """How a builder was called: what `save` needs to build the flow again."""
-
-    builder: str
-    arguments: tuple[tuple[str, Any], ...]
-
-
 # A flow runs under jit even where its user does not: a bare scan would be compiled at every call.
-
-
 @eqx.filter_jit
 def run(
     flow: TransformModule, x: Array, context: Array | None, forward: bool
@@ -371,69 +363,3 @@ def run(
 @eqx.filter_jit
 def _absorbed(flow: Any, x: Array, context: Array | None, first: bool) -> Any:
     return flow._absorb(Event(x, None, context), first)[0]
-
-
-def replace(module: Module, **changes: Any) -> Module:
-    """Return a module with some of its fields replaced."""
-    new = object.__new__(type(module))
-    for field in dataclasses.fields(module):
-        value = changes[field.name] if field.name in changes else getattr(module, field.name)
-        object.__setattr__(new, field.name, value)
-    return new
-
-
-def trainable(flow: Module) -> Module:
-    """Return the flow's pytree with true at parameters and false at state, for `eqx.partition`.
-
-    State is what a module, a network of one's own too, names in its class variable `buffers`.
-    """
-
-    def has_state(node: Any) -> bool:
-        return isinstance(node, eqx.Module) and isinstance(getattr(node, "buffers", None), tuple)
-
-    def mark(node: Any) -> Any:
-        if not has_state(node):
-            return eqx.is_inexact_array(node)
-        changes = {}
-        for field in dataclasses.fields(node):
-            if not field.metadata.get("static"):
-                value = getattr(node, field.name)
-                changes[field.name] = (
-                    jax.tree.map(lambda _: False, value)
-                    if field.name in node.buffers
-                    else jax.tree.map(mark, value, is_leaf=has_state)
-                )
-        return replace(node, **changes)
-
-    return mark(flow)
-
-
-def _named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
-    if eqx.is_array(node):
-        yield prefix.removesuffix("."), node
-    else:
-        for name, child in _children(node):
-            yield from _named(child, f"{prefix}{name}.")
-
-
-def _restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
-    if eqx.is_array(node):
-        return jnp.asarray(state[prefix.removesuffix(".")])
-    children = {n: _restored(child, f"{prefix}{n}.", state) for n, child in _children(node)}
-    if isinstance(node, TransformModule):
-        return node._packed(replace(node._unpacked(), **children))
-    if isinstance(node, eqx.Module):
-        return replace(node, **children)
-    if isinstance(node, tuple | list):
-        return type(node)(children.values())
-    return children if isinstance(node, dict) else node
-
-
-def _children(node: Any) -> list[tuple[str, Any]]:
-    node = node._unpacked() if isinstance(node, TransformModule) else node
-    if isinstance(node, eqx.Module):
-        fields = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
-        return [(name, getattr(node, name)) for name in fields]
-    if isinstance(node, tuple | list):
-        return [(str(i), child) for i, child in enumerate(node)]
-    return list(node.items()) if isinstance(node, dict) else []

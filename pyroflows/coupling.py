@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from pyroflows.checks import as_event_shape, as_scale
 from pyroflows.event import Event
+from pyroflows.memo import has_storage
 from pyroflows.networks import ConvNet, DenseNet
 from pyroflows.partition import as_partition
-from pyroflows.transform import OnEvents, has_storage
+from pyroflows.transform import OnEvents
 
 
 class TanhScale(nn.Module):

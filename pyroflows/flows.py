@@ -1,8 +1,6 @@
 """Builders: NICE, RealNVP and Glow for vectors and for images, from one call."""
 
 import copy
-import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,57 +16,13 @@ from pyroflows.multiscale import glow_levels, realnvp_levels
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Partition, as_partition
 from pyroflows.pixels import Logit
-from pyroflows.transform import Recipe, TransformModule
+from pyroflows.recipe import builder
+from pyroflows.transform import TransformModule
 
 # Log-scales of all couplings together, along one path through the flow: see `robust`.
 LOG_SCALE_BUDGET = 4.0
 # Of images, which have no far-out values, but pixels that hardly vary.
 IMAGE_BUDGET = 16.0
-
-
-def builder(
-    vectors: Sequence[str] = (), images: Sequence[str] = ()
-) -> Callable[[Callable[..., TransformModule]], Callable[..., TransformModule]]:
-    """Let a builder note down on the flow how it was called, so that `save` can tell `load`.
-
-    Args:
-        vectors: the arguments that mean nothing for images.
-        images: the arguments that mean nothing for vectors.
-    """
-
-    def decorate(build: Callable[..., TransformModule]) -> Callable[..., TransformModule]:
-        @functools.wraps(build)
-        def recorded(*args: Any, **kwargs: Any) -> TransformModule:
-            try:
-                call = inspect.signature(build).bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{build.__name__}: {error}") from None
-            image = len(as_event_shape(call.arguments["event_shape"])) == 3
-            useless = vectors if image else images
-            for name in useless:
-                if name in call.arguments:
-                    kind, shape = ("vectors", "images")[not image], call.arguments["event_shape"]
-                    others = ", ".join(f"`{other}`" for other in (images if image else vectors))
-                    raise ValueError(
-                        f"`{name}` is for {kind}, but `event_shape` is {shape}: use {others}"
-                    )
-            call.apply_defaults()
-            given = {k: v for k, v in call.arguments.items() if k not in useless}
-            arguments = {name: _plain(value) for name, value in given.items()}
-            if isinstance(arguments["network"], nn.Module):
-                kind = type(arguments["network"]).__name__
-                raise TypeError(
-                    f"`network` is a {kind}, expected a function that makes a network, given its "
-                    "numbers of inputs and outputs"
-                )
-            flow = build(**arguments)
-            if _is_plain(tuple(arguments.values())):
-                flow.recipe = Recipe(build.__name__, tuple(arguments.items()))
-            return flow
-
-        return recorded
-
-    return decorate
 
 
 @builder()
@@ -359,20 +313,6 @@ def _data_end(shape: tuple[int, ...], logit: float | None) -> list[TransformModu
     """Return what every flow has next to the data."""
     pixels = [] if logit is None else [Logit(shape, logit)]
     return [Standardization(shape), *pixels]
-
-
-def _plain(value: Any) -> Any:
-    """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
-    value = value.mask if isinstance(value, Partition) else value
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be written to a file: not a network or a function of one's own."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _in_pairs(

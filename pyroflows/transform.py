@@ -1,8 +1,7 @@
 """The base of every layer: one pair of methods in, a Pyro transform out; and their composition."""
 
-import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransform
@@ -20,7 +19,8 @@ from pyroflows.checks import (
     check_shape,
 )
 from pyroflows.event import Event
-from pyroflows.partition import Partition
+from pyroflows.memo import Memo, has_storage, plain
+from pyroflows.recipe import Recipe
 
 
 class TransformModule(PyroTransformModule):
@@ -73,7 +73,7 @@ class TransformModule(PyroTransformModule):
         self.context_dim = as_count(context_dim, "context_dim", 0)
         self.base = "normal"
         self.recipe: Recipe | None = None
-        self._memo: _Memo | None = None
+        self._memo: Memo | None = None
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data: `(*batch, *base_shape)` to `(y, log|det dy/dx|)`."""
@@ -103,7 +103,7 @@ class TransformModule(PyroTransformModule):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
-        """Initialise the layers that start from data: ActNorm and BatchNorm.
+        """Initialise what starts from data: ActNorm and batch normalisations.
 
         Each such layer that is not yet initialised takes the moments of the batch as the layers
         between it and the data have encoded it. `fit` calls this on its first batch; nothing
@@ -250,7 +250,7 @@ class TransformModule(PyroTransformModule):
                 if isinstance(value, Tensor):
                     tensors.append(value)
                 elif name not in _INTERNAL:
-                    settings.append(_plain(value))
+                    settings.append(plain(value))
                     if settings[-1] is NotImplemented:  # a function, for one, may look at anything
                         return None
             tensors += [t for t in module._parameters.values() if t is not None]
@@ -263,9 +263,9 @@ class TransformModule(PyroTransformModule):
             return
         state = self._state()
         if state is not None:
-            self._memo = _Memo(output, other, ladj, forward, *state)
+            self._memo = Memo(output, other, ladj, forward, *state)
 
-    def _recall(self, output: Tensor, forward: bool) -> "_Memo | None":
+    def _recall(self, output: Tensor, forward: bool) -> Memo | None:
         if torch.compiler.is_compiling():
             return None
         memo = self._memo
@@ -349,81 +349,3 @@ class Conditioned(TransformModule):
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
         batch = super()._batch(shape, event_shape)
         return torch.broadcast_shapes(batch, self.context.shape[:-1])
-
-
-class Recipe(NamedTuple):
-    """How a builder was called: what `save` needs to build the flow again."""
-
-    builder: str
-    arguments: tuple[tuple[str, Any], ...]
-
-
-class _Memo:
-    """What the last call computed for `output`, as long as it lives."""
-
-    __slots__ = (
-        "__weakref__", "output", "other", "ladj", "forward", "tensors", "settings", "values",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        output: Tensor,
-        other: Tensor,
-        ladj: Tensor,
-        forward: bool,
-        tensors: list[Tensor],
-        settings: list[Any],
-    ) -> None:
-        memo = weakref.ref(self)
-
-        def clear(_: Any) -> None:
-            dead = memo()
-            if dead is not None:
-                dead.other = dead.ladj = dead.tensors = dead.values = None
-
-        self.output = weakref.ref(output, clear)
-        self.other: Any = other
-        self.ladj: Any = ladj
-        self.forward = forward
-        self.tensors: Any = tensors
-        self.settings = settings
-        self.values: Any = _values([*tensors, other, output])
-
-    def holds(self, output: Tensor, state: tuple[list[Tensor], list[Any]] | None) -> bool:
-        """Whether recomputing would give the same numbers and the same gradients."""
-        traced = torch.is_grad_enabled() and output.grad_fn is None
-        if traced and any(t.requires_grad for t in [*self.tensors, self.other]):
-            return False
-        if state is None or self.values is None:
-            return False
-        tensors, settings = state
-        if settings != self.settings or len(tensors) != len(self.tensors):
-            return False
-        if any(new is not old for new, old in zip(tensors, self.tensors, strict=True)):
-            return False
-        return torch.equal(self.values, _values([*tensors, self.other, output]))
-
-
-def has_storage(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers to compare: those inside torch.func transforms have none."""
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting as something to compare with later, or NotImplemented."""
-    if isinstance(value, list | tuple):
-        inner = tuple(map(_plain, value))
-        return NotImplemented if any(v is NotImplemented for v in inner) else inner
-    return value if value is None or isinstance(value, _PLAIN) else NotImplemented
-
-
-_PLAIN = (bool, int, float, str, torch.dtype, torch.device, Partition)
-
-
-@torch.no_grad()
-def _values(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])

@@ -30,7 +30,7 @@ from numpyro_flows import (
     nice,
     realnvp,
 )
-from numpyro_flows.transform import trainable
+from numpyro_flows.tree import trainable
 
 KEY = jax.random.key(0)
 FLOWS = {

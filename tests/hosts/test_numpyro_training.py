@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from numpyro_flows import fit, realnvp
-from numpyro_flows.loop import _losses, _step
+from numpyro_flows.step import losses_of, step
 
 X = np.random.default_rng(0).normal(size=(96, 2)).astype("float32")
 QUICK = {"steps": 9, "progress": False, "batch_size": 32, "learning_rate": 1e-2}
@@ -37,10 +37,10 @@ def test_the_flow_stays_as_it_is():
 
 def test_steps_are_compiled_once():
     fit(flow(), X, **QUICK)
-    steps, losses = _step._cache_size(), _losses._cache_size()
+    steps, losses = step._cache_size(), losses_of._cache_size()
     fit(flow(1), X, key=jax.random.key(3), **{**QUICK, "learning_rate": 0.3, "steps": 5})
     fit(flow(), X, schedule="cosine", clip_norm=0.5, patience=2, **QUICK)
-    assert (_step._cache_size(), _losses._cache_size()) == (steps, losses)
+    assert (step._cache_size(), losses_of._cache_size()) == (steps, losses)
 
 
 def test_keys():

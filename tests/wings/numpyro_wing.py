@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import optax
 
 import numpyro_flows
-from numpyro_flows.transform import replace, trainable
+from numpyro_flows.tree import replace, trainable
 from tests.wings import base
 
 # The laws are checked in float64; what they build in float32 stays in it.
