@@ -69,7 +69,7 @@ def test_a_context_within_a_chain_is_state(wing):
         inner = inner.condition(jax.numpy.ones(1))
         flow = numpyro_flows.Chain([inner, numpyro_flows.DiagonalScaling(2)])
         state = flow.state_dict()
-        marks = numpyro_flows.transform.trainable(flow)
+        marks = numpyro_flows.tree.trainable(flow)
         trained = {} if not marks.layers[0].context else {"layers.0.context"}
     assert "layers.0.context" in state
     assert "layers.0.context" not in trained

@@ -55,7 +55,7 @@ def used(wing, case, dtype="float64", base="logistic", seed=0):
 
 def with_base(wing, flow, base):
     if wing.name == "numpyro":
-        return numpyro_flows.transform.replace(flow, base=base)
+        return numpyro_flows.tree.replace(flow, base=base)
     flow.base = base
     return flow
 
@@ -151,7 +151,7 @@ def with_recipe(wing, flow, recipe):
     """The flow with another's recipe: those with callables in them are equal only to themselves."""
     assert (flow.recipe is None) == (recipe is None)
     if wing.name == "numpyro":
-        return numpyro_flows.transform.replace(flow, recipe=recipe)
+        return numpyro_flows.tree.replace(flow, recipe=recipe)
     flow.recipe = recipe
     return flow
 
@@ -178,7 +178,7 @@ def test_a_flow_changed_by_hand(wing, path):
     flow = wing.new("nice", 3, layers=2, hidden=(4,))
     norm = wing.new("ActNorm", 3)
     if wing.name == "numpyro":
-        flow = numpyro_flows.transform.replace(flow, layers=(*flow.layers, norm))
+        flow = numpyro_flows.tree.replace(flow, layers=(*flow.layers, norm))
     else:
         flow.layers.append(norm)
     wing.package.save(flow, path)
