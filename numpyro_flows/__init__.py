@@ -12,10 +12,18 @@ except ImportError as error:
 
 from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
+from numpyro_flows.diagnostics import check_invertible, to_arviz
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
 from numpyro_flows.flows import glow, nice, realnvp
+from numpyro_flows.guides import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP
 from numpyro_flows.image import Flatten, MultiScale, Squeeze
-from numpyro_flows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
+from numpyro_flows.linear import (
+    InvertibleConv1x1,
+    InvertibleLinear,
+    LowerTriangular,
+    Permutation,
+    Preconditioner,
+)
 from numpyro_flows.networks import ConvNet, DenseNet, ResNet
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import (
@@ -28,6 +36,7 @@ from numpyro_flows.partition import (
 )
 from numpyro_flows.pixels import Logit, bits_per_dim, dequantize
 from numpyro_flows.storage import load, save
+from numpyro_flows.tails import LogTails, SinhArcsinh
 from numpyro_flows.training import FitResult, fit
 from numpyro_flows.transform import TransformModule
 
@@ -35,6 +44,10 @@ __all__ = [
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
+    "AutoFlow",
+    "AutoGlow",
+    "AutoNICE",
+    "AutoRealNVP",
     "BatchNorm",
     "Chain",
     "Checkerboard",
@@ -46,11 +59,15 @@ __all__ = [
     "FlowDistribution",
     "InvertibleConv1x1",
     "InvertibleLinear",
+    "LogTails",
     "Logit",
+    "LowerTriangular",
     "MultiScale",
     "Partition",
     "Permutation",
+    "Preconditioner",
     "ResNet",
+    "SinhArcsinh",
     "Squeeze",
     "Stack",
     "Standardization",
@@ -58,6 +75,7 @@ __all__ = [
     "alternating",
     "bits_per_dim",
     "channels",
+    "check_invertible",
     "checkerboard",
     "dequantize",
     "fit",
@@ -68,4 +86,5 @@ __all__ = [
     "nice",
     "realnvp",
     "save",
+    "to_arviz",
 ]

@@ -8,15 +8,24 @@ except ImportError as error:
 
 from pyroflows.chain import Chain, Stack
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
+from pyroflows.diagnostics import check_invertible, to_arviz
 from pyroflows.distribution import FlowDistribution, flow_distribution
 from pyroflows.flows import glow, nice, realnvp
+from pyroflows.guides import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.image import Flatten, MultiScale, Squeeze
-from pyroflows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
+from pyroflows.linear import (
+    InvertibleConv1x1,
+    InvertibleLinear,
+    LowerTriangular,
+    Permutation,
+    Preconditioner,
+)
 from pyroflows.networks import ConvNet, DenseNet, ResNet
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Checkerboard, Partition, alternating, channels, checkerboard, halves
 from pyroflows.pixels import Logit, bits_per_dim, dequantize
 from pyroflows.storage import load, save
+from pyroflows.tails import LogTails, SinhArcsinh
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import TransformModule
 
@@ -24,6 +33,10 @@ __all__ = [
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
+    "AutoFlow",
+    "AutoGlow",
+    "AutoNICE",
+    "AutoRealNVP",
     "BatchNorm",
     "Chain",
     "Checkerboard",
@@ -35,11 +48,15 @@ __all__ = [
     "FlowDistribution",
     "InvertibleConv1x1",
     "InvertibleLinear",
+    "LogTails",
     "Logit",
+    "LowerTriangular",
     "MultiScale",
     "Partition",
     "Permutation",
+    "Preconditioner",
     "ResNet",
+    "SinhArcsinh",
     "Squeeze",
     "Stack",
     "Standardization",
@@ -47,6 +64,7 @@ __all__ = [
     "alternating",
     "bits_per_dim",
     "channels",
+    "check_invertible",
     "checkerboard",
     "dequantize",
     "fit",
@@ -57,4 +75,5 @@ __all__ = [
     "nice",
     "realnvp",
     "save",
+    "to_arviz",
 ]

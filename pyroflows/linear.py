@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyroflows.checks import as_scale
+from pyroflows.checks import as_count, as_scale
 from pyroflows.transform import TransformModule
 
 
@@ -63,6 +63,15 @@ def shared_gain(depth: int) -> float:
     return min(1.0, MATRICES / depth)
 
 
+def exactly(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Compute as precisely as the numbers are, under the user's autocast too.
+
+    What a half-precision product rounds away, no inverse brings back.
+    """
+    device = like.device.type
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
 class PLU(TransformModule):
     """What the two layers below share: the matrix and its factors.
 
@@ -99,18 +108,8 @@ class PLU(TransformModule):
     def _matrix(self, dtype: torch.dtype) -> Tensor:
         """Return W = P L U."""
         lower, upper = self._triangles(dtype)
-        with self._exactly():
+        with exactly(lower):
             return (lower @ upper)[self.permutation]
-
-    def _exactly(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute as precisely as the numbers are, under the user's autocast too.
-
-        What a half-precision product rounds away, no inverse brings back.
-        """
-        device = self.lower.device.type
-        return (
-            contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-        )
 
     def _solve(self, rows: Tensor) -> Tensor:
         """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
@@ -175,7 +174,7 @@ class InvertibleLinear(PLU):
         """Map data to base: a matrix product."""
         self._entry(y)
         matrix = self._matrix(y.dtype)
-        with self._exactly():
+        with exactly(y):
             return y @ matrix.mT, -self._ladj(y)
 
 
@@ -223,5 +222,167 @@ class InvertibleConv1x1(PLU):
         return self._convolved(y, self._matrix(y.dtype)), -self._ladj(y)
 
     def _convolved(self, x: Tensor, matrix: Tensor) -> Tensor:
-        with self._exactly():
+        with exactly(x):
             return torch.einsum("...chw,oc->...ohw", x, matrix)
+
+
+class LowerTriangular(TransformModule):
+    r"""A learned shift and lower-triangular matrix: what turns N(0, 1) into any Gaussian.
+
+    $$y = A x + \mathrm{loc}, \qquad A = \mathrm{lower} + \mathrm{diag}(e^{d}), \qquad
+    \log|\det dy/dx| = \sum_j d_j.$$
+
+    It starts as the identity. Shift, lower part and d are `gain` times the parameters.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        gain: what the parameters are multiplied by.
+
+    Raises:
+        ValueError: where `event_shape` is that of an image, or `gain` not positive.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import LowerTriangular
+        >>> LowerTriangular(2)(torch.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
+        super().__init__(event_shape)
+        self.gain = as_scale(gain, "gain", zero=False)
+        size = _vector_size(self.event_shape)
+        self.loc = nn.Parameter(torch.zeros(size))
+        self.lower = nn.Parameter(torch.zeros(size, size))
+        self.log_diagonal = nn.Parameter(torch.zeros(size))
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data: a matrix product."""
+        self._entry(x)
+        with exactly(x):
+            return x @ self._matrix(x.dtype).mT + self.gain * self.loc, self._ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base: a triangular solve."""
+        self._entry(y)
+        # PyTorch solves no systems in half precision.
+        matrix = self._matrix(torch.promote_types(y.dtype, torch.float32))
+        rows = (y - self.gain * self.loc).reshape(-1, *self.event_shape).to(matrix.dtype)
+        x = torch.linalg.solve_triangular(matrix.mT, rows, upper=True, left=False)
+        return x.reshape(y.shape).to(y.dtype), -self._ladj(y)
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        return self.gain * self.lower.to(dtype).tril(-1) + torch.diag(
+            (self.gain * self.log_diagonal.to(dtype)).exp()
+        )
+
+    def _ladj(self, x: Tensor) -> Tensor:
+        return (self.gain * self.log_diagonal.to(x.dtype).sum()).expand(x.shape[:-1])
+
+
+class Preconditioner(TransformModule):
+    r"""A fixed location and scale, correlations among them: where a guide starts.
+
+    $$y = s \odot (x + Q ((e^{\lambda} - 1) \odot Q^\top x)) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \log s_j + \sum_k \lambda_k$$
+
+    with orthonormal columns Q: as many as coordinates for any covariance, fewer for a diagonal one
+    plus one of low rank. It is not trained, and the identity until it is set.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        rank: number of columns of Q; by default D.
+
+    Raises:
+        ValueError: where `event_shape` is that of an image, or `rank` is more than D.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import Preconditioner
+        >>> layer = Preconditioner(2).precondition(torch.tensor([1.0, 2.0]), 3.0 * torch.eye(2))
+        >>> [round(y, 4) for y in layer(torch.ones(2)).tolist()]
+        [4.0, 5.0]
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+    basis: Tensor
+    log_values: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
+        super().__init__(event_shape)
+        size = _vector_size(self.event_shape)
+        rank = size if rank is None else as_count(rank, "rank", 0)
+        if rank > size:
+            raise ValueError(f"`rank` is {rank}, expected at most {size}, the event's size")
+        self.register_buffer("loc", torch.zeros(size))
+        self.register_buffer("log_scale", torch.zeros(size))
+        self.register_buffer("basis", torch.eye(size, rank))
+        self.register_buffer("log_values", torch.zeros(rank))
+
+    @torch.no_grad()
+    def at(self, loc: Tensor, scale: float) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes N(loc, scale²), uncorrelated.
+
+        Args:
+            loc: `(D,)`.
+            scale: a positive number.
+
+        Returns:
+            The layer itself.
+        """
+        self.loc.copy_(loc)
+        self.log_scale.fill_(math.log(scale))
+        self.log_values.zero_()
+        return self
+
+    @torch.no_grad()
+    def precondition(self, loc: Tensor, factor: Tensor) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes N(loc, factor factorᵀ).
+
+        Args:
+            loc: `(D,)`.
+            factor: `(D, D)`, any square root of the covariance.
+
+        Returns:
+            The layer itself.
+        """
+        scale = factor.norm(dim=1)
+        # By singular values, not by the eigenvalues of the correlations: those lose their small
+        # ones to rounding.
+        basis, values, _ = torch.linalg.svd(factor / scale[:, None])
+        self.loc.copy_(loc)
+        self.log_scale.copy_(scale.log())
+        self.basis.copy_(basis)
+        self.log_values.copy_(values.log())
+        return self
+
+    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map base to data."""
+        self._entry(x)
+        return self._stretched(x, 1.0) * self.log_scale.exp() + self.loc, self._ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to base."""
+        self._entry(y)
+        return self._stretched((y - self.loc) * (-self.log_scale).exp(), -1.0), -self._ladj(y)
+
+    def _stretched(self, x: Tensor, sign: float) -> Tensor:
+        basis = self.basis.to(x.dtype)
+        with exactly(x):
+            along = (x @ basis) * torch.expm1(sign * self.log_values.to(x.dtype))
+            return x + along @ basis.mT
+
+    def _ladj(self, x: Tensor) -> Tensor:
+        ladj = self.log_scale.to(x.dtype).sum() + self.log_values.to(x.dtype).sum()
+        return ladj.expand(x.shape[:-1])
+
+
+def _vector_size(event_shape: tuple[int, ...]) -> int:
+    if len(event_shape) != 1:
+        raise ValueError(f"`event_shape` is {event_shape}, expected an int or (D,)")
+    return event_shape[0]

@@ -77,6 +77,14 @@ LAYERS = {
     "InvertibleLinear": lambda state, prefix, size, gain=1.0: by_equation.invertible_linear(
         state, prefix, gain
     ),
+    "LowerTriangular": lambda state, prefix, size, gain=1.0: by_equation.lower_triangular(
+        state, prefix, gain
+    ),
+    "Preconditioner": lambda state, prefix, size, rank=None: by_equation.preconditioner(
+        state, prefix
+    ),
+    "SinhArcsinh": lambda state, prefix, size: by_equation.sinh_arcsinh(state, prefix, 1),
+    "LogTails": lambda state, prefix, size, threshold=100.0: by_equation.log_tails(threshold, 1),
 }
 
 

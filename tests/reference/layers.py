@@ -149,6 +149,58 @@ def invertible_linear(state, prefix, gain=1.0):
     return Affine(np.linalg.inv(w))
 
 
+def lower_triangular(state, prefix, gain=1.0):
+    """A shift and a lower-triangular matrix with the exponential of d on its diagonal."""
+    lower = gain * np.tril(state[f"{prefix}lower"], -1)
+    diagonal = np.exp(gain * state[f"{prefix}log_diagonal"])
+    return Affine(lower + np.diag(diagonal), gain * state[f"{prefix}loc"])
+
+
+def preconditioner(state, prefix):
+    """Scales times a symmetric matrix: the identity but for its eigenvectors Q, of values e^λ."""
+    q, values = state[f"{prefix}basis"], np.exp(state[f"{prefix}log_values"])
+    symmetric = np.eye(len(q)) - q @ q.T + q @ np.diag(values) @ q.T
+    return Affine(np.exp(state[f"{prefix}log_scale"])[:, None] * symmetric, state[f"{prefix}loc"])
+
+
+class Elementwise:
+    """A function of each coordinate with its inverse and the derivatives of both."""
+
+    def __init__(self, function, inverse, derivative, ndim):
+        self.function, self.undo, self.derivative = function, inverse, derivative
+        self.axes = tuple(range(-ndim, 0))
+
+    def forward(self, x, context=None):
+        return self.function(x), np.log(self.derivative(x)).sum(self.axes)
+
+    def inverse(self, y, context=None):
+        x = self.undo(y)
+        return x, -np.log(self.derivative(x)).sum(self.axes)
+
+
+def sinh_arcsinh(state, prefix, ndim):
+    """Jones and Pewsey (2009), equation 2: sinh(δ asinh(x) + ε)."""
+    delta = np.exp(state[f"{prefix}log_weight"])
+    epsilon = delta * state[f"{prefix}skewness"]
+    return Elementwise(
+        lambda x: np.sinh(delta * np.arcsinh(x) + epsilon),
+        lambda y: np.sinh((np.arcsinh(y) - epsilon) / delta),
+        lambda x: np.cosh(delta * np.arcsinh(x) + epsilon) * delta / np.sqrt(1 + x**2),
+        ndim,
+    )
+
+
+def log_tails(threshold, ndim):
+    """The identity within the threshold and a logarithm beyond."""
+    t = threshold
+    return Elementwise(
+        lambda x: np.where(np.abs(x) < t, x, np.sign(x) * (t + np.log(1 + np.abs(x) - t))),
+        lambda y: np.where(np.abs(y) < t, y, np.sign(y) * (t + np.exp(np.abs(y) - t) - 1)),
+        lambda x: np.where(np.abs(x) < t, 1.0, 1 / (1 + np.abs(x) - t)),
+        ndim,
+    )
+
+
 class Composed:
     """Layers one after the other, the one next to the base first."""
 

@@ -34,8 +34,9 @@ def public(names):
     return {name for name in names if not name.startswith("_")} - HOSTS
 
 
-# JAX's explicit randomness, and what it takes the place of; torch.compile; NumPyro's own argument.
-ONE_SIDED = {"key", "seed", "generator", "compile", "intermediates"}
+# JAX's explicit randomness and parameters, and what they take the place of; torch.compile;
+# NumPyro's own argument.
+ONE_SIDED = {"key", "params", "seed", "generator", "compile", "intermediates"}
 
 
 def parameters(function):

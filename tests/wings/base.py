@@ -31,6 +31,8 @@ def disturbed(state, seed=0, scale=0.3):
             noise = scale * rng.standard_normal(value.shape)
             positive = name.endswith("running_var")
             noise = value * np.exp(noise) if positive else value + noise
+            if name.endswith("basis"):  # its columns are orthonormal
+                noise = np.linalg.qr(noise)[0]
             value = noise.astype(value.dtype)
         noisy[name] = value
     return noisy

@@ -1,0 +1,321 @@
+"""Guides: flows as variational posteriors of NumPyro models."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.initialization import init_to_uniform
+
+from numpyro_flows import flows
+from numpyro_flows.chain import Chain
+from numpyro_flows.checks import as_scale
+from numpyro_flows.coupling import TanhScale
+from numpyro_flows.distribution import FlowDistribution
+from numpyro_flows.linear import LowerTriangular, Preconditioner
+from numpyro_flows.normalization import ActNorm
+from numpyro_flows.search import DENSE, HISTORY, search
+from numpyro_flows.tails import LogTails, SinhArcsinh
+from numpyro_flows.transform import TransformModule
+
+# Points that the search starts from: the model's own, the origin and random ones around it.
+STARTS = 8
+# Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
+LOG_SCALE_BUDGET = 16.0
+# Draws that medians and quantiles are taken of.
+DRAWS = 4096
+
+
+class PathDistribution(FlowDistribution):
+    """A flow distribution whose `log_prob` has no gradient in the flow's parameters.
+
+    An evidence lower bound keeps the gradient that goes through the samples: still unbiased, and
+    zero for every draw where guide and posterior are equal.
+
+    References:
+        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
+    """
+
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+        """Log-density of `value`, as a function of the value alone."""
+        return FlowDistribution.log_prob(jax.lax.stop_gradient(self), value)
+
+
+class AutoFlow(AutoContinuous):
+    r"""A guide whose posterior is a flow of one's own over all latent variables.
+
+    In the unconstrained space of the D latent numbers the posterior is that of
+
+    $$x = m + L (b + A \cdot \mathrm{flow}(z))$$
+
+    for z from a Student-t distribution. Location m and scale L are found when the guide is set up,
+    by a search for the Gaussian that fits best, and stay fixed: one learning rate then suits every
+    model, whatever its units. Shift b and lower-triangular A are learned with the flow, from 0 and
+    the identity. In more than 256 dimensions L is diagonal plus a matrix of low rank, and A
+    diagonal. A flow takes two coordinates at least: the guide of a single latent number has a
+    learned monotone function in its place.
+
+    All else is as in NumPyro's own guides, with SVI, `Predictive`, `NeuTraReparam` and the like.
+
+    Args:
+        model: a NumPyro model with continuous latent variables.
+        build: makes the flow, given D and a `key`: any builder of this package, with arguments by
+            `functools.partial`, or a function of one's own.
+        prefix: what the names of the guide's sites and parameters begin with.
+        init_loc_fn: where each site starts, one of NumPyro's strategies.
+        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
+            host's guides do.
+        init_scale: standard deviation of every coordinate at the start without a search, or where
+            it finds nothing better.
+        degrees_of_freedom: of the Student-t base; None for a normal one.
+        path_gradient: whether the gradient of an evidence lower bound goes through the samples
+            alone ("sticking the landing"). Switch it off for the importance weighted bounds of
+            `RenyiELBO`, for which it is biased.
+        key: random key of the flow's first weights; always the same one by default.
+        options: as those of NumPyro's `AutoGuide`.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
+
+    References:
+        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194); Agrawal, Sheldon and
+        Domke, "Advances in black-box VI" (arXiv:2006.10343).
+
+    Examples:
+        >>> import functools, jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from numpyro_flows import AutoFlow, nice
+        >>> def model():
+        ...     numpyro.sample("x", dist.Normal(5.0, 0.1).expand([2]).to_event(1))
+        >>> guide = AutoFlow(model, functools.partial(nice, layers=2))
+        >>> svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=4))
+        >>> params = svi.run(jax.random.key(0), 10, progress_bar=False).params
+        >>> guide.sample_posterior(jax.random.key(1), params, sample_shape=(3,))["x"].shape
+        (3, 2)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        build: Callable[..., TransformModule],
+        *,
+        prefix: str = "auto",
+        init_loc_fn: Callable[..., Any] = init_to_uniform,
+        init: str = "search",
+        init_scale: float = 0.1,
+        degrees_of_freedom: float | None = 20.0,
+        path_gradient: bool = True,
+        key: Array | None = None,
+        **options: Any,
+    ) -> None:
+        if not callable(build):
+            raise TypeError(f"`build` is a {type(build).__name__}, expected a function of D")
+        if init not in ("search", "location"):
+            raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
+        as_scale(init_scale, "init_scale", zero=False)
+        if degrees_of_freedom is not None:
+            as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, **options)
+        self.build = build
+        self.init, self.init_scale = init, init_scale
+        self.degrees_of_freedom = degrees_of_freedom
+        self.path_gradient = path_gradient
+        self.key = jax.random.key(0) if key is None else key
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        size, dtype = self.latent_dim, self._init_latent.dtype
+        # Not traced: the arrays that are not parameters stay on the guide.
+        with jax.ensure_compile_time_eval():
+            flow = self.build(size, key=self.key) if size > 1 else _monotone()
+            dense = size <= DENSE
+            affine = LowerTriangular(size) if dense else ActNorm(size)
+            preconditioner = Preconditioner(size, rank=None if dense else 2 * HISTORY)
+            self._flow = Chain([flow, affine, preconditioner]).astype(dtype)
+
+    def _start(self, key: Array) -> Any:
+        """Return the parameters of a new guide."""
+        *layers, preconditioner = self._flow.layers
+        start = preconditioner.at(self._init_latent, self.init_scale)
+        if self.init == "search":
+            start = self._searched(start, key)
+        return eqx.filter(Chain([*layers, start]), eqx.is_inexact_array)
+
+    def _searched(self, start: Preconditioner, key: Array) -> Preconditioner:
+        start_key, search_key = jax.random.split(key)
+        shape = (STARTS - 2, self.latent_dim)
+        uniform = jax.random.uniform(start_key, shape, start.loc.dtype, -2.0, 2.0)
+        starts = jnp.concatenate([start.loc[None], jnp.zeros_like(start.loc)[None], uniform])
+
+        def log_density(latent: Array) -> Array:
+            with handlers.block():
+                return -self._potential_fn(self._unpack_latent(latent))
+
+        found, elbo = jax.jit(functools.partial(search, log_density))(start, starts, search_key)
+        sound = jnp.isfinite(elbo)
+        if not isinstance(sound, jax.core.Tracer) and not sound:
+            warnings.warn(
+                "the search for a start has found no Gaussian with a finite evidence lower bound: "
+                "the guide starts at `init_loc_fn` with `init_scale`",
+                stacklevel=2,
+            )
+        return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
+
+    def _transform(self) -> TransformModule:
+        params = numpyro.param(f"{self.prefix}_flow$params", self._start)
+        return eqx.combine(params, self._flow)
+
+    def _get_posterior(self) -> FlowDistribution:
+        kind = PathDistribution if self.path_gradient else FlowDistribution
+        return kind(self.get_base_dist(), [self._transform()])
+
+    def get_base_dist(self) -> Any:
+        """Return the distribution of z: Student-t or normal."""
+        zeros = jnp.zeros_like(self._flow.layers[-1].loc)
+        if self.degrees_of_freedom is None:
+            return dist.Normal(zeros, 1.0).to_event(1)
+        return dist.StudentT(self.degrees_of_freedom, zeros, 1.0).to_event(1)
+
+    def get_transform(self, params: Any) -> TransformModule:
+        """Return the transform of z to the unconstrained latent numbers, with these parameters."""
+        return handlers.substitute(self._transform, params)()
+
+    def get_posterior(self, params: Any) -> FlowDistribution:
+        """Return the posterior of the unconstrained latent numbers, with these parameters."""
+        return FlowDistribution(self.get_base_dist(), [self.get_transform(params)])
+
+    def median(self, params: Any) -> dict[str, Array]:
+        """Return the median of each latent number, of 4096 draws that are always the same."""
+        return {name: draws[0] for name, draws in self.quantiles(params, [0.5]).items()}
+
+    def quantiles(self, params: Any, quantiles: Sequence[float]) -> dict[str, Array]:
+        """Return quantiles of each latent number, of 4096 draws that are always the same."""
+        draws = self.sample_posterior(jax.random.key(0), params, sample_shape=(DRAWS,))
+        levels = jnp.asarray(quantiles)
+        return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
+
+
+class AutoNICE(AutoFlow):
+    """A guide of additive couplings: `AutoFlow` with `nice`.
+
+    Args:
+        model: as `AutoFlow`'s.
+        layers: number of couplings.
+        hidden: widths of each conditioner's hidden layers.
+        activation: activation of the conditioners.
+        options: as `AutoFlow`'s.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        layers: int = 20,
+        hidden: Sequence[int] = (32, 32),
+        activation: str = "relu",
+        **options: Any,
+    ) -> None:
+        build = functools.partial(
+            flows.nice, layers=layers, hidden=hidden, activation=activation, init_scale=1e-3
+        )
+        super().__init__(model, build, **options)
+
+
+class AutoRealNVP(AutoFlow):
+    """A guide of affine couplings: `AutoFlow` with `realnvp`.
+
+    Args:
+        model: as `AutoFlow`'s.
+        layers: number of couplings.
+        hidden: widths of each conditioner's hidden layers.
+        activation: activation of the conditioners.
+        preset: None, or `"high_dim"` for thousands of latent numbers: a soft asymmetric clamp for
+            a scale, and before the affine map learned tails of each coordinate and a limit to what
+            far-out draws become.
+        options: as `AutoFlow`'s.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803);
+        Agrawal, Sheldon and Domke, "Advances in black-box VI" (arXiv:2006.10343), for the size;
+        Andrade, "Stable training of normalizing flows for high-dimensional variational inference"
+        (2024), for the preset.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        layers: int = 20,
+        hidden: Sequence[int] = (32, 32),
+        activation: str = "relu",
+        preset: str | None = None,
+        **options: Any,
+    ) -> None:
+        if preset not in (None, "high_dim"):
+            raise ValueError(f"`preset` is {preset!r}, expected 'high_dim' or None")
+
+        scale = "clamp" if preset else TanhScale((1,), LOG_SCALE_BUDGET / layers)
+        build = functools.partial(
+            flows.realnvp,
+            layers=layers,
+            hidden=hidden,
+            activation=activation,
+            scale=scale,
+            init_scale=1e-3,
+        )
+        super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
+
+
+class AutoGlow(AutoFlow):
+    """A guide of Glow's steps: `AutoFlow` with `glow`.
+
+    Args:
+        model: as `AutoFlow`'s.
+        layers: number of steps.
+        hidden: widths of each conditioner's hidden layers.
+        activation: activation of the conditioners.
+        options: as `AutoFlow`'s.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        layers: int = 10,
+        hidden: Sequence[int] = (32, 32),
+        activation: str = "relu",
+        **options: Any,
+    ) -> None:
+        build = functools.partial(
+            flows.glow,
+            layers=layers,
+            hidden=hidden,
+            activation=activation,
+            scale=TanhScale((1,), LOG_SCALE_BUDGET / layers),
+            init_scale=1e-3,
+        )
+        super().__init__(model, build, **options)
+
+
+def _tailed(build: Callable[..., TransformModule], size: int, *, key: Array) -> TransformModule:
+    """Return a flow with learned tails at the base and a limit at the other end."""
+    return Chain([SinhArcsinh(size), build(size, key=key), LogTails(size)])
+
+
+def _monotone() -> TransformModule:
+    """Return a flexible bijection of one number, which couplings cannot give."""
+    return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

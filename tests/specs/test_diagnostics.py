@@ -1,0 +1,735 @@
+"""Diagnostics: round trips measured, guides weighed, and both handed to the user's ArviZ."""
+
+import copy
+import importlib
+import math
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import numpyro
+import numpyro.distributions
+import numpyro.infer.autoguide
+import pyro
+import pyro.distributions
+import pyro.infer.autoguide
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from numpyro.infer.initialization import init_to_value as numpyro_init_to_value
+from pyro.infer.autoguide.initialization import init_to_value as pyro_init_to_value
+from scipy import stats
+
+import numpyro_flows
+import pyroflows
+from tests.specs.registry import case
+
+matplotlib.use("Agg")
+
+Y = np.array([0.3, 1.9, 1.1, -0.4, 2.0])
+PRECISION = 1.0 + len(Y)
+MEAN, SCALE = Y.sum() / PRECISION, PRECISION**-0.5
+EVIDENCE = stats.multivariate_normal.logpdf(Y, cov=np.eye(len(Y)) + 1.0)
+
+
+class PyroHost:
+    """Pyro, as far as a test needs it."""
+
+    name = "pyro"
+    dist = pyro.distributions
+    guides = pyro.infer.autoguide
+    init_to_value = staticmethod(pyro_init_to_value)
+    sample, plate, factor = staticmethod(pyro.sample), pyro.plate, staticmethod(pyro.factor)
+    deterministic = staticmethod(pyro.deterministic)
+    scale, mask = staticmethod(pyro.poutine.scale), staticmethod(pyro.poutine.mask)
+    where, log, stack = torch.where, torch.log, torch.stack
+
+    def array(self, x):
+        return torch.as_tensor(np.asarray(x, dtype="float64"))
+
+    def params(self, guide, *args):
+        return {}
+
+    def to_arviz(self, posterior, model=None, seed=0, params=None, **options):
+        return pyroflows.to_arviz(posterior, model, seed=seed, **options)
+
+
+class NumPyroHost:
+    """NumPyro, as far as a test needs it."""
+
+    name = "numpyro"
+    dist = numpyro.distributions
+    guides = numpyro.infer.autoguide
+    init_to_value = staticmethod(numpyro_init_to_value)
+    sample, plate, factor = (
+        staticmethod(numpyro.sample),
+        numpyro.plate,
+        staticmethod(numpyro.factor),
+    )
+    deterministic = staticmethod(numpyro.deterministic)
+    scale, mask = numpyro.handlers.scale, numpyro.handlers.mask
+    where, log, stack = staticmethod(jnp.where), staticmethod(jnp.log), staticmethod(jnp.stack)
+
+    def array(self, x):
+        return jnp.asarray(x, dtype="float64")
+
+    def params(self, guide, *args):
+        """The parameters that a guide starts with."""
+        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
+        trace = numpyro.handlers.trace(seeded).get_trace(*args)
+        return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+    def to_arviz(self, posterior, model=None, seed=0, **options):
+        return numpyro_flows.to_arviz(posterior, model, key=jax.random.key(seed), **options)
+
+
+HOSTS = {host.name: host for host in (PyroHost(), NumPyroHost())}
+
+
+@pytest.fixture(autouse=True)
+def _no_parameters():
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def host(wing):
+    return HOSTS[wing.name]
+
+
+def conjugate(host):
+    """A mean with a standard normal prior: posterior and evidence are known."""
+
+    def model(y):
+        mean = host.sample("mean", host.dist.Normal(host.array(0.0), host.array(1.0)))
+        with host.plate("people", len(y)):
+            host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
+
+    return model
+
+
+def normal(host, loc, scale):
+    return host.dist.Normal(host.array(loc), host.array(scale))
+
+
+def weighed(host, loc, scale, **options):
+    """The conjugate model's draws from a normal density."""
+    args = (host.array(Y),)
+    return host.to_arviz(normal(host, loc, scale), conjugate(host), args=args, **options)
+
+
+def only(data, group, name):
+    """The draws of one variable."""
+    array = np.asarray(data[group][name])
+    assert array.shape[0] == 1
+    return array[0]
+
+
+# The importance weights
+
+
+def test_the_exact_posterior(host):
+    data = weighed(host, MEAN, SCALE)
+    assert data.attrs["pareto_k"] <= 0.3
+    assert data.attrs["elbo"] == pytest.approx(EVIDENCE, abs=1e-3)
+    assert data.attrs["importance_ess"] == pytest.approx(1000)
+    assert data.attrs["verdict"].endswith(": good; the draws can be used as they are")
+    assert_allclose(only(data, "sample_stats", "log_weight"), -math.log(1000))
+
+
+@pytest.mark.parametrize("make", ["AutoDiagonalNormal", "AutoNormal", "AutoMultivariateNormal"])
+def test_an_exact_guide(host, make):
+    """Jacobians of constrained sites are those of the guide."""
+
+    def model():
+        host.sample("scale", host.dist.LogNormal(host.array(0.0), host.array(1.0)))
+        with host.plate("group", 3):
+            host.sample("effect", normal(host, 0.0, 1.0))
+        two = host.dist.Normal(host.array(np.zeros(2)), host.array(1.0)).to_event(1)
+        host.sample("slopes", two)
+
+    start = {"scale": 1.0, "effect": np.zeros(3), "slopes": np.zeros(2)}
+    start = {name: host.array(value) for name, value in start.items()}
+    make = getattr(host.guides, make)
+    guide = make(model, init_scale=1.0, init_loc_fn=host.init_to_value(values=start))
+    data = host.to_arviz(guide, params=host.params(guide))
+    assert_allclose(only(data, "sample_stats", "log_importance_ratio"), 0.0, atol=1e-4)
+    assert stats.kstest(only(data, "posterior", "scale"), stats.lognorm(1).cdf).pvalue > 1e-3
+    assert stats.kstest(only(data, "posterior", "effect").ravel(), "norm").pvalue > 1e-3
+
+
+def by_hand(host, loc=0.1, scale=0.3):
+    def guide(*args, **kwargs):
+        host.sample("mean", normal(host, loc, scale))
+
+    return guide
+
+
+def test_a_guide_by_hand(host):
+    data = host.to_arviz(by_hand(host), conjugate(host), args=(host.array(Y),), draws=50)
+    draws = only(data, "posterior", "mean")
+    lp = stats.norm.logpdf(draws) + stats.norm.logpdf(Y[:, None], draws).sum(0)
+    assert_allclose(only(data, "sample_stats", "lp"), lp, rtol=1e-6)
+    ratio = lp - stats.norm.logpdf(draws, 0.1, 0.3)
+    assert_allclose(only(data, "sample_stats", "log_importance_ratio"), ratio, rtol=1e-5, atol=1e-5)
+    likelihood = stats.norm.logpdf(Y, draws[:, None])
+    assert_allclose(only(data, "log_likelihood", "y"), likelihood, rtol=1e-6)
+    assert data.attrs["elbo"] == pytest.approx(ratio.mean(), rel=1e-5)
+
+
+def test_the_weights_are_smoothed_and_normalised(host):
+    data = weighed(host, MEAN + 0.1, 1.2 * SCALE)
+    log_weight = only(data, "sample_stats", "log_weight")
+    ratio = only(data, "sample_stats", "log_importance_ratio")
+    assert np.exp(log_weight).sum() == pytest.approx(1.0)
+    assert (np.diff(log_weight[np.argsort(ratio)]) >= -1e-9).all()
+    assert data.attrs["importance_ess"] == pytest.approx(1 / np.exp(2 * log_weight).sum())
+    assert np.log(np.exp(ratio).mean()) == pytest.approx(EVIDENCE, abs=0.02)
+    assert data.attrs["pareto_k"] < 0.5
+
+
+@pytest.mark.parametrize("loc", [MEAN, MEAN + 1.0])
+def test_a_guide_that_is_too_narrow(host, loc):
+    data = weighed(host, loc, 0.3 * SCALE)
+    assert data.attrs["pareto_k"] > 0.7
+    assert "do not trust: above 0.67, the limit for 1000 draws" in data.attrs["verdict"]
+
+
+def test_a_guide_that_is_too_wide_is_not_used_as_it_is(host):
+    """Its weights are bounded, so that k̂ is low, but its draws are not those of the posterior."""
+    data = weighed(host, MEAN, 3 * SCALE)
+    assert data.attrs["pareto_k"] < 0.5
+    assert "good after importance resampling (resample=True)" in data.attrs["verdict"]
+
+
+def test_resampling_repairs_a_guide(host):
+    loc, scale = MEAN + SCALE, 1.5 * SCALE
+    before = weighed(host, loc, scale, draws=4000)
+    after = weighed(host, loc, scale, draws=4000, resample=True, posterior_predictive=True)
+    draws = only(after, "posterior", "mean")
+    assert abs(only(before, "posterior", "mean").mean() - MEAN) > 0.9 * SCALE
+    assert abs(draws.mean() - MEAN) < 0.1 * SCALE
+    assert draws.std() == pytest.approx(SCALE, rel=0.1)
+    assert set(draws) < set(only(before, "posterior", "mean"))
+    # Everything follows the draws, and the attributes stay.
+    assert_allclose(
+        only(after, "log_likelihood", "y"), stats.norm.logpdf(Y, draws[:, None]), rtol=1e-5
+    )
+    lp = stats.norm.logpdf(draws) + stats.norm.logpdf(Y[:, None], draws).sum(0)
+    assert_allclose(only(after, "sample_stats", "lp"), lp, rtol=1e-5)
+    assert_allclose(only(after, "sample_stats", "log_weight"), -math.log(4000))
+    residuals = only(after, "posterior_predictive", "y") - draws[:, None]
+    assert stats.kstest(residuals.ravel(), "norm").pvalue > 1e-3
+    for name in ("pareto_k", "elbo", "importance_ess"):
+        assert after.attrs[name] == before.attrs[name]
+    assert after.attrs["verdict"].endswith("good; the draws are resampled by importance")
+
+
+def test_systematic_resampling(wing):
+    """Each draw is taken as often as its weight says, but for rounding."""
+    importance = importlib.import_module(f"{wing.package.__name__}.importance")
+    rng = np.random.default_rng(0)
+    weights = rng.exponential(size=50) ** 3 * (rng.uniform(size=50) > 0.3)
+    weights[[0, -1]] = 0.0
+    weights /= weights.sum()
+    with np.errstate(divide="ignore"):
+        log_weight = np.log(weights)
+    for start in (0.0, 0.4, 1 - 2**-53):
+        kept = importance.resample(log_weight, start)
+        counts = np.bincount(kept, minlength=50)
+        assert (np.diff(kept) >= 0).all()
+        assert (abs(counts - 50 * weights) < 1).all()
+        assert not counts[weights == 0].any()
+
+
+@pytest.mark.parametrize(
+    ("k", "ess", "lost", "resampled", "text"),
+    [
+        (0.123, 950, 0, False, "k̂ = 0.12: good; the draws can be used as they are"),
+        (0.123, 600, 0, False, "k̂ = 0.12: good after .*the draws count as 600 of 1000"),
+        (0.123, 950, 9, False, "k̂ = 0.12: good after .*; 9 of 1000 draws have no finite ratio"),
+        (0.123, 600, 0, True, "k̂ = 0.12: good; the draws are resampled by importance"),
+        (0.61, 200, 0, False, r"k̂ = 0.61: usable after importance resampling \(resample=True\)"),
+        (0.61, 200, 0, True, "k̂ = 0.61: usable; the draws are resampled by importance"),
+        (0.68, 20, 0, False, "k̂ = 0.68: do not trust: above 0.67, the limit for 1000 draws"),
+        (0.93, 20, 0, True, "k̂ = 0.93: do not trust"),
+        (math.inf, 1, 999, False, "k̂ = inf: do not trust.*; 999 of 1000 draws have no finite"),
+        (-math.inf, 1000, 0, False, "k̂ = -inf: good; the draws can be used as they are"),
+    ],
+)
+def test_verdicts(wing, k, ess, lost, resampled, text):
+    importance = importlib.import_module(f"{wing.package.__name__}.importance")
+    weights = importance.Weights(np.zeros(1000), k, ess, lost)
+    found = importance.verdict(weights, resampled)
+    assert re.match(text, found), found
+
+
+def test_draws_outside_of_the_support_have_no_weight(host):
+    def model():
+        host.sample("rate", host.dist.Exponential(host.array(1.0)))
+
+    def guide():
+        host.sample("rate", normal(host, 0.0, 2.0))
+
+    before, after = (host.to_arviz(guide, model, resample=r) for r in (False, True))
+    draws = only(before, "posterior", "rate")
+    ratio = only(before, "sample_stats", "log_importance_ratio")
+    assert_array_equal(np.isneginf(ratio), draws < 0)
+    assert (only(before, "sample_stats", "log_weight")[draws < 0] == -np.inf).all()
+    assert before.attrs["elbo"] == -np.inf
+    lost = (draws < 0).sum()
+    assert f"; {lost} of 1000 draws have no finite ratio" in before.attrs["verdict"]
+    assert (only(after, "posterior", "rate") >= 0).all()
+    assert only(after, "posterior", "rate").mean() == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_joint_density_that_is_not_a_number_has_no_weight(host):
+    def model():
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        host.factor("half", 0.0 * host.log(mean))
+
+    data = host.to_arviz(normal(host, 0.0, 1.0), model)
+    draws = only(data, "posterior", "mean")
+    lost = np.isneginf(only(data, "sample_stats", "log_importance_ratio"))
+    assert_array_equal(lost, draws < 0)
+    # The others are weighed alike, yet the draws must not be used as they are.
+    assert data.attrs["importance_ess"] == pytest.approx((draws >= 0).sum())
+    assert "good after importance resampling" in data.attrs["verdict"]
+
+
+def test_scales_masks_and_factors(host):
+    def model(y, mask):
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        host.factor("bonus", 2.0 * mean)
+        with host.plate("people", len(y)), host.scale(scale=3.0), host.mask(mask=mask):
+            host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
+
+    mask = np.array([True, False, True, True, False])
+    args = (host.array(Y), host.array(mask) > 0)
+    data = host.to_arviz(normal(host, MEAN, SCALE), model, args=args, draws=50)
+    draws = only(data, "posterior", "mean")
+    each = stats.norm.logpdf(Y, draws[:, None]) * mask
+    lp = stats.norm.logpdf(draws) + 2 * draws + 3 * each.sum(-1)
+    assert_allclose(only(data, "sample_stats", "lp"), lp, rtol=1e-5)
+    assert_allclose(only(data, "log_likelihood", "y"), each, rtol=1e-5)
+    assert list(data["log_likelihood"].data_vars) == ["y"]
+
+
+# What ArviZ gets
+
+
+def schools(host):
+    """Plates, nested plates, an event, a deterministic site, observations of either kind."""
+
+    def model(y, pairs=None):
+        mean = host.sample("outer/mean", normal(host, 0.0, 1.0))
+        three = host.dist.Normal(host.array(np.zeros(3)), host.array(1.0)).to_event(1)
+        with host.plate("school", 4, dim=-1):
+            host.sample("slopes", three)
+            effect = host.sample("effect", normal(host, 0.0, 1.0))
+            host.deterministic("theta", mean + effect)
+        with host.plate("row", 4, dim=-2), host.plate("column", 2, dim=-1):
+            host.sample("cell", normal(host, 0.0, 1.0))
+        with host.plate("pupil", 6, dim=-2), host.plate("school_", 4, dim=-1):
+            host.sample("y", host.dist.Normal(mean + effect, 1.0), obs=y)
+        both = host.dist.Normal(host.stack([mean, mean]), host.array(1.0)).to_event(1)
+        with host.plate("pair", 5):
+            host.sample("pairs", both, obs=pairs)
+
+    return model
+
+
+def test_names_and_shapes(host):
+    rng = np.random.default_rng(0)
+    y, pairs = rng.standard_normal((6, 4)), rng.standard_normal((5, 2))
+    guide = host.guides.AutoNormal(schools(host))
+    inputs = (host.array(y), host.array(pairs))
+    data = host.to_arviz(
+        guide,
+        params=host.params(guide, *inputs),
+        args=inputs[:1],
+        kwargs={"pairs": inputs[1]},
+        draws=30,
+        posterior_predictive=True,
+        coords={"school": list("abcd"), "slope": ["x", "y", "z"]},
+        dims={"slopes": ["school", "slope"]},
+    )
+    dims = {
+        "posterior": {
+            "outer.mean": (),
+            "slopes": ("school", "slope"),
+            "effect": ("school",),
+            "cell": ("row", "column"),
+            "theta": ("school",),
+        },
+        "log_likelihood": {"y": ("pupil", "school_"), "pairs": ("pair",)},
+        "posterior_predictive": {"y": ("pupil", "school_"), "pairs": ("pair", "pairs_dim_1")},
+        "sample_stats": {"lp": (), "log_importance_ratio": (), "log_weight": ()},
+    }
+    for group, variables in dims.items():
+        assert set(data[group].data_vars) == set(variables)
+        for name, expected in variables.items():
+            assert data[group][name].dims == ("chain", "draw", *expected)
+            assert data[group][name].shape[:2] == (1, 30)
+    assert list(np.asarray(data["posterior"]["school"])) == list("abcd")
+    assert data["observed_data"]["pairs"].dims == ("pair", "pairs_dim_1")
+    assert_allclose(data["observed_data"]["y"], y)
+    assert_allclose(data["observed_data"]["pairs"], pairs)
+    theta = only(data, "posterior", "outer.mean")[:, None] + only(data, "posterior", "effect")
+    assert_allclose(only(data, "posterior", "theta"), theta, rtol=1e-5, atol=1e-6)
+    for attrs in (data.attrs, data["posterior"].attrs):
+        assert attrs["inference_library"] == host.name
+        assert {"pareto_k", "elbo", "importance_ess", "verdict"} <= set(attrs)
+
+
+def test_a_plate_named_as_a_site(host):
+    """xarray has no room for both: the dimension gets ArviZ's own name."""
+
+    def model():
+        with host.plate("draw", 3):
+            host.sample("effect", normal(host, 0.0, 1.0))
+
+    guide = host.guides.AutoNormal(model)
+    data = host.to_arviz(guide, params=host.params(guide), draws=30)
+    assert data["posterior"]["effect"].dims == ("chain", "draw", "effect_dim_0")
+
+
+@pytest.mark.filterwarnings("ignore:Shape validation failed")  # by ArviZ 0.2x, of one chain
+def test_arviz_works_at_once(host, tmp_path):
+    import arviz as az
+
+    def model(y):
+        slopes = host.dist.Normal(host.array(np.zeros(2)), host.array(1.0)).to_event(1)
+        mean = host.sample("slopes", slopes)[0]
+        with host.plate("people", len(y)):
+            host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
+
+    density = host.dist.Normal(host.array([MEAN, 0.0]), host.array([SCALE, 1.0])).to_event(1)
+    data = host.to_arviz(density, model, args=(host.array(Y),))
+    summary = az.summary(data)
+    assert list(summary.index) == ["slopes[0]", "slopes[1]"]
+    assert float(summary["mean"].iloc[0]) == pytest.approx(MEAN, abs=0.1)
+    assert "r_hat" not in summary or summary["r_hat"].astype(float).isna().all()
+    loo = az.loo(data)
+    expected = [
+        stats.norm.logpdf(
+            Y[i], (Y.sum() - Y[i]) / (PRECISION - 1), (1 + 1 / (PRECISION - 1)) ** 0.5
+        )
+        for i in range(len(Y))
+    ]
+    found = loo.elpd_loo if "elpd_loo" in dir(loo) else loo.elpd
+    assert found == pytest.approx(sum(expected), abs=0.1)
+    az.plot_pair(data)
+    importlib.import_module("matplotlib.pyplot").close("all")
+    pytest.importorskip("h5netcdf")
+    data.to_netcdf(tmp_path / "draws.nc")
+    again = az.from_netcdf(tmp_path / "draws.nc")
+    assert again.attrs["verdict"] == data.attrs["verdict"]
+
+
+def test_a_flow_as_the_density(host, wing):
+    def model(y):
+        weights = host.dist.Normal(host.array(np.zeros(2)), host.array(1.0)).to_event(1)
+        mean = host.sample("weights", weights)[..., 0]
+        host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
+
+    flow = wing.build(case("realnvp", 2, layers=2, hidden=(8,), context_dim=1), noise=0.05)
+    context = host.array([0.5])
+    density = wing.package.flow_distribution(flow, context=context)
+    data = host.to_arviz(density, model, args=(host.array(0.5),), draws=50)
+    draws = only(data, "posterior", "weights")
+    assert draws.shape == (50, 2)
+    log_q = wing.log_prob(density, draws)
+    ratio = only(data, "sample_stats", "lp") - log_q
+    assert_allclose(only(data, "sample_stats", "log_importance_ratio"), ratio, rtol=1e-5, atol=1e-5)
+
+
+def test_seeds(host):
+    args = {"posterior_predictive": True, "resample": True, "draws": 50}
+    first, again, other = (weighed(host, 0.5, 0.5, seed=seed, **args) for seed in (0, 0, 1))
+    for group, name in [("posterior", "mean"), ("posterior_predictive", "y")]:
+        assert_array_equal(only(first, group, name), only(again, group, name))
+        assert (only(first, group, name) != only(other, group, name)).any()
+
+
+# Bad input
+
+
+def test_arviz_is_missing(host, monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    with pytest.raises(ImportError, match=r"to_arviz needs ArviZ: pip install 'pyroflows\[arviz"):
+        weighed(host, 0.0, 1.0)
+
+
+def test_nobody_asks_for_arviz_before_it_is_needed(wing):
+    code = f"import sys, {wing.package.__name__}; sys.exit('arviz' in sys.modules)"
+    assert not subprocess.run([sys.executable, "-c", code], check=False).returncode
+
+
+@pytest.mark.parametrize("draws", [0, 24, -1, 30.5, "many", True])
+def test_bad_draws(host, draws):
+    with pytest.raises(ValueError, match=f"`draws` is {draws!r}, expected a whole .*at least 25"):
+        weighed(host, 0.0, 1.0, draws=draws)
+
+
+def test_a_missing_model(host):
+    for posterior in (normal(host, 0.0, 1.0), by_hand(host)):
+        with pytest.raises(ValueError, match="`model` is missing: only an automatic guide"):
+            host.to_arviz(posterior)
+
+
+def test_what_is_neither_guide_nor_model_nor_arguments(host):
+    with pytest.raises(TypeError, match="`posterior` is a list, expected a guide or a dist"):
+        host.to_arviz([1.0], conjugate(host))
+    with pytest.raises(TypeError, match="`model` is a tuple, expected a function"):
+        host.to_arviz(by_hand(host), (1.0,))
+    with pytest.raises(TypeError, match="`args` is a .*, expected a tuple"):
+        host.to_arviz(by_hand(host), conjugate(host), args=host.array(Y))
+
+
+def test_sites_that_do_not_match(host):
+    args = (host.array(Y),)
+
+    def guide(*args):
+        host.sample("another", normal(host, 0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"`posterior` does not draw the latent sites \['mean'\]"):
+        host.to_arviz(guide, conjugate(host), args=args)
+
+    def guide(*args):
+        host.sample("mean", normal(host, 0.0, 1.0))
+        host.sample("another", normal(host, 0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"draws the sites \['another'\], .*is_auxiliary"):
+        host.to_arviz(guide, conjugate(host), args=args)
+
+    def guide(*args):
+        host.sample("mean", normal(host, np.zeros(len(Y)), np.ones(len(Y))))
+
+    message = r"draws site 'mean' with shape \(5,\), but in `model` it has shape \(\)"
+    with pytest.raises(ValueError, match=message):
+        host.to_arviz(guide, conjugate(host), args=args)
+    density = normal(host, np.zeros(3), np.ones(3)).to_event(1)
+    message = r"events of shape \(3,\), but site 'mean' of `model` has shape \(\)"
+    with pytest.raises(ValueError, match=message):
+        host.to_arviz(density, conjugate(host), args=args)
+
+
+def test_discrete_sites_have_to_be_summed_out(host):
+    def model(y):
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        sign = host.sample("sign", host.dist.Bernoulli(host.array(0.5)))
+        host.sample("y", host.dist.Normal(mean * sign, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"latent sites \['sign'\].*sum discrete ones out"):
+        host.to_arviz(by_hand(host), model, args=(host.array(0.5),))
+
+
+def test_models_that_a_density_does_not_fit(host):
+    def two():
+        host.sample("a", normal(host, 0.0, 1.0))
+        host.sample("b", normal(host, 0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"has the latent sites \['a', 'b'\]: expected one"):
+        host.to_arviz(normal(host, 0.0, 1.0), two)
+
+    def positive():
+        host.sample("rate", host.dist.Exponential(host.array(1.0)))
+
+    with pytest.raises(ValueError, match="real line, but site 'rate' .* has the support .*guide"):
+        host.to_arviz(normal(host, 0.0, 1.0), positive)
+    with pytest.raises(ValueError, match=r"batch of densities of shape \(2,\), expected one"):
+        weighed(host, np.zeros(2), np.ones(2))
+
+
+def test_points_have_no_density(host):
+    guide = host.guides.AutoDelta(conjugate(host))
+    args = (host.array(Y),)
+    with pytest.raises(ValueError, match="gives site 'mean' the same value in all 1000 draws"):
+        host.to_arviz(guide, params=host.params(guide, *args), args=args)
+
+
+def test_subsamples(host):
+    def model(y):
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        with host.plate("people", len(y), subsample_size=3) as index:
+            host.sample("y", host.dist.Normal(mean, 1.0), obs=y[index])
+
+    with pytest.raises(ValueError, match="plate 'people' takes a subsample, 3 of 5"):
+        host.to_arviz(normal(host, 0.0, 1.0), model, args=(host.array(Y),))
+
+
+def test_nothing_to_weigh(host):
+    def model():
+        host.sample("rate", host.dist.Exponential(host.array(1.0)))
+
+    def guide():
+        host.sample("rate", normal(host, -90.0, 1.0))
+
+    with pytest.raises(ValueError, match="none of 1000 has a finite density ratio"):
+        host.to_arviz(guide, model)
+
+
+# What only one host can test
+
+
+def test_pyro_leaves_the_global_generator_alone():
+    host = HOSTS["pyro"]
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    weighed(host, 0.5, 0.5, draws=50, posterior_predictive=True, resample=True)
+    assert_array_equal(torch.rand(2), expected)
+    assert not host.array(1.0).requires_grad
+
+
+def test_pyro_evaluates_one_draw_at_a_time_what_it_cannot_evaluate_at_once():
+    host = HOSTS["pyro"]
+
+    def branching(y):
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        loc = mean if mean > -1000.0 else -mean  # data-dependent control flow
+        with host.plate("people", len(y)):
+            host.sample("y", host.dist.Normal(loc, 1.0), obs=y)
+
+    args = (host.array(Y),)
+    data = host.to_arviz(normal(host, 0.5, 0.5), branching, args=args, draws=50)
+    plain = weighed(host, 0.5, 0.5, draws=50)
+    for name in ("lp", "log_importance_ratio", "log_weight"):
+        expected = only(plain, "sample_stats", name)
+        assert_allclose(only(data, "sample_stats", name), expected, rtol=1e-6)
+    assert_allclose(only(data, "log_likelihood", "y"), only(plain, "log_likelihood", "y"))
+
+
+def test_pyro_draws_from_its_own_guides_at_once():
+    host, calls = HOSTS["pyro"], []
+
+    def model(y):
+        calls.append("model")
+        conjugate(host)(y)
+
+    class Guide(host.guides.AutoDiagonalNormal):
+        def forward(self, *args, **kwargs):
+            calls.append("guide")
+            return super().forward(*args, **kwargs)
+
+    args = (host.array(Y),)
+    guide = Guide(model)
+    guide(*args)
+    calls.clear()
+    host.to_arviz(guide, args=args, draws=300)
+    assert calls.count("guide") <= 2
+    assert calls.count("model") <= 5
+
+
+def test_pyro_forgets_the_model_of_a_guide_that_is_copied():
+    host = HOSTS["pyro"]
+    guide, args = host.guides.AutoNormal(conjugate(host)), (host.array(Y),)
+    guide(*args)
+    copy.deepcopy(guide)
+    with pytest.raises(ValueError, match="`model` is missing: .* forgets it when it is copied"):
+        host.to_arviz(guide, args=args)
+    assert host.to_arviz(guide, conjugate(host), args=args, draws=50).attrs["verdict"]
+
+
+def test_numpyro_parameters():
+    host = HOSTS["numpyro"]
+    guide = host.guides.AutoNormal(conjugate(host))
+    args = (host.array(Y),)
+    params = host.params(guide, *args)
+    for wrong in ({}, None, {"mean_auto_loc": params["mean_auto_loc"]}):
+        with pytest.raises(ValueError, match=r"`params` has no \[.*'mean_auto_scale'\]"):
+            host.to_arviz(guide, params=wrong, args=args)
+    with pytest.raises(TypeError, match="`params` is a tuple, expected a dictionary such as svi"):
+        host.to_arviz(guide, params=(params,), args=args)
+    with pytest.raises(TypeError, match="`key` is 0, expected one of jax.random.key"):
+        numpyro_flows.to_arviz(guide, params=params, args=args, key=0)
+
+
+# Round trips
+
+
+class PyroBroken(pyroflows.TransformModule):
+    """A layer whose inverse forgets the shift and whose log-determinant is twice too large."""
+
+    def forward_and_ladj(self, x):
+        return 2 * x + 1, x.new_full(x.shape[:-1], 3 * math.log(2))
+
+    def inverse_and_ladj(self, y):
+        return y / 2, y.new_full(y.shape[:-1], -6 * math.log(2))
+
+
+class NumPyroBroken(numpyro_flows.TransformModule):
+    """As Pyro's."""
+
+    def forward_and_ladj(self, x):
+        return 2 * x + 1, jnp.full(x.shape[:-1], 3 * math.log(2))
+
+    def inverse_and_ladj(self, y):
+        return y / 2, jnp.full(y.shape[:-1], -6 * math.log(2))
+
+
+def points(rows=64, size=3, magnitude=10.0, dtype="float32"):
+    rng = np.random.default_rng(0)
+    return (magnitude * rng.standard_normal((rows, size))).astype(dtype)
+
+
+def test_a_permutation_inverts_itself_exactly(wing):
+    layer = wing.new("Permutation", [2, 0, 1])
+    found = wing.package.check_invertible(layer, wing.array(points()))
+    assert found == (0.0, 0.0)
+    assert found.error == found.ladj_error == 0.0
+
+
+def test_a_deep_flow_inverts_itself_up_to_rounding(wing):
+    flow = wing.build(case("realnvp", 8, layers=64), dtype="float32", noise=0.01)
+    found = wing.package.check_invertible(flow, wing.array(points(size=8)))
+    assert 0 < found.error < 1e-4
+    assert 0 <= found.ladj_error < 1e-3
+
+
+def test_a_broken_layer_does_not(wing):
+    broken = {"pyro": PyroBroken, "numpyro": NumPyroBroken}[wing.name](3)
+    x = points(dtype="float64")
+    found = wing.package.check_invertible(broken, wing.array(x))
+    assert found.error == pytest.approx((1 / np.maximum(1, abs(x).max(-1))).max())
+    assert found.ladj_error == pytest.approx(3 * math.log(2))
+
+
+def test_round_trips_of_images_and_contexts(wing):
+    images = wing.build(case("glow", (1, 4, 4), levels=1, steps=1, channels=4), dtype="float32")
+    x = points(6, 16).reshape(2, 3, 1, 4, 4)
+    assert wing.package.check_invertible(images, wing.array(x)).error < 1e-4
+    flow = wing.build(case("nice", 3, context_dim=2), dtype="float32")
+    context = wing.array(points(64, 2))
+    found = wing.package.check_invertible(flow.condition(context), wing.array(points()))
+    assert found.error < 1e-4
+
+
+def test_a_round_trip_to_nowhere(wing):
+    layer = wing.build(case("DiagonalScaling", 3), noise=0)
+    state = wing.state(layer)
+    layer = wing.load(layer, {name: np.full_like(v, np.nan) for name, v in state.items()})
+    found = wing.package.check_invertible(layer, wing.array(points(dtype="float64")))
+    assert found == (math.inf, math.inf)
+
+
+def test_bad_input_of_a_round_trip(wing):
+    check, flow = wing.package.check_invertible, wing.build(case("nice", 3, layers=2))
+    with pytest.raises(TypeError, match="`flow` is a function, expected a TransformModule"):
+        check(lambda x: x, wing.array(points()))
+    with pytest.raises(ValueError, match=r"`x` has shape \(64, 2\)"):
+        check(flow, wing.array(points(size=2)))
+    with pytest.raises(ValueError, match="has no rows"):
+        check(flow, wing.array(points(rows=0)))
+    bad = points()
+    bad[5, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 64 rows with NaN or inf; the first is row 5"):
+        check(flow, wing.array(bad))
+    with pytest.raises(TypeError, match="`x` has dtype .*int"):
+        check(flow, wing.array(points().astype("int32")))
+    with pytest.raises(ValueError, match="`context` is missing"):
+        check(wing.build(case("nice", 3, context_dim=2)), wing.array(points()))
