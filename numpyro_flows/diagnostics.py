@@ -94,6 +94,8 @@ def to_arviz(
 
     The draws are independent and make up one chain, for which ArviZ gives no R-hat: it compares
     chains, and those of one guide agree however wrong the guide is. $\hat k$ takes its place.
+    ArviZ takes the draws for the posterior's: before `arviz.loo`, resample those that cannot be
+    used as they are, or its own $\hat k$ will be too high.
 
     Args:
         posterior: an automatic or hand-written guide; or a NumPyro distribution, such as

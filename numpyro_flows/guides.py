@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -15,13 +16,14 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
 
-from numpyro_flows import flows
-from numpyro_flows.chain import Chain
-from numpyro_flows.checks import as_scale
-from numpyro_flows.coupling import TanhScale
+from numpyro_flows.chain import Chain, Stack
+from numpyro_flows.checks import as_count, as_scale
+from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling, TanhScale
 from numpyro_flows.distribution import FlowDistribution
-from numpyro_flows.linear import LowerTriangular, Preconditioner
+from numpyro_flows.flows import glow
+from numpyro_flows.linear import LowerTriangular, Permutation, Preconditioner
 from numpyro_flows.normalization import ActNorm
+from numpyro_flows.partition import as_partition
 from numpyro_flows.search import DENSE, HISTORY, search
 from numpyro_flows.tails import LogTails, SinhArcsinh
 from numpyro_flows.transform import TransformModule
@@ -29,7 +31,9 @@ from numpyro_flows.transform import TransformModule
 # Points that the search starts from: the model's own, the origin and random ones around it.
 STARTS = 8
 # Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
-LOG_SCALE_BUDGET = 16.0
+LOG_SCALE_BUDGET = 24.0
+# Standard deviation of the first weights of each conditioner's last layer.
+INIT_SCALE = 1e-3
 # Draws that medians and quantiles are taken of.
 DRAWS = 4096
 
@@ -204,7 +208,9 @@ class AutoFlow(AutoContinuous):
 
 
 class AutoNICE(AutoFlow):
-    """A guide of additive couplings: `AutoFlow` with `nice`.
+    """A guide of additive couplings.
+
+    Pairs of couplings that swap their halves, each behind a fixed random permutation.
 
     Args:
         model: as `AutoFlow`'s.
@@ -223,17 +229,19 @@ class AutoNICE(AutoFlow):
         *,
         layers: int = 20,
         hidden: Sequence[int] = (32, 32),
-        activation: str = "relu",
+        activation: str = "silu",
         **options: Any,
     ) -> None:
-        build = functools.partial(
-            flows.nice, layers=layers, hidden=hidden, activation=activation, init_scale=1e-3
+        coupling = functools.partial(
+            AdditiveCoupling, hidden=hidden, activation=activation, init_scale=INIT_SCALE
         )
-        super().__init__(model, build, **options)
+        super().__init__(model, functools.partial(_pairs, coupling, layers), **options)
 
 
 class AutoRealNVP(AutoFlow):
-    """A guide of affine couplings: `AutoFlow` with `realnvp`.
+    """A guide of affine couplings: the one to try first.
+
+    Pairs of couplings that swap their halves, each behind a fixed random permutation.
 
     Args:
         model: as `AutoFlow`'s.
@@ -241,9 +249,12 @@ class AutoRealNVP(AutoFlow):
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         preset: None, or `"high_dim"` for thousands of latent numbers: a soft asymmetric clamp for
-            a scale, and before the affine map learned tails of each coordinate and a limit to what
-            far-out draws become.
+            a scale, learned tails of each base coordinate, and a limit to what far-out draws
+            become.
         options: as `AutoFlow`'s.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803);
@@ -258,22 +269,21 @@ class AutoRealNVP(AutoFlow):
         *,
         layers: int = 20,
         hidden: Sequence[int] = (32, 32),
-        activation: str = "relu",
+        activation: str = "silu",
         preset: str | None = None,
         **options: Any,
     ) -> None:
         if preset not in (None, "high_dim"):
             raise ValueError(f"`preset` is {preset!r}, expected 'high_dim' or None")
-
-        scale = "clamp" if preset else TanhScale((1,), LOG_SCALE_BUDGET / layers)
-        build = functools.partial(
-            flows.realnvp,
-            layers=layers,
+        coupling = functools.partial(
+            AffineCoupling,
             hidden=hidden,
             activation=activation,
-            scale=scale,
-            init_scale=1e-3,
+            init_scale=INIT_SCALE,
+            scale="clamp" if preset else "tanh",
+            limit=LOG_SCALE_BUDGET / as_count(layers, "layers"),
         )
+        build = functools.partial(_pairs, coupling, layers)
         super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
 
 
@@ -297,18 +307,38 @@ class AutoGlow(AutoFlow):
         *,
         layers: int = 10,
         hidden: Sequence[int] = (32, 32),
-        activation: str = "relu",
+        activation: str = "silu",
         **options: Any,
     ) -> None:
         build = functools.partial(
-            flows.glow,
+            glow,
             layers=layers,
             hidden=hidden,
             activation=activation,
-            scale=TanhScale((1,), LOG_SCALE_BUDGET / layers),
-            init_scale=1e-3,
+            scale=TanhScale((1,), LOG_SCALE_BUDGET / as_count(layers, "layers")),
+            init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)
+
+
+def _pairs(
+    coupling: Callable[..., TransformModule], layers: int, size: int, *, key: Array
+) -> TransformModule:
+    """Stack couplings in pairs that swap their halves, each pair behind a random permutation.
+
+    Without the permutations, coordinates of one half would see each other only through the other.
+    """
+    halves = as_partition("halves", size)
+    random, order, pairs = np.random.default_rng(0), np.arange(size), []
+    keys = iter(jax.random.split(key, layers))
+    for _ in range(as_count(layers, "layers") // 2):
+        permutation = random.permutation(size)
+        order = order[permutation]
+        pair = [coupling(size, partition=part, key=next(keys)) for part in (halves, halves.swap)]
+        pairs.append(Chain([Permutation(permutation.tolist()), *pair]))
+    stack = [Stack(pairs)] if pairs else []
+    single = [coupling(size, partition=halves, key=next(keys))] if layers % 2 else []
+    return Chain([*stack, *single, Permutation(np.argsort(order).tolist())])
 
 
 def _tailed(build: Callable[..., TransformModule], size: int, *, key: Array) -> TransformModule:

@@ -17,7 +17,7 @@ from numpyro.infer.util import log_density
 # Fewer draws have no tail that a Pareto distribution can be fitted to.
 FEWEST = 25
 # Draws that are made, or whose model is evaluated, at once.
-BLOCK = 100
+BLOCK = 250
 # Log ratios this close are equal but for rounding.
 EQUAL = 1e-3
 # Draws may stand for the posterior as they are where they count as this fraction of their number.
@@ -207,7 +207,10 @@ def _evaluate(
 
 
 def _mapped(function: Callable[..., Any], inputs: Any, draws: int) -> Any:
-    """Map over the first dimension, some draws at once; without jit, which takes longer."""
+    """Map over the first dimension, some draws at once.
+
+    Without jit: to compile a guide takes longer than to run it, and is done anew in each call.
+    """
     blocks = [
         jax.device_get(jax.vmap(function)(jax.tree.map(lambda x, i=i: x[i : i + BLOCK], inputs)))
         for i in range(0, draws, BLOCK)

@@ -21,7 +21,7 @@ from torch import Tensor
 # Fewer draws have no tail that a Pareto distribution can be fitted to.
 FEWEST = 25
 # Draws whose model is evaluated at once.
-BLOCK = 100
+BLOCK = 250
 # Log ratios this close are equal but for rounding.
 EQUAL = 1e-3
 # Draws may stand for the posterior as they are where they count as this fraction of their number.

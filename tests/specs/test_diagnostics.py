@@ -105,6 +105,7 @@ def conjugate(host):
 
     def model(y):
         mean = host.sample("mean", host.dist.Normal(host.array(0.0), host.array(1.0)))
+        host.deterministic("twice", 2 * mean)
         with host.plate("people", len(y)):
             host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
 
@@ -218,8 +219,11 @@ def test_resampling_repairs_a_guide(host):
     assert_allclose(
         only(after, "log_likelihood", "y"), stats.norm.logpdf(Y, draws[:, None]), rtol=1e-5
     )
+    assert_allclose(only(after, "posterior", "twice"), 2 * draws)
     lp = stats.norm.logpdf(draws) + stats.norm.logpdf(Y[:, None], draws).sum(0)
     assert_allclose(only(after, "sample_stats", "lp"), lp, rtol=1e-5)
+    ratio = lp - stats.norm.logpdf(draws, loc, scale)
+    assert_allclose(only(after, "sample_stats", "log_importance_ratio"), ratio, rtol=1e-4)
     assert_allclose(only(after, "sample_stats", "log_weight"), -math.log(4000))
     residuals = only(after, "posterior_predictive", "y") - draws[:, None]
     assert stats.kstest(residuals.ravel(), "norm").pvalue > 1e-3
@@ -609,14 +613,14 @@ def test_pyro_draws_from_its_own_guides_at_once():
 
     def model(y):
         calls.append("model")
-        conjugate(host)(y)
+        schools(host)(y, host.array(np.zeros((5, 2))))
 
     class Guide(host.guides.AutoDiagonalNormal):
         def forward(self, *args, **kwargs):
             calls.append("guide")
             return super().forward(*args, **kwargs)
 
-    args = (host.array(Y),)
+    args = (host.array(np.zeros((6, 4))),)
     guide = Guide(model)
     guide(*args)
     calls.clear()
