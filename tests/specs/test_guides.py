@@ -1,0 +1,488 @@
+"""Laws on guides: where they start, what they learn, and what their gradients are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions
+import numpyro.infer.autoguide
+import pyro
+import pyro.distributions
+import pyro.infer.autoguide
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from numpyro.infer.initialization import init_to_value as numpyro_init_to_value
+from pyro.infer.autoguide.initialization import init_to_value as pyro_init_to_value
+from scipy import stats
+from torch.autograd.function import once_differentiable
+
+import numpyro_flows
+import pyroflows
+
+KINDS = ("AutoNICE", "AutoRealNVP", "AutoGlow")
+DRAWS = 1000
+
+
+class PyroFitted:
+    """A guide with its parameters; arrays out."""
+
+    def __init__(self, model, guide, *args):
+        self.model, self.guide, self.args = model, guide, args
+        pyro.set_rng_seed(0)
+        guide(*args)
+
+    def train(self, steps, rate=1e-2, particles=16):
+        loss = pyro.infer.Trace_ELBO(num_particles=particles, vectorize_particles=True)
+        svi = pyro.infer.SVI(self.model, self.guide, pyro.optim.Adam({"lr": rate}), loss)
+        return np.array([svi.step(*self.args) for _ in range(steps)])
+
+    @torch.no_grad()
+    def draws(self):
+        """Draws of the latent numbers and their log-densities."""
+        pyro.set_rng_seed(0)
+        posterior = self.guide.get_posterior()
+        x = posterior.sample((DRAWS,))
+        return x.numpy(), posterior.log_prob(x).numpy()
+
+    def evidence(self):
+        """The evidence, by importance sampling."""
+        pyro.set_rng_seed(0)
+        loss = pyro.infer.RenyiELBO(0.0, num_particles=DRAWS, vectorize_particles=True)
+        return -loss.loss(self.model, self.guide, *self.args)
+
+    def gradient(self, particles=1, seed=0):
+        """The gradient of the evidence lower bound in all parameters, as one vector."""
+        pyro.set_rng_seed(seed)
+        loss = pyro.infer.Trace_ELBO(num_particles=particles, vectorize_particles=True)
+        value = loss.differentiable_loss(self.model, self.guide, *self.args)
+        parameters = list(self.guide.parameters())
+        found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in found]).numpy()
+
+    def median(self):
+        return {name: value.numpy() for name, value in self.guide.median(*self.args).items()}
+
+    def quantiles(self, levels):
+        found = self.guide.quantiles(levels, *self.args)
+        return {name: value.numpy() for name, value in found.items()}
+
+
+class PyroHost:
+    """Pyro, as far as a test needs it."""
+
+    name, package, np, Fitted = "pyro", pyroflows, torch, PyroFitted
+    dist, guides = pyro.distributions, pyro.infer.autoguide
+    sample, factor, plate = staticmethod(pyro.sample), staticmethod(pyro.factor), pyro.plate
+    init_to_value = staticmethod(pyro_init_to_value)
+
+    def array(self, x):
+        return torch.as_tensor(np.asarray(x, dtype="float64"))
+
+    def straight(self, size):
+        """A flow that is the identity at its start, exactly."""
+        return pyroflows.nice(size, layers=2, hidden=(4,), init_scale=0.0)
+
+
+class NumPyroFitted:
+    """As Pyro's."""
+
+    def __init__(self, model, guide, *args):
+        self.model, self.guide, self.args = model, guide, args
+        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
+        trace = numpyro.handlers.trace(seeded).get_trace(*args)
+        self.params = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
+
+    def train(self, steps, rate=1e-2, particles=16):
+        loss = numpyro.infer.Trace_ELBO(particles)
+        svi = numpyro.infer.SVI(self.model, self.guide, numpyro.optim.Adam(rate), loss)
+        options = {"progress_bar": False, "init_params": self.params}
+        result = svi.run(jax.random.key(0), steps, *self.args, **options)
+        self.params = result.params
+        return np.asarray(result.losses)
+
+    def draws(self):
+        posterior = self.guide.get_posterior(self.params)
+        x = posterior.sample(jax.random.key(0), (DRAWS,))
+        return np.asarray(x), np.asarray(posterior.log_prob(x))
+
+    def evidence(self):
+        loss = numpyro.infer.RenyiELBO(0.0, num_particles=DRAWS)
+        key = jax.random.key(0)
+        evaluate = jax.jit(loss.loss, static_argnums=(2, 3))
+        return -float(evaluate(key, self.params, self.model, self.guide, *self.args))
+
+    def gradient(self, particles=1, seed=0):
+        loss = numpyro.infer.Trace_ELBO(particles)
+
+        @jax.jit
+        @jax.grad
+        def gradient(params, key):
+            return loss.loss(key, params, self.model, self.guide, *self.args)
+
+        found = gradient(self.params, jax.random.key(seed))
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
+
+    def median(self):
+        return jax.tree.map(np.asarray, self.guide.median(self.params))
+
+    def quantiles(self, levels):
+        return jax.tree.map(np.asarray, self.guide.quantiles(self.params, levels))
+
+
+class NumPyroHost:
+    """NumPyro, as far as a test needs it."""
+
+    name, package, np, Fitted = "numpyro", numpyro_flows, jnp, NumPyroFitted
+    dist, guides = numpyro.distributions, numpyro.infer.autoguide
+    sample, factor = staticmethod(numpyro.sample), staticmethod(numpyro.factor)
+    plate = numpyro.plate
+    init_to_value = staticmethod(numpyro_init_to_value)
+
+    def array(self, x):
+        return jnp.asarray(x, dtype="float64")
+
+    def straight(self, size, key):
+        """As Pyro's."""
+        return numpyro_flows.nice(size, layers=2, hidden=(4,), init_scale=0.0, key=key)
+
+
+HOSTS = {host.name: host for host in (PyroHost(), NumPyroHost())}
+
+
+@pytest.fixture
+def host(wing):
+    pyro.clear_param_store()
+    return HOSTS[wing.name]
+
+
+def small(host, model, kind="AutoRealNVP", **options):
+    """A guide of few and small couplings."""
+    return getattr(host.package, kind)(model, **{"layers": 2, "hidden": (4,), **options})
+
+
+def started(host, model, *args, **options):
+    return host.Fitted(model, small(host, model, **options), *args)
+
+
+def gaussian(host, model, *args, **options):
+    """A guide that is exactly Gaussian at its start."""
+    options = {"degrees_of_freedom": None, **options}
+    return host.Fitted(model, host.package.AutoFlow(model, host.straight, **options), *args)
+
+
+def of_density(host, log_density, size=3):
+    """The model whose posterior has this log-density."""
+
+    def model():
+        base = host.dist.Normal(host.array(np.zeros(size)), host.array(1.0))
+        x = host.sample("x", base.to_event(1).mask(False))
+        host.factor("density", log_density(host.np, x))
+
+    return model
+
+
+def log_ratio(fitted, log_density):
+    """The log-density of a target over that of a guide, at the guide's draws."""
+    x, log_q = fitted.draws()
+    return log_density(np, x) - log_q
+
+
+# Targets whose density integrates to one: the log ratio is zero where the guide is exact.
+
+LOC = np.array([500.0, -20.0, 3e6])
+SCALES = np.array([1e-3, 1.0, 1e4])
+CORRELATION = np.array([[1.0, 0.9, -0.3], [0.9, 1.0, 0.1], [-0.3, 0.1, 1.0]])
+
+
+def correlated(host):
+    """A Gaussian far away, on scales from 1e-3 to 1e4."""
+    cholesky = host.array(SCALES[:, None] * np.linalg.cholesky(CORRELATION))
+
+    def model():
+        host.sample("x", host.dist.MultivariateNormal(host.array(LOC), scale_tril=cholesky))
+
+    return model
+
+
+def log_correlated(xp, x):
+    z = (x - LOC) / SCALES
+    return stats.multivariate_normal(np.zeros(3), CORRELATION).logpdf(z) - np.log(SCALES).sum()
+
+
+def log_normal(xp, x, loc, scale):
+    scale = scale + 0 * x  # an array of the same kind
+    return -0.5 * ((x - loc) / scale) ** 2 - xp.log(scale) - 0.5 * np.log(2 * np.pi)
+
+
+def banana(xp, x):
+    bent = log_normal(xp, x[..., 1], x[..., 0] ** 2, 0.1)
+    return log_normal(xp, x[..., 0], 0.0, 1.0) + bent + log_normal(xp, x[..., 2], 0.0, 1.0)
+
+
+def funnel(xp, x):
+    width = xp.exp(x[..., 0] / 2)
+    narrow = log_normal(xp, x[..., 1], 0.0, width) + log_normal(xp, x[..., 2], 0.0, width)
+    return log_normal(xp, x[..., 0], 0.0, 3.0) + narrow
+
+
+# The Gaussian at the mode with the curvature there.
+LAPLACE = {
+    "banana": (banana, [0.0, 0.0, 0.0], [1.0, 0.1, 1.0]),
+    "funnel": (funnel, [-9.0, 0.0, 0.0], [3.0, np.exp(-4.5), np.exp(-4.5)]),
+}
+
+
+# Where a guide starts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gaussian_posterior_is_met_at_the_start(host, kind):
+    """Whatever its units, correlations and location."""
+    fitted = started(host, correlated(host), kind=kind, degrees_of_freedom=None)
+    ratio = log_ratio(fitted, log_correlated)
+    assert abs(ratio.mean()) < 0.05
+    assert ratio.std() < 0.1
+
+
+def test_the_start_in_more_dimensions_than_hessians_are_for(host):
+    """Diagonal plus low rank: near a posterior of unlike scales without correlations."""
+    scales = np.random.default_rng(0).permutation(np.geomspace(1e-2, 1e2, 300))
+
+    def model():
+        host.sample("x", host.dist.Normal(host.array(10 * scales), host.array(scales)).to_event(1))
+
+    fitted = gaussian(host, model)
+    ratio = log_ratio(fitted, lambda _, x: stats.norm.logpdf(x, 10 * scales, scales).sum(-1))
+    assert ratio.mean() > -1.0
+
+
+@pytest.mark.parametrize("name", LAPLACE)
+def test_the_start_is_better_than_laplace(host, name):
+    """Modes can be bad centres, and the curvature there a bad measure."""
+    log_density, mode, scales = LAPLACE[name]
+    ratio = log_ratio(gaussian(host, of_density(host, log_density)), log_density)
+    x = mode + scales * np.random.default_rng(0).normal(size=(DRAWS, 3))
+    laplace = log_density(np, x) - stats.norm.logpdf(x, mode, scales).sum(-1)
+    assert ratio.mean() > max(laplace.mean(), -2.0)
+
+
+def test_starts_outside_of_the_support_are_passed_over(host):
+    """Where the density is zero, or neither it nor its gradient a number."""
+
+    def log_density(xp, x):
+        inside = log_normal(xp, x, 5.0, 0.5).sum(-1) + 0 * xp.log(x[..., 0])
+        return xp.where(x[..., 1] > 0, inside, -np.inf)
+
+    init = host.init_to_value(values={"x": host.array([0.1, 9.0, -9.0])})
+    fitted = gaussian(host, of_density(host, log_density), init_loc_fn=init)
+    ratio = log_ratio(fitted, log_density)
+    assert abs(ratio.mean()) < 0.05
+    assert ratio.std() < 0.1
+
+
+def test_a_start_without_a_search(host):
+    """It is where the host's guides start."""
+    loc = [1.0, -2.0, 30.0]
+    init = host.init_to_value(values={"x": host.array(loc)})
+    options = {"init": "location", "init_loc_fn": init, "init_scale": 0.5}
+    x, log_q = gaussian(host, of_density(host, banana), **options).draws()
+    assert_allclose(log_q, stats.norm.logpdf(x, loc, 0.5).sum(-1), rtol=1e-6)
+    assert stats.kstest((x - loc).ravel() / 0.5, "norm").pvalue > 1e-3
+
+
+def test_a_model_without_second_derivatives(host):
+    """The search takes differences of slopes, says so, and is as good."""
+    square = {"pyro": TorchSquare.apply, "numpyro": jax_square}[host.name]
+
+    def log_density(xp, x):
+        return -0.5 * square((x - 7.0) / 0.1).sum(-1)
+
+    with pytest.warns(UserWarning, match="has no second derivatives"):
+        fitted = gaussian(host, of_density(host, log_density))
+    ratio = log_ratio(fitted, lambda _, x: stats.norm.logpdf(x, 7.0, 0.1).sum(-1))
+    assert abs(ratio.mean()) < 0.05
+    assert ratio.std() < 0.1
+
+
+class TorchSquare(torch.autograd.Function):
+    """A square whose derivative has none."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * gradient * x
+
+
+@jax.custom_vjp
+def jax_square(x):
+    """As torch's."""
+    return x**2
+
+
+def jax_square_slope(x, gradient):
+    double = jax.pure_callback(lambda x: 2 * np.asarray(x), x, x, vmap_method="sequential")
+    return (gradient * double,)
+
+
+jax_square.defvjp(lambda x: (x**2, x), jax_square_slope)
+
+
+def test_no_start_at_all(host):
+    """A posterior without density leaves the guide where the model starts, with a warning."""
+    values = {"x": host.array(np.ones(3))}
+
+    def log_density(xp, x):
+        return xp.where((x == 1.0).all(-1), -0.0 * (x**2).sum(-1), -np.inf)
+
+    init = host.init_to_value(values=values)
+    with pytest.warns(UserWarning, match="no Gaussian with a finite evidence lower bound"):
+        fitted = gaussian(host, of_density(host, log_density), init_loc_fn=init)
+    x, log_q = fitted.draws()
+    assert_allclose(log_q, stats.norm.logpdf(x, 1.0, 0.1).sum(-1), rtol=1e-6)
+
+
+# What a guide learns
+
+
+def test_training_bends_a_guide(host):
+    """From the best Gaussian towards a posterior that is none."""
+    fitted = started(host, of_density(host, banana), layers=4, hidden=(16,))
+    before = log_ratio(fitted, banana).mean()
+    losses = fitted.train(250, particles=64)
+    print(before, log_ratio(fitted, banana).mean(), losses[:20].mean(), losses[-20:].mean())
+    assert log_ratio(fitted, banana).mean() > 0.6 * before
+
+
+def test_a_posterior_of_one_number(host):
+    """Couplings take two: a monotone function learns in their place."""
+    gamma = stats.gamma(0.5)
+
+    def model():
+        host.sample("x", host.dist.Gamma(host.array(0.5), host.array(1.0)))
+
+    def log_density(_, x):
+        return gamma.logpdf(np.exp(x[..., 0])) + x[..., 0]
+
+    fitted = started(host, model)
+    before = log_ratio(fitted, log_density).mean()
+    fitted.train(200, rate=3e-2)
+    print(before, log_ratio(fitted, log_density).mean(), np.log(fitted.quantiles([.25,.5,.75])["x"]/ gamma.ppf([.25,.5,.75])))
+    assert log_ratio(fitted, log_density).mean() > 0.5 * before
+    levels = [0.25, 0.5, 0.75]
+    assert_allclose(fitted.quantiles(levels)["x"], gamma.ppf(levels), rtol=0.2)
+
+
+def test_sites_on_parts_of_the_real_line(host):
+    """Their Jacobians are in the bounds; medians and quantiles have the shapes of the host's."""
+
+    def model():
+        host.sample("rate", host.dist.Gamma(host.array(3.0), host.array(2.0)))
+        host.sample("factor", host.dist.LKJCholesky(2, host.array(2.0)))
+        with host.plate("rows", 2, dim=-2), host.plate("columns", 3, dim=-1):
+            host.sample("share", host.dist.Beta(host.array(3.0), host.array(4.0)))
+        with host.plate("columns", 3, dim=-1):
+            host.sample("weights", host.dist.Dirichlet(host.array(np.full(2, 4.0))))
+
+    fitted = started(host, model)
+    print(fitted.evidence())
+    assert abs(fitted.evidence()) < 0.05  # nothing is observed
+    medians, levels = fitted.median(), [0.1, 0.9]
+    quantiles = fitted.quantiles(levels)
+    assert_allclose(quantiles["rate"], stats.gamma(3.0, scale=0.5).ppf(levels), rtol=0.1)
+    assert_allclose(medians["share"], np.full((2, 3), stats.beta(3, 4).median()), rtol=0.1)
+    assert_allclose(medians["weights"], np.full((3, 2), 1 / 2), rtol=0.1)
+    theirs = host.Fitted(model, host.guides.AutoNormal(model))
+    for ours, others in [(medians, theirs.median()), (quantiles, theirs.quantiles(levels))]:
+        assert {n: v.shape for n, v in ours.items()} == {n: v.shape for n, v in others.items()}
+
+
+Y = np.random.default_rng(0).normal([2.0, -1.0, 0.0], 1.0, (40, 3))
+
+
+def test_subsamples_of_the_data(host):
+    """Each step sees some rows, and the guide learns from all of them."""
+
+    def model(y):
+        wide = host.dist.Normal(host.array(np.zeros(3)), host.array(10.0))
+        mean = host.sample("mean", wide.to_event(1))
+        with host.plate("people", len(Y), subsample_size=20) as index:
+            host.sample("y", host.dist.Normal(mean, host.array(1.0)).to_event(1), obs=y[index])
+
+    fitted = started(host, model, host.array(Y))
+    fitted.train(200, rate=3e-2, particles=4)
+    deviation = len(Y) ** -0.5
+    print((fitted.median()["mean"]-Y.mean(0))/deviation, np.diff(fitted.quantiles([0.16, 0.84])["mean"],axis=0)/deviation/2)
+    assert_allclose(fitted.median()["mean"], Y.mean(0), atol=deviation)
+    low, high = fitted.quantiles([0.16, 0.84])["mean"]
+    assert_allclose(high - low, 2 * deviation, rtol=0.4)
+
+
+def test_at_the_exact_posterior(host):
+    """The path gradient of each single draw is zero, quantiles are those of the posterior."""
+    fitted = gaussian(host, correlated(host))
+    assert abs(fitted.gradient()).max() < 1e-4
+    fitted.guide.path_gradient = False
+    assert abs(fitted.gradient()).max() > 0.1
+    levels = [0.05, 0.5, 0.95]
+    found = fitted.quantiles(levels)["x"]
+    expected = stats.norm.ppf(levels)[:, None] * np.ones(3)
+    assert_allclose((found - LOC) / SCALES, expected, atol=0.1)
+    assert_allclose(fitted.quantiles(levels)["x"], found, rtol=0)
+    assert_allclose(fitted.median()["x"], found[1])
+
+
+def test_the_path_gradient_is_unbiased(host):
+    """Over many particles it is the usual one."""
+    init = host.init_to_value(values={"x": host.array([0.3, -0.2, 0.1])})
+    options = {"init": "location", "init_loc_fn": init, "init_scale": 0.5}
+    fitted, found = gaussian(host, of_density(host, banana), **options), []
+    for fitted.guide.path_gradient in (True, False):
+        found.append(fitted.gradient(particles=20_000))
+    ours, theirs = found
+    assert 0 < np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
+
+
+# Bad input
+
+
+BAD = [
+    ("AutoRealNVP", {"preset": "low_dim"}, "`preset` is 'low_dim', expected 'high_dim'"),
+    ("AutoRealNVP", {"init": "prior"}, "`init` is 'prior', expected 'search' or 'location'"),
+    ("AutoNICE", {"init_scale": 0.0}, "`init_scale` is 0.0, expected a positive number"),
+    ("AutoNICE", {"init_scale": "wide"}, "`init_scale` is 'wide', expected a positive number"),
+    ("AutoGlow", {"degrees_of_freedom": -1}, "`degrees_of_freedom` is -1, expected a positive"),
+    ("AutoGlow", {"degrees_of_freedom": np.inf}, "`degrees_of_freedom` is inf, expected a pos"),
+    ("AutoNICE", {"layers": 0}, "`layers` is 0, expected a whole number, at least 1"),
+    ("AutoRealNVP", {"layers": 2.5}, "`layers` is 2.5, expected a whole number"),
+    ("AutoGlow", {"layers": "many"}, "`layers` is 'many', expected a whole number"),
+    ("AutoNICE", {"hidden": 8}, "`hidden` is 8, expected a sequence of positive ints"),
+    ("AutoRealNVP", {"hidden": (0,)}, r"`hidden` is \(0,\), expected a sequence of positive ints"),
+    ("AutoGlow", {"activation": "step"}, "`activation` is 'step', expected one of"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), BAD)
+def test_bad_arguments_name_themselves(host, kind, options, message):
+    """At the latest when the guide is set up."""
+    with pytest.raises(ValueError, match=message):
+        started(host, of_density(host, banana), kind=kind, **options)
+
+
+def test_a_flow_that_does_not_fit(host):
+    """What `build` returns has to be a flow of as many numbers as the model has."""
+    model = of_density(host, banana)
+    with pytest.raises(TypeError, match="`build` is a list, expected a function"):
+        host.package.AutoFlow(model, [])
+    for build, error, message in [
+        (lambda size, **key: None, TypeError, "NoneType"),
+        (lambda size, **key: host.straight(size + 1, **key), ValueError, r"\(4,\).* \(3,\)"),
+    ]:
+        with pytest.raises(error, match=message):
+            host.Fitted(model, host.package.AutoFlow(model, build, init="location"))
