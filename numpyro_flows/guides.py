@@ -119,7 +119,9 @@ class AutoFlow(AutoContinuous):
         build: makes the flow, given D and a `key`: any builder of this package, with arguments by
             `functools.partial`, or a function of one's own.
         prefix: what the names of the guide's sites and parameters begin with.
-        init_loc_fn: where each site starts, one of NumPyro's strategies.
+        init_loc_fn: where each site starts, one of NumPyro's strategies; by default
+            `init_to_uniform`.
+        create_plates: makes the plates of subsampled data, as in NumPyro's `AutoGuide`.
         init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
             host's guides do.
         init_scale: standard deviation of every coordinate at the start without a search, or where
@@ -129,7 +131,6 @@ class AutoFlow(AutoContinuous):
             alone ("sticking the landing"). Switch it off for the importance weighted bounds of
             `RenyiELBO`, for which it is biased.
         key: random key of the flow's first weights; always the same one by default.
-        options: as those of NumPyro's `AutoGuide`.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.
@@ -157,13 +158,13 @@ class AutoFlow(AutoContinuous):
         build: Callable[..., TransformModule],
         *,
         prefix: str = "auto",
-        init_loc_fn: Callable[..., Any] = init_to_uniform,
+        init_loc_fn: Callable[..., Any] | None = None,
+        create_plates: Callable[..., Any] | None = None,
         init: str = "search",
         init_scale: float = 0.1,
         degrees_of_freedom: float | None = 20.0,
         path_gradient: bool = True,
         key: Array | None = None,
-        **options: Any,
     ) -> None:
         if not callable(build):
             raise TypeError(f"`build` is a {type(build).__name__}, expected a function of D")
@@ -172,7 +173,12 @@ class AutoFlow(AutoContinuous):
         as_scale(init_scale, "init_scale", zero=False)
         if degrees_of_freedom is not None:
             as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
-        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, **options)
+        super().__init__(
+            model,
+            prefix=prefix,
+            init_loc_fn=init_to_uniform if init_loc_fn is None else init_loc_fn,
+            create_plates=create_plates,
+        )
         self.build = build
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom

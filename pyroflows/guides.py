@@ -128,7 +128,9 @@ class AutoFlow(AutoContinuous):
         model: a Pyro model with continuous latent variables.
         build: makes the flow, given D: any builder of this package, with arguments by
             `functools.partial`, or a function of one's own.
-        init_loc_fn: where each site starts, one of Pyro's strategies.
+        init_loc_fn: where each site starts, one of Pyro's strategies; by default
+            `init_to_median`.
+        create_plates: makes the plates of subsampled data, as in Pyro's `AutoGuide`.
         init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
             host's guides do.
         init_scale: standard deviation of every coordinate at the start without a search, or where
@@ -163,7 +165,8 @@ class AutoFlow(AutoContinuous):
         model: Callable[..., Any],
         build: Callable[..., TransformModule],
         *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Any] | None = None,
+        create_plates: Callable[..., Any] | None = None,
         init: str = "search",
         init_scale: float = 0.1,
         degrees_of_freedom: float | None = 20.0,
@@ -176,7 +179,8 @@ class AutoFlow(AutoContinuous):
         as_scale(init_scale, "init_scale", zero=False)
         if degrees_of_freedom is not None:
             as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_to_median if init_loc_fn is None else init_loc_fn)
+        self.create_plates = create_plates
         self._searched_model = (model,)  # without the host's initialisation; in a tuple: no child
         self.build = build
         self.init, self.init_scale = init, init_scale
