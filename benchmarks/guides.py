@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=POSTERIORS, default=list(POSTERIORS))
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--particles", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print, but keep and write nothing")
     options = parser.parse_args()

@@ -1,5 +1,6 @@
 """Where a guide starts: a search for the Gaussian that fits a posterior best, on any scale."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from numpyro_flows.tree import replace
 DENSE = 256
 # Pairs of steps and changes of slope that stand for the Hessian of more coordinates.
 HISTORY = 10
+# Products of the Hessian with random vectors, for its diagonal.
+PROBES = 8
 # Draws that score each Gaussian on the way, and those that score the few that are left.
 FEW, MANY = 16, 256
 NEWTON_STEPS, QUASI_NEWTON_STEPS = 50, 200
@@ -61,20 +64,23 @@ def search(log_density: LogDensity, start: Preconditioner, starts: Array, key: A
         return jnp.where(jnp.isfinite(value), value, -jnp.inf)
 
     dense = starts.shape[-1] <= DENSE
-    hessian = _hessian(target, starts[0]) if dense else None
-    few_key, many_key, match_key = jax.random.split(key, 3)
+    few_key, many_key, match_key, probe_key = jax.random.split(key, 4)
     few, many = _noise(few_key, FEW, starts), _noise(many_key, MANY, starts)
+    path: Callable[..., Preconditioner]
+    if dense:
+        path = functools.partial(_newton_path, hessian=_hessian(target, starts[0]))
+    else:
+        probes = jax.random.rademacher(probe_key, (PROBES, starts.shape[-1]), starts.dtype)
+        products = functools.partial(_products(target, starts[0]), vectors=probes)
+        path = functools.partial(_quasi_newton_path, products=products)
 
     def plain(point: Array) -> Preconditioner:
         return replace(start, loc=point)
 
-    def path(point: Array) -> Preconditioner:
-        if hessian is None:
-            return _quasi_newton_path(target, plain(point), few)
-        return _newton_path(target, plain(point), few, hessian)
-
     candidates = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b]), lax.map(path, starts), jax.vmap(plain)(starts)
+        lambda a, b: jnp.concatenate([a, b]),
+        lax.map(lambda point: path(target, plain(point), few), starts),
+        jax.vmap(plain)(starts),
     )
     scored = lax.map(lambda gaussian: _scored(target, gaussian, many), candidates)
     best = jax.tree.map(lambda a: a[jnp.argmax(scored.elbo)], scored)
@@ -84,29 +90,45 @@ def search(log_density: LogDensity, start: Preconditioner, starts: Array, key: A
 def _hessian(target: LogDensity, example: Array) -> Derivative:
     """Return a way to a model's second derivatives: not all models let both modes be mixed."""
     for way in (jax.hessian, lambda function: jax.jacrev(jax.grad(function))):
-        try:
-            jax.eval_shape(way(target), example)
-        except Exception:  # whatever the model's own derivatives raise
-            continue
-        return way
+        if _has(way(target), example):
+            return way
+    return lambda function: functools.partial(_symmetric, function)
+
+
+def _symmetric(target: LogDensity, x: Array) -> Array:
+    rows = _differences(target, x, jnp.eye(len(x), dtype=x.dtype))
+    return (rows + rows.T) / 2
+
+
+def _products(target: LogDensity, example: Array) -> Callable[[Array, Array], Array]:
+    """Return a function of a point and vectors `(n, D)` to the Hessian's products with them."""
+
+    def products(x: Array, vectors: Array) -> Array:
+        return jax.vmap(jax.vjp(jax.grad(target), x)[1])(vectors)[0]
+
+    if _has(lambda x: products(x, x[None]), example):
+        return products
+    return functools.partial(_differences, target)
+
+
+def _has(derivative: Callable[[Array], Array], example: Array) -> bool:
+    try:
+        jax.eval_shape(derivative, example)
+    except Exception:  # whatever the model's own derivatives raise
+        return False
+    return True
+
+
+def _differences(target: LogDensity, x: Array, vectors: Array) -> Array:
+    """Return the Hessian's products with vectors, by central differences of slopes."""
     warnings.warn(
         "the model has no second derivatives: the search for a start takes differences of slopes",
         stacklevel=2,
     )
-    return _differences
-
-
-def _differences(target: LogDensity) -> Callable[[Array], Array]:
-    """Return the function whose value is the Hessian, by central differences of slopes."""
-
-    def hessian(x: Array) -> Array:
-        widths = jnp.finfo(x.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(x))
-        ends = jnp.concatenate([x + jnp.diag(widths), x - jnp.diag(widths)])
-        above, below = jnp.split(lax.map(jax.grad(target), ends), 2)
-        rows = (above - below) / (2 * widths[:, None])
-        return (rows + rows.T) / 2
-
-    return hessian
+    widths = jnp.finfo(x.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(vectors @ x))
+    steps = widths[:, None] * vectors
+    above, below = jnp.split(lax.map(jax.grad(target), jnp.concatenate([x + steps, x - steps])), 2)
+    return (above - below) / (2 * widths[:, None])
 
 
 def _noise(key: Array, draws: int, like: Array) -> Array:
@@ -178,12 +200,17 @@ def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditione
     )
 
 
-def _quasi_newton_path(target: LogDensity, start: Preconditioner, noise: Array) -> Preconditioner:
+def _quasi_newton_path(
+    target: LogDensity,
+    start: Preconditioner,
+    noise: Array,
+    products: Callable[[Array], Array],
+) -> Preconditioner:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
 
     def step(state: Any) -> Any:
-        x, slope, diagonal, steps, changes, best, count, _ = state
-        found = _low_rank(start, x, diagonal, steps, changes)
+        x, slope, steps, changes, best, count, _ = state
+        found = _low_rank(start, x, _diagonal(products(x)), steps, changes)
         best = _better(best, _scored(target, found, noise))
         scale = jnp.exp(found.log_scale)
         along = jnp.expm1(2 * found.log_values) * (found.basis.T @ (scale * slope))
@@ -192,30 +219,32 @@ def _quasi_newton_path(target: LogDensity, start: Preconditioner, noise: Array) 
         new_slope = jax.grad(target)(new)
         s, y = new - x, slope - new_slope
         curved = s @ y > 1e-8 * (y @ y)
-        diagonal = jnp.where(curved, _diagonal(diagonal, s, y), diagonal)
         steps = jnp.where(curved, jnp.roll(steps, -1, 0).at[-1].set(s), steps)
         changes = jnp.where(curved, jnp.roll(changes, -1, 0).at[-1].set(y), changes)
         going &= jnp.isfinite(new_slope).all()
-        return new, new_slope, diagonal, steps, changes, best, count + 1, going
+        return new, new_slope, steps, changes, best, count + 1, going
 
     value, slope = jax.value_and_grad(target)(start.loc)
     none = jnp.zeros((HISTORY, len(slope)), slope.dtype)
-    diagonal = jnp.ones_like(slope) / jnp.maximum(1.0, jnp.abs(slope).max())
     best = Found(start, jnp.full_like(value, -jnp.inf))
     going = jnp.isfinite(value) & jnp.isfinite(slope).all()
     state = lax.while_loop(
         lambda state: state[-1] & (state[-2] < QUASI_NEWTON_STEPS),
         step,
-        (start.loc, slope, diagonal, none, none, best, 0, going),
+        (start.loc, slope, none, none, best, 0, going),
     )
-    return state[5].gaussian
+    return state[4].gaussian
 
 
-def _diagonal(old: Array, s: Array, y: Array) -> Array:
-    """Return the next diagonal inverse curvature (Pathfinder, equation 8)."""
-    a, b, c = y @ (old * y), y @ s, s @ (s / old)
-    new = 1 / (a / (b * old) + jnp.square(y) / b - a * jnp.square(s / old) / (b * c))
-    return jnp.where(jnp.isfinite(new) & (new > 0), new, old)
+def _diagonal(products: Array) -> Array:
+    """Return a diagonal inverse curvature from the Hessian's products with vectors of ±1.
+
+    Their root mean square estimates the length of each of the Hessian's rows: its diagonal, where
+    it is diagonal, and more than that where it is not.
+    """
+    sizes = jnp.sqrt(jnp.square(products).mean(0))
+    sound = jnp.isfinite(sizes) & (sizes > 0)
+    return jnp.where(sound, 1 / jnp.where(sound, sizes, 1.0), 1.0)
 
 
 def _low_rank(

@@ -14,6 +14,8 @@ from pyroflows.linear import Preconditioner
 DENSE = 256
 # Pairs of steps and changes of slope that stand for the Hessian of more coordinates.
 HISTORY = 10
+# Products of the Hessian with random vectors, for its diagonal.
+PROBES = 8
 # Draws that score each Gaussian on the way, and those that score the few that are left.
 FEW, MANY = 16, 256
 NEWTON_STEPS, QUASI_NEWTON_STEPS = 50, 200
@@ -106,11 +108,12 @@ def _furthest(target: LogDensity, x: Tensor, value: Tensor, way: Tensor) -> tupl
 def _newton_path(target: LogDensity, start: Preconditioner, noise: Tensor) -> Preconditioner:
     """Climb by damped Newton steps, and return the best Gaussian on the way."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
+    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(NEWTON_STEPS):
-        value, slope, hessian = _derivatives(target, x)
+        value, slope, hessian = _derivatives(target, x, eye)
         if not all(part.isfinite().all() for part in (value, slope, hessian)):
             break
-        found = _curved(start, x, -hessian)
+        found = _curved(start, x, -(hessian + hessian.mT) / 2)
         best = _best([best, _scored(target, found, noise)])
         # F Fᵀ g, with F the symmetric root of the inverse curvature on the diagonal's scale.
         scale, turned = found.log_scale.exp(), (2 * found.log_values).exp()
@@ -121,32 +124,29 @@ def _newton_path(target: LogDensity, start: Preconditioner, noise: Tensor) -> Pr
     return best.gaussian
 
 
-def _derivatives(target: LogDensity, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return value, gradient and Hessian at a point."""
+def _derivatives(target: LogDensity, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value and gradient at a point, and the Hessian's products with vectors `(n, D)`."""
     x = x.detach().requires_grad_()
     value = target(x[None])[0]
-    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
     try:
         (slope,) = torch.autograd.grad(value, x, create_graph=True)
-        (hessian,) = torch.autograd.grad(slope, x, eye, is_grads_batched=True)
+        (products,) = torch.autograd.grad(slope, x, vectors, is_grads_batched=True)
     except RuntimeError:  # whatever the model's own derivatives raise
         warnings.warn(
             "the model has no second derivatives: the search for a start takes differences of "
             "slopes",
             stacklevel=2,
         )
-        slope, hessian = _differences(target, x)
-    return value.detach(), slope.detach(), hessian.detach()
+        slope, products = _slopes(target, x[None])[0], _differences(target, x.detach(), vectors)
+    return value.detach(), slope.detach(), products.detach()
 
 
-def _differences(target: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient, and the Hessian by central differences of it."""
-    widths = torch.finfo(x.dtype).eps ** (1 / 3) * x.detach().abs().clamp(min=1.0)
-    ends = torch.cat([x[None], x + widths.diag(), x - widths.diag()])
-    slopes = _slopes(target, ends)
-    above, below = slopes[1:].chunk(2)
-    rows = (above - below) / (2 * widths[:, None])
-    return slopes[0], (rows + rows.mT) / 2
+def _differences(target: LogDensity, x: Tensor, vectors: Tensor) -> Tensor:
+    """Return the Hessian's products with vectors, by central differences of slopes."""
+    widths = torch.finfo(x.dtype).eps ** (1 / 3) * (vectors @ x).abs().clamp(min=1.0)
+    steps = widths[:, None] * vectors
+    above, below = _slopes(target, torch.cat([x + steps, x - steps])).chunk(2)
+    return (above - below) / (2 * widths[:, None])
 
 
 def _slopes(target: LogDensity, x: Tensor) -> Tensor:
@@ -174,36 +174,37 @@ def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditio
 def _quasi_newton_path(target: LogDensity, start: Preconditioner, noise: Tensor) -> Preconditioner:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
-    slope = _slopes(target, x[None])[0]
-    diagonal = torch.ones_like(x) / slope.abs().max().clamp(min=1.0)
+    probes = torch.randn(PROBES, len(x), dtype=x.dtype, device=x.device).sign()
     steps = changes = x.new_zeros(HISTORY, len(x))
-    for _ in range(QUASI_NEWTON_STEPS):
-        if not slope.isfinite().all():
+    last_x, last_slope = x, x
+    for count in range(QUASI_NEWTON_STEPS):
+        value, slope, products = _derivatives(target, x, probes)
+        if not (value.isfinite() and slope.isfinite().all()):
             break
-        found = _low_rank(start, x, diagonal, steps, changes)
+        s, y = x - last_x, last_slope - slope
+        if count and s @ y > 1e-8 * (y @ y):
+            steps, changes = torch.cat([steps[1:], s[None]]), torch.cat([changes[1:], y[None]])
+        found = _low_rank(start, x, _diagonal(products), steps, changes)
         best = _best([best, _scored(target, found, noise)])
         scale = found.log_scale.exp()
         along = torch.expm1(2 * found.log_values) * (found.basis.mT @ (scale * slope))
         way = scale * (scale * slope + found.basis @ along)
-        with torch.no_grad():
-            value = target(x[None])[0]
-        new, going = _furthest(target, x, value, way)
+        last_x, last_slope = x, slope
+        x, going = _furthest(target, x, value, way)
         if not going:
             break
-        new_slope = _slopes(target, new[None])[0]
-        s, y = new - x, slope - new_slope
-        if s @ y > 1e-8 * (y @ y):
-            diagonal = _diagonal(diagonal, s, y)
-            steps, changes = torch.cat([steps[1:], s[None]]), torch.cat([changes[1:], y[None]])
-        x, slope = new, new_slope
     return best.gaussian
 
 
-def _diagonal(old: Tensor, s: Tensor, y: Tensor) -> Tensor:
-    """Return the next diagonal inverse curvature (Pathfinder, equation 8)."""
-    a, b, c = y @ (old * y), y @ s, s @ (s / old)
-    new = 1 / (a / (b * old) + y.square() / b - a * (s / old).square() / (b * c))
-    return new.where(new.isfinite() & (new > 0), old)
+def _diagonal(products: Tensor) -> Tensor:
+    """Return a diagonal inverse curvature from the Hessian's products with vectors of ±1.
+
+    Their root mean square estimates the length of each of the Hessian's rows: its diagonal, where
+    it is diagonal, and more than that where it is not.
+    """
+    sizes = products.square().mean(0).sqrt()
+    sound = sizes.isfinite() & (sizes > 0)
+    return torch.where(sound, 1 / sizes.where(sound, 1.0), 1.0)
 
 
 def _low_rank(

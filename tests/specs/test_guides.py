@@ -385,17 +385,17 @@ def test_sites_on_parts_of_the_real_line(host):
     def model():
         host.sample("rate", host.dist.Gamma(host.array(3.0), host.array(2.0)))
         host.sample("factor", host.dist.LKJCholesky(2, host.array(2.0)))
-        with host.plate("rows", 2, dim=-2), host.plate("columns", 3, dim=-1):
-            host.sample("share", host.dist.Beta(host.array(3.0), host.array(4.0)))
         with host.plate("columns", 3, dim=-1):
             host.sample("weights", host.dist.Dirichlet(host.array(np.full(2, 4.0))))
+            with host.plate("rows", 2, dim=-2):
+                host.sample("share", host.dist.Beta(host.array(3.0), host.array(4.0)))
 
     fitted = started(host, model)
     print(fitted.evidence())
     assert abs(fitted.evidence()) < 0.05  # nothing is observed
     medians, levels = fitted.median(), [0.1, 0.9]
     quantiles = fitted.quantiles(levels)
-    assert_allclose(quantiles["rate"], stats.gamma(3.0, scale=0.5).ppf(levels), rtol=0.1)
+    assert_allclose(quantiles["rate"], stats.gamma(3.0, scale=0.5).ppf(levels), rtol=0.2)
     assert_allclose(medians["share"], np.full((2, 3), stats.beta(3, 4).median()), rtol=0.1)
     assert_allclose(medians["weights"], np.full((3, 2), 1 / 2), rtol=0.1)
     theirs = host.Fitted(model, host.guides.AutoNormal(model))
@@ -439,14 +439,35 @@ def test_at_the_exact_posterior(host):
 
 
 def test_the_path_gradient_is_unbiased(host):
-    """Over many particles it is the usual one."""
+    """Over many particles it is the usual one, as long as no draw exceeds the limit."""
+
+    def log_density(xp, x):
+        return -xp.log(1 + x[..., 0] ** 2 + (x[..., 1] - x[..., 0]) ** 2 + x[..., 2] ** 2)
+
+    options = {"init": "location", "init_scale": 0.5}
     init = host.init_to_value(values={"x": host.array([0.3, -0.2, 0.1])})
-    options = {"init": "location", "init_loc_fn": init, "init_scale": 0.5}
-    fitted, found = gaussian(host, of_density(host, banana), **options), []
+    fitted = gaussian(host, of_density(host, log_density), init_loc_fn=init, **options)
+    found = []
     for fitted.guide.path_gradient in (True, False):
         found.append(fitted.gradient(particles=20_000))
     ours, theirs = found
+    print(np.linalg.norm(ours - theirs) , np.linalg.norm(theirs))
     assert 0 < np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
+
+
+def test_one_draw_cannot_outweigh_all_others(host):
+    """What it contributes is limited, and nothing where the model's gradient is not finite."""
+
+    def log_density(xp, x):
+        steep = -1e9 * (x[..., 0] ** 2 + x[..., 1] ** 2)
+        return steep + 0 * xp.sqrt(xp.where(x[..., 2] > 0, x[..., 2], 0 * x[..., 2]))
+
+    init = host.init_to_value(values={"x": host.array([5.0, 5.0, 0.0])})
+    options = {"init": "location", "init_loc_fn": init}
+    fitted = gaussian(host, of_density(host, log_density), **options)
+    gradient = fitted.gradient(particles=64)
+    print(abs(gradient).max())
+    assert 1.0 < abs(gradient).max() < 100.0
 
 
 # Bad input

@@ -1,0 +1,290 @@
+"""Guides inside NumPyro's inference, in JAX's own default precision."""
+
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpyro import handlers
+from numpyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+from numpyro.infer.autoguide import AutoGuideList, AutoNormal
+from numpyro.infer.initialization import init_to_value
+from numpyro.infer.reparam import NeuTraReparam
+from scipy import stats
+
+from numpyro_flows import AutoFlow, AutoGlow, AutoRealNVP, nice
+
+KEY = jax.random.key(0)
+SMALL = {"layers": 2, "hidden": (4,)}
+ADAM = numpyro.optim.Adam(1e-2)
+
+# A line through five points: posterior and evidence are known.
+TIMES = np.linspace(-1.0, 1.0, 5)
+Y = np.array([4.1, 5.2, 4.9, 5.3, 6.4])
+NOISE = 0.5
+DESIGN = np.stack([np.ones(5), TIMES], -1)
+COVARIANCE = np.linalg.inv(np.eye(2) / 100.0 + DESIGN.T @ DESIGN / NOISE**2)
+MEAN = COVARIANCE @ DESIGN.T @ Y / NOISE**2
+SCALE = np.sqrt(np.diag(COVARIANCE))
+EVIDENCE = stats.multivariate_normal.logpdf(Y, cov=100 * DESIGN @ DESIGN.T + NOISE**2 * np.eye(5))
+
+
+def line(y=None):
+    level = numpyro.sample("level", dist.Normal(0.0, 10.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 10.0))
+    trend = numpyro.deterministic("trend", level + slope * TIMES)
+    with numpyro.plate("times", 5):
+        return numpyro.sample("y", dist.Normal(trend, NOISE), obs=y)
+
+
+@pytest.fixture(autouse=True)
+def _default_precision():
+    with jax.enable_x64(False):
+        yield
+
+
+def straight(size, key):
+    """A flow that is the identity at its start, exactly."""
+    return nice(size, layers=2, hidden=(4,), init_scale=0.0, key=key)
+
+
+def initial(guide, *args, seed=0):
+    """The parameters that a guide starts with."""
+    trace = handlers.trace(handlers.seed(guide, jax.random.key(seed))).get_trace(*args)
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+
+@functools.cache
+def exact():
+    """A guide that is the posterior of the line, and its parameters."""
+    guide = AutoFlow(line, straight, degrees_of_freedom=None)
+    return guide, initial(guide, Y)
+
+
+def quick(model=line, **options):
+    """A guide without a search."""
+    return AutoRealNVP(model, init="location", **{**SMALL, **options})
+
+
+LOSSES = {
+    "trace": Trace_ELBO(),
+    "particles": Trace_ELBO(num_particles=3),
+    "one by one": Trace_ELBO(num_particles=3, vectorize_particles=False),
+    "mean field": TraceMeanField_ELBO(num_particles=2),
+    "graph": TraceGraph_ELBO(num_particles=2),
+    "renyi": RenyiELBO(alpha=0.0, num_particles=3),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_bound_is_the_evidence_at_the_posterior(name):
+    """Without noise, and so is the gradient zero without noise."""
+    guide, params = exact()
+    svi = SVI(line, guide, numpyro.optim.SGD(1.0), LOSSES[name])
+    state, loss = svi.update(svi.init(KEY, Y, init_params=params), Y)
+    assert_allclose(-loss, EVIDENCE, rtol=1e-3)
+    for new, old in zip(*map(jax.tree.leaves, (svi.get_params(state), params)), strict=True):
+        assert_allclose(new, old, atol=1e-2)
+
+
+def test_predictive():
+    """By guide and parameters, and of the guide's own draws."""
+    guide, params = exact()
+    draws = Predictive(guide, params=params, num_samples=500)(KEY)
+    assert_allclose(draws["level"].mean(), MEAN[0], atol=0.2 * SCALE[0])
+    assert_allclose(draws["slope"].std(), SCALE[1], rtol=0.2)
+    predicted = Predictive(line, guide=guide, params=params, num_samples=500)(KEY)
+    assert predicted["y"].shape == (500, 5)
+    assert_allclose(predicted["y"].mean(0), DESIGN @ MEAN, atol=0.2)
+
+
+def test_draws_of_the_posterior():
+    """With deterministic sites, in any shape; unconstrained they have a density."""
+    guide, params = exact()
+    draws = guide.sample_posterior(KEY, params, sample_shape=(20, 30))
+    assert {n: v.shape for n, v in draws.items()} == {
+        "level": (20, 30), "slope": (20, 30), "trend": (20, 30, 5),
+    }  # fmt: skip
+    assert_allclose(draws["slope"].mean(), MEAN[1], atol=0.2 * SCALE[1])
+    posterior = guide.get_posterior(params)
+    x = posterior.sample(KEY, (3,))
+    expected = stats.multivariate_normal.logpdf(x, MEAN, COVARIANCE)
+    assert_allclose(posterior.log_prob(x), expected, atol=1e-2)
+    z = guide.get_transform(params).inv(x)
+    assert_allclose(guide.get_base_dist().log_prob(z), stats.norm.logpdf(z).sum(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [quick, functools.partial(AutoGlow, line, init="location")])
+def test_parameters_are_kept_without_the_guide(make):
+    """Pickled, they give a new guide the same draws."""
+    guide, new = make(), make()
+    params = pickle.loads(pickle.dumps(initial(guide, Y)))
+    initial(new, Y, seed=1)
+    draws = [one.sample_posterior(KEY, params, sample_shape=(3,)) for one in (guide, new)]
+    for name, value in draws[0].items():
+        assert_array_equal(draws[1][name], value)
+
+
+def test_a_guide_is_pickled():
+    guide, params = exact()
+    copied = pickle.loads(pickle.dumps(guide))
+    assert_array_equal(copied.median(params)["level"], guide.median(params)["level"])
+
+
+def test_nuts_in_the_base_space():
+    """A bent geometry straightened, by NeuTra."""
+    guide, params = exact()
+    neutra = NeuTraReparam(guide, params)
+    mcmc = MCMC(NUTS(neutra.reparam(line)), num_warmup=50, num_samples=150, progress_bar=False)
+    mcmc.run(KEY, Y)
+    z = mcmc.get_samples()["auto_shared_latent"]
+    assert_allclose(z.mean(0), np.zeros(2), atol=0.4)
+    assert_allclose(z.std(0), np.ones(2), rtol=0.4)
+    draws = neutra.transform_sample(z)
+    assert_allclose(draws["level"].mean(), MEAN[0], atol=0.4 * SCALE[0])
+
+
+def test_beside_a_guide_of_the_hosts():
+    """For a part of the sites; medians and quantiles are joined."""
+    guide = AutoGuideList(line)
+    guide.append(quick(handlers.block(line, hide=["slope", "trend"])))
+    guide.append(AutoNormal(handlers.block(line, expose=["slope"])))
+    result = SVI(line, guide, ADAM, Trace_ELBO()).run(KEY, 2, Y, progress_bar=False)
+    assert np.isfinite(result.losses).all()
+    assert guide.median(result.params).keys() == {"level", "slope"}
+    assert guide.quantiles(result.params, [0.1, 0.9])["level"].shape == (2,)
+
+
+def test_two_guides_with_prefixes():
+    guide = AutoGuideList(line)
+    guide.append(quick(handlers.block(line, hide=["slope", "trend"]), prefix="one"))
+    guide.append(quick(handlers.block(line, hide=["level", "trend"]), prefix="two"))
+    result = SVI(line, guide, ADAM, Trace_ELBO()).run(KEY, 2, Y, progress_bar=False)
+    assert result.params.keys() == {"one_flow$params", "two_flow$params"}
+    assert guide.sample_posterior(KEY, result.params, Y).keys() == {"level", "slope"}
+
+
+def test_a_guide_for_some_sites_has_seen_the_data():
+    """Also where the model shows it nothing but these sites."""
+    guide = AutoRealNVP(handlers.block(line, expose=["level"]), **SMALL)
+    low, high = guide.quantiles(initial(guide, Y), [0.16, 0.84])["level"]
+    assert high - low < 5.0  # a priori 20
+
+
+def test_a_guide_beside_discrete_sites():
+    """Which are hidden, as from the host's guides."""
+
+    def mixture(y):
+        centres = numpyro.sample("centres", dist.Normal(jnp.zeros(2), 10.0).to_event(1))
+        with numpyro.plate("rows", len(y)):
+            which = numpyro.sample("which", dist.Bernoulli(0.5))
+            numpyro.sample("y", dist.Normal(centres[which], 1.0), obs=y)
+
+    guide = quick(handlers.block(mixture, hide=["which"]))
+    params = initial(guide, Y)
+    assert guide.sample_posterior(KEY, params)["centres"].shape == (2,)
+
+
+def test_local_variables_are_refused():
+    """By the host, in its words."""
+
+    def model():
+        with numpyro.plate("rows", 20, subsample_size=5):
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="does not support local latent variables"):
+        initial(quick(model))
+
+
+@pytest.mark.parametrize("init", ["location", "search"])
+def test_set_up_while_it_is_compiled(init):
+    """The guide holds no array of a compiled set-up that it needs later."""
+    guide = AutoRealNVP(line, init=init, **SMALL)
+    svi = SVI(line, guide, ADAM, Trace_ELBO())
+    state, loss = jax.jit(svi.update)(jax.jit(svi.init)(KEY, Y), Y)
+    assert np.isfinite(loss)
+    params = svi.get_params(state)
+    assert guide.median(params)["trend"].shape == (5,)
+    assert guide.get_posterior(params).sample(KEY).shape == (2,)
+
+
+def test_under_leak_checks():
+    """As far as the host's own guides."""
+    with jax.checking_leaks():
+        guide = quick()
+        svi = SVI(line, guide, ADAM, Trace_ELBO())
+        state, _ = jax.jit(svi.update)(svi.init(KEY, Y), Y)
+        guide.sample_posterior(KEY, svi.get_params(state))
+
+
+def test_many_starts_at_once():
+    """Set-up and steps under vmap."""
+    svi = SVI(line, quick(), ADAM, Trace_ELBO())
+    state = jax.vmap(lambda key: svi.init(key, Y))(jax.random.split(KEY, 3))
+    _, losses = jax.vmap(lambda state: svi.update(state, Y))(state)
+    assert np.isfinite(losses).all()
+    assert len(set(losses.tolist())) == 3
+
+
+def test_the_precision_is_the_models():
+    for enabled, dtype in [(False, "float32"), (True, "float64")]:
+        with jax.enable_x64(enabled):
+            guide = quick()
+            params = initial(guide, jnp.asarray(Y))
+            assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
+            assert guide.sample_posterior(KEY, params)["level"].dtype == dtype
+
+
+def test_keys():
+    """The same first weights where none is given, others for another key."""
+
+    def weights(**options):
+        leaves = jax.tree.leaves(initial(quick(**options), Y, seed=len(options)))
+        return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    options = {"init_loc_fn": init_to_value(values={"level": 1.0, "slope": 1.0})}
+    default = weights(**options)
+    assert_array_equal(weights(key=jax.random.key(0), **options), default)
+    assert_array_equal(weights(key=jax.random.PRNGKey(0), **options), default)
+    assert (weights(key=jax.random.key(1), **options) != default).any()
+    for wrong in (3, jnp.zeros(2), jax.random.split(KEY)):
+        with pytest.raises(TypeError, match="`key` is "):
+            quick(key=wrong)
+
+
+def test_location_and_scale_are_not_trained():
+    """The rest of the parameters is."""
+    svi = SVI(line, quick(), ADAM, Trace_ELBO())
+    state = svi.init(KEY, Y)
+    before, after = (svi.get_params(s) for s in (state, svi.update(state, Y)[0]))
+    (before,), (after,) = before.values(), after.values()
+    for new, old in zip(*map(jax.tree.leaves, (after.layers[-1], before.layers[-1])), strict=True):
+        assert_array_equal(new, old)
+    moved = [
+        (new != old).any()
+        for new, old in zip(*map(jax.tree.leaves, (after.layers[0], before.layers[0])), strict=True)
+    ]
+    assert all(moved)
+
+
+def test_forward_mode():
+    """The host's way to differentiate models with loops; of the usual gradient."""
+    svi = SVI(line, quick(path_gradient=False), ADAM, Trace_ELBO())
+    state = svi.init(KEY, Y)
+    _, expected = svi.update(state, Y)
+    _, loss = svi.update(state, Y, forward_mode_differentiation=True)
+    assert_allclose(loss, expected, rtol=1e-5)
