@@ -100,7 +100,7 @@ def _symmetric(target: LogDensity, x: Array) -> Array:
     return (rows + rows.T) / 2
 
 
-def _products(target: LogDensity, example: Array) -> Callable[[Array, Array], Array]:
+def _products(target: LogDensity, example: Array) -> Callable[..., Array]:
     """Return a function of a point and vectors `(n, D)` to the Hessian's products with them."""
 
     def products(x: Array, vectors: Array) -> Array:

@@ -77,10 +77,10 @@ class Limited(torch.autograd.Function):
 class PathDistribution(FlowDistribution):
     r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
 
-    An evidence lower bound keeps the gradient that goes through the samples: still unbiased, and
-    zero for every draw where guide and posterior are equal. What one draw contributes is limited
-    to \(10 \sqrt D\), measured in standard deviations of the Gaussian that the guide started from:
-    a single draw from far out would otherwise outweigh all others for thousands of steps.
+    An evidence lower bound keeps the gradient that goes through the samples: as right on average,
+    and zero for every draw where guide and posterior are equal. What one draw contributes is cut
+    to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide started
+    from: one draw from far out would otherwise outweigh all others for thousands of steps.
 
     References:
         Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
@@ -137,8 +137,8 @@ class AutoFlow(AutoContinuous):
             it finds nothing better.
         degrees_of_freedom: of the Student-t base; None for a normal one.
         path_gradient: whether the gradient of an evidence lower bound goes through the samples
-            alone ("sticking the landing"). Switch it off for the importance weighted bounds of
-            `RenyiELBO`, for which it is biased.
+            alone ("sticking the landing"), each of limited weight. Switch it off for the
+            importance weighted bounds of `RenyiELBO`, for which it is biased.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.

@@ -1,0 +1,365 @@
+"""Guides inside Pyro's inference."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from pyro import poutine
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
+from pyro.infer.reparam import NeuTraReparam
+from pyro.nn import PyroModule, PyroSample
+from scipy import stats
+from torch.testing import assert_close
+
+from pyroflows import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP, nice
+
+SMALL = {"layers": 2, "hidden": (4,)}
+
+# A line through five points: posterior and evidence are known.
+TIMES = np.linspace(-1.0, 1.0, 5)
+Y = np.array([4.1, 5.2, 4.9, 5.3, 6.4])
+NOISE = 0.5
+DESIGN = np.stack([np.ones(5), TIMES], -1)
+COVARIANCE = np.linalg.inv(np.eye(2) / 100.0 + DESIGN.T @ DESIGN / NOISE**2)
+MEAN = COVARIANCE @ DESIGN.T @ Y / NOISE**2
+SCALE = np.sqrt(np.diag(COVARIANCE))
+EVIDENCE = stats.multivariate_normal.logpdf(Y, cov=100 * DESIGN @ DESIGN.T + NOISE**2 * np.eye(5))
+
+DATA = torch.as_tensor(Y)
+
+
+def line(y=DATA):
+    zero = torch.zeros((), dtype=torch.float64)
+    level = pyro.sample("level", dist.Normal(zero, 10.0))
+    slope = pyro.sample("slope", dist.Normal(zero, 10.0))
+    with pyro.plate("times", 5):
+        trend = level + slope * torch.as_tensor(TIMES)
+        return pyro.sample("y", dist.Normal(trend, NOISE), obs=y)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+def straight(size):
+    """A flow that is the identity at its start, exactly."""
+    return nice(size, layers=2, hidden=(4,), init_scale=0.0)
+
+
+def exact():
+    """A guide that is the posterior of the line."""
+    guide = AutoFlow(line, straight, degrees_of_freedom=None)
+    guide()
+    return guide
+
+
+def small(model=line, make=AutoRealNVP, **options):
+    return make(model, **{**SMALL, **options})
+
+
+def learn(guide, model=line, steps=3, loss=None):
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2}), loss or Trace_ELBO())
+    return [svi.step() for _ in range(steps)]
+
+
+def drawn(guide, seed=0):
+    """A draw of all sites."""
+    pyro.set_rng_seed(seed)
+    with torch.no_grad():
+        return guide()
+
+
+LOSSES = {
+    "trace": Trace_ELBO(),
+    "particles": Trace_ELBO(num_particles=3),
+    "vectorised": Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    "mean field": TraceMeanField_ELBO(num_particles=3, vectorize_particles=True),
+    "graph": TraceGraph_ELBO(),
+    "enumeration": TraceEnum_ELBO(num_particles=3, vectorize_particles=True),
+    "renyi": RenyiELBO(0.0, num_particles=3),
+    "renyi, vectorised": RenyiELBO(0.5, num_particles=3, vectorize_particles=True),
+    "compiled": JitTrace_ELBO(ignore_jit_warnings=True),
+    "compiled, mean field": JitTraceMeanField_ELBO(ignore_jit_warnings=True),
+    "compiled, enumeration": JitTraceEnum_ELBO(
+        num_particles=3, vectorize_particles=True, ignore_jit_warnings=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_bound_is_the_evidence_at_the_posterior(name):
+    """Without noise, for any number of particles."""
+    loss = copy.deepcopy(LOSSES[name])
+    assert_allclose(learn(exact(), steps=1, loss=loss), [-EVIDENCE], rtol=1e-6)
+
+
+def test_predictive():
+    """By the guide, and at its draws."""
+    guide = exact()
+    draws = Predictive(guide, num_samples=500)()
+    assert_allclose(draws["level"].mean(), MEAN[0], atol=0.2 * SCALE[0])
+    assert_allclose(draws["slope"].std(), SCALE[1], rtol=0.2)
+    for parallel in (False, True):
+        predict = Predictive(line, guide=guide, num_samples=300, parallel=parallel)
+        predicted = predict(None)["y"]
+        assert predicted.shape == (300, 5)
+        assert_allclose(predicted.mean(0), DESIGN @ MEAN, atol=0.3)
+
+
+def test_the_posterior_and_its_parts():
+    """Host's names for the density of the latent numbers, the base and the map between them."""
+    guide = exact()
+    posterior = guide.get_posterior()
+    x = posterior.sample((3,))
+    expected = stats.multivariate_normal.logpdf(x.numpy(), MEAN, COVARIANCE)
+    assert_allclose(posterior.log_prob(x).detach(), expected, rtol=1e-6)
+    z = guide.get_transform().inv(x)
+    assert_close(guide.get_base_dist().log_prob(z), dist.Normal(0.0, 1.0).log_prob(z).sum(-1))
+
+
+def test_optimisers_of_torch():
+    """The guide's parameters are those of the bound as a module."""
+    guide = small()
+    guide()
+    bound = Trace_ELBO()(line, guide)
+    optimizer = torch.optim.Adam(bound.parameters(), lr=1e-2)
+    before = copy.deepcopy(guide.state_dict())
+    bound().backward()
+    optimizer.step()
+    changed = {name for name, value in guide.state_dict().items() if (value != before[name]).any()}
+    assert changed == {name for name, _ in guide.named_parameters()}
+
+
+def test_nuts_in_the_base_space():
+    """A bent geometry straightened, by NeuTra."""
+    neutra = NeuTraReparam(exact().requires_grad_(False))
+    model = poutine.reparam(line, config=lambda _: neutra)
+    mcmc = MCMC(NUTS(model), num_samples=100, warmup_steps=30, disable_progbar=True)
+    mcmc.run()
+    (z,) = mcmc.get_samples().values()
+    assert_allclose(z.mean(0), np.zeros(2), atol=0.4)
+    assert_allclose(z.std(0), np.ones(2), rtol=0.4)
+    draws = neutra.transform_sample(z)
+    assert_allclose(draws["level"].mean(), MEAN[0], atol=0.4 * SCALE[0])
+
+
+def test_beside_other_guides():
+    """One of the host's and another flow, in a list; their names keep them apart."""
+
+    def model():
+        for name in "abc":
+            pyro.sample(name, dist.Normal(0.0, 1.0))
+
+    guide = AutoGuideList(model)
+    guide.append(small(poutine.block(model, expose=["a"])))
+    guide.append(small(poutine.block(model, expose=["b"])))
+    guide.append(AutoNormal(poutine.block(model, expose=["c"])))
+    assert np.isfinite(learn(guide, model)).all()
+    assert guide.median().keys() == {*"abc"}
+    assert guide.quantiles([0.1, 0.9])["a"].shape == (2,)
+    stored = {name.split(".")[1] for name in pyro.get_param_store()}
+    assert stored == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("way", [{"hide": ["slope"]}, {"expose": ["level"]}])
+def test_a_guide_for_some_sites_has_seen_the_data(way):
+    """Also where the model shows it nothing but these sites."""
+    guide = small(poutine.block(line, **way))
+    guide()
+    low, high = guide.quantiles([0.16, 0.84])["level"]
+    assert high - low < 5.0  # a priori 20
+
+
+CLUSTERS = torch.tensor([-5.1, -4.9, -5.3, 5.2, 4.8], dtype=torch.float64)
+
+
+@config_enumerate
+def mixture(y=CLUSTERS):
+    zeros = torch.zeros(2, dtype=torch.float64)
+    centres = pyro.sample("centres", dist.Normal(zeros, 10.0).to_event(1))
+    with pyro.plate("rows", len(y)):
+        which = pyro.sample("which", dist.Categorical(torch.ones(2)))
+        pyro.sample("y", dist.Normal(centres[which], 1.0), obs=y)
+
+
+@pytest.mark.parametrize("way", [{"hide": ["which"]}, {"expose": ["centres"]}])
+def test_discrete_sites_are_enumerated(way):
+    """A guide of the others starts in the posterior that is left when they are summed out."""
+    guide = small(poutine.block(mixture, **way))
+    loss = TraceEnum_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
+    (found,) = learn(guide, mixture, steps=1, loss=loss)
+    # One of two equal modes: independent normal means, each of known members.
+    groups = [CLUSTERS[CLUSTERS < 0].numpy(), CLUSTERS[CLUSTERS > 0].numpy()]
+    marginal = sum(
+        stats.multivariate_normal.logpdf(group, cov=np.eye(len(group)) + 100.0) for group in groups
+    )
+    assert found < -(marginal + 5 * np.log(0.5)) + 1.0
+
+
+def test_the_first_weights_come_with_a_state():
+    """Loaded into another guide that has been called once, it makes the same guide."""
+    for make in (AutoNICE, AutoRealNVP, AutoGlow):
+        guide, new = small(make=make), small(make=make)
+        learn(guide)
+        pyro.clear_param_store()
+        new()
+        new.load_state_dict(guide.state_dict())
+        assert_close(drawn(new), drawn(guide))
+
+
+def test_copies():
+    """By pickle, by copy and by torch, as far as the host keeps a guide without its model."""
+    guide = small()
+    learn(guide)
+    expected, medians = drawn(guide), guide.median()
+    stream = io.BytesIO()
+    torch.save(guide, stream)
+    stream.seek(0)
+    copies = [
+        pickle.loads(pickle.dumps(guide)),
+        copy.deepcopy(guide),
+        torch.load(stream, weights_only=False),
+    ]
+    for copied in copies:
+        assert_close(drawn(copied), expected)
+        assert_close(copied.median(), medians)
+
+
+@pytest.mark.parametrize("make", [AutoRealNVP, AutoGlow])
+def test_the_parameter_store(make, tmp_path):
+    """Saved and loaded, it makes the same guide of a new one."""
+    guide = small(make=make)
+    learn(guide)
+    expected = drawn(guide)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    state = torch.load(tmp_path / "store", weights_only=False)
+    pyro.get_param_store().set_state(state)
+    new = small(make=make)
+    pyro.set_rng_seed(1)
+    new()
+    assert_close(drawn(new), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_precision_is_the_models(dtype):
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(2, dtype=dtype), 1.0).to_event(1))
+
+    guide = small(model)
+    assert guide()["x"].dtype == dtype
+    assert {tensor.dtype for tensor in guide.parameters()} == {dtype}
+    assert guide.median()["x"].dtype == guide.quantiles([0.5])["x"].dtype == dtype
+    assert guide.double()()["x"].dtype == torch.float64
+
+
+def test_a_model_that_takes_one_point_at_a_time():
+    """The search does without batches where the model branches on its values."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        loc = x[0] if x[0] > -1000 else -x[0]
+        pyro.sample("y", dist.Normal(loc, 0.5), obs=torch.tensor(2.0))
+
+    guide = AutoFlow(model, straight)
+    guide()
+    assert_allclose(guide.median()["x"], [1.6, 0.0], atol=0.05)
+
+
+@pytest.mark.parametrize("first", ["evaluate", "predict"])
+def test_set_up_without_gradients(first):
+    """The first call may come where torch computes none."""
+    guide = small()
+    if first == "evaluate":
+        SVI(line, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).evaluate_loss()
+    else:
+        Predictive(line, guide=guide, num_samples=2)()
+    assert_allclose(guide.median()["level"], MEAN[0], atol=0.2 * SCALE[0])
+    assert np.isfinite(learn(guide)).all()
+
+
+def test_a_bayesian_module():
+    """Priors on weights, by the host's own means; the guide takes the model's arguments."""
+
+    class Regression(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.linear = PyroModule[torch.nn.Linear](2, 1, bias=False)
+            prior = dist.Normal(0.0, torch.ones(1, 2)).to_event(2)
+            self.linear.weight = PyroSample(prior)
+
+        def forward(self, x, y=None):
+            mean = self.linear(x).squeeze(-1)
+            with pyro.plate("rows", len(x)):
+                return pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+    x = torch.randn(50, 2)
+    y, model = x @ torch.tensor([1.0, -2.0]), Regression()
+    guide = small(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    assert np.isfinite([svi.step(x, y), svi.step(x[:20], y[:20])]).all()
+    assert_allclose(guide.median(x)["linear.weight"], [[1.0, -2.0]], atol=0.1)
+
+
+def test_the_search_sees_one_subsample():
+    """Another one each time would be another posterior each time: two starts are the same."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        with pyro.plate("rows", 100, subsample_size=10) as index:
+            pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=rows[index])
+
+    rows = 5.0 + torch.randn(100, 2)
+    for seed in range(5):
+        pyro.set_rng_seed(seed)
+        guide = AutoFlow(model, straight)
+        guide()
+        scale = guide.get_transform().layers[-1].log_scale.exp()
+        assert_allclose(scale, 0.1 * np.ones(2), rtol=0.1)
+
+
+def test_location_and_scale_are_not_trained():
+    """Nor are they among what the host stores."""
+    guide = small()
+    guide()
+    preconditioner = guide.get_transform().layers[-1]
+    before = copy.deepcopy(preconditioner.state_dict())
+    learn(guide)
+    assert_close(dict(preconditioner.state_dict()), dict(before))
+    assert not list(preconditioner.parameters())
+
+
+def test_a_start_of_ones_own():
+    """The strategy is the host's; without a search it is where the guide starts."""
+    values = {"level": DATA.mean(), "slope": torch.ones_like(DATA[0])}
+    guide = AutoFlow(
+        line, straight, init="location", init_loc_fn=init_to_value(values=values), init_scale=1e-6
+    )
+    assert_close(guide(), values, atol=1e-4, rtol=0.0)
