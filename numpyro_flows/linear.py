@@ -279,17 +279,20 @@ class LowerTriangular(TransformModule):
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base: a triangular solve."""
         y = self._entry(y).value
+        matrix = self._matrix(y)
+        wide = jnp.promote_types(matrix.dtype, jnp.float32)  # JAX solves nothing in half precision
         rows = (y - self.gain * self.loc).reshape(-1, *self.event_shape)
-        x = solve_triangular(self._matrix(y), rows.T, lower=True).T
-        return x.reshape(y.shape), -self._ladj(y)
+        x = solve_triangular(matrix.astype(wide), rows.T.astype(wide), lower=True).T
+        return x.reshape(y.shape).astype(matrix.dtype), -self._ladj(y)
 
     def _matrix(self, x: Array) -> Array:
         dtype = jnp.result_type(x, self.lower)
-        diagonal = jnp.exp(self.gain * self.log_diagonal)
+        diagonal = jnp.exp(self.gain * self.log_diagonal.astype(dtype))
         return self.gain * jnp.tril(self.lower, -1).astype(dtype) + jnp.diag(diagonal)
 
     def _ladj(self, x: Array) -> Array:
-        return jnp.broadcast_to(self.gain * self.log_diagonal.sum(), x.shape[:-1])
+        ladj = self.gain * self.log_diagonal.astype(x.dtype).sum()
+        return jnp.broadcast_to(ladj, x.shape[:-1])
 
 
 class Preconditioner(TransformModule):
@@ -368,26 +371,34 @@ class Preconditioner(TransformModule):
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data."""
         x = self._entry(x).value
-        loc, log_scale, _, _ = lax.stop_gradient(self._state())
-        return self._stretched(x, 1.0) * jnp.exp(log_scale) + loc, self._ladj(x)
+        loc, log_scale, *rest = self._in_precision_of(x)
+        return _stretched(x, *rest) * jnp.exp(log_scale) + loc, self._ladj(x)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base."""
         y = self._entry(y).value
-        loc, log_scale, _, _ = lax.stop_gradient(self._state())
-        return self._stretched((y - loc) * jnp.exp(-log_scale), -1.0), -self._ladj(y)
+        loc, log_scale, basis, log_values = self._in_precision_of(y)
+        return _stretched((y - loc) * jnp.exp(-log_scale), basis, -log_values), -self._ladj(y)
 
-    def _state(self) -> tuple[Array, ...]:
-        return tuple(getattr(self, name) for name in self.buffers)
-
-    def _stretched(self, x: Array, sign: float) -> Array:
-        _, _, basis, log_values = lax.stop_gradient(self._state())
-        along = jnp.expm1(sign * log_values) * exact_product(x, basis)
-        return x + exact_product(along, basis.T)
+    def _in_precision_of(self, x: Array) -> tuple[Array, ...]:
+        """Return the state, as precise as what it works on."""
+        dtype = jnp.result_type(x, self.loc)
+        loc, log_scale, basis, log_values = (
+            lax.stop_gradient(getattr(self, name).astype(dtype)) for name in self.buffers
+        )
+        if dtype != self.basis.dtype:  # orthonormal up to rounding, now to a finer one
+            basis = jnp.linalg.qr(basis)[0]
+        return loc, log_scale, basis, log_values
 
     def _ladj(self, x: Array) -> Array:
-        _, log_scale, _, log_values = lax.stop_gradient(self._state())
-        return jnp.broadcast_to(log_scale.sum() + log_values.sum(), x.shape[:-1])
+        log_scale, log_values = lax.stop_gradient((self.log_scale, self.log_values))
+        ladj = log_scale.astype(x.dtype).sum() + log_values.astype(x.dtype).sum()
+        return jnp.broadcast_to(ladj, x.shape[:-1])
+
+
+def _stretched(x: Array, basis: Array, log_values: Array) -> Array:
+    """Multiply along each column of a basis by the exponential of its value."""
+    return x + exact_product(jnp.expm1(log_values) * exact_product(x, basis), basis.T)
 
 
 def _vector_size(event_shape: tuple[int, ...]) -> int:

@@ -364,22 +364,32 @@ class Preconditioner(TransformModule):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data."""
         self._entry(x)
-        return self._stretched(x, 1.0) * self.log_scale.exp() + self.loc, self._ladj(x)
+        loc, log_scale, *rest = self._in_precision_of(x)
+        return _stretched(x, *rest) * log_scale.exp() + loc, self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base."""
         self._entry(y)
-        return self._stretched((y - self.loc) * (-self.log_scale).exp(), -1.0), -self._ladj(y)
+        loc, log_scale, basis, log_values = self._in_precision_of(y)
+        return _stretched((y - loc) * (-log_scale).exp(), basis, -log_values), -self._ladj(y)
 
-    def _stretched(self, x: Tensor, sign: float) -> Tensor:
-        basis = self.basis.to(x.dtype)
-        with exactly(x):
-            along = (x @ basis) * torch.expm1(sign * self.log_values.to(x.dtype))
-            return x + along @ basis.mT
+    def _in_precision_of(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the state, as precise as what it works on."""
+        names = ("loc", "log_scale", "basis", "log_values")
+        loc, log_scale, basis, log_values = (getattr(self, name).to(x.dtype) for name in names)
+        if x.dtype == torch.float64 != self.basis.dtype:
+            basis = torch.linalg.qr(basis).Q  # orthonormal up to rounding, now to a finer one
+        return loc, log_scale, basis, log_values
 
     def _ladj(self, x: Tensor) -> Tensor:
         ladj = self.log_scale.to(x.dtype).sum() + self.log_values.to(x.dtype).sum()
         return ladj.expand(x.shape[:-1])
+
+
+def _stretched(x: Tensor, basis: Tensor, log_values: Tensor) -> Tensor:
+    """Multiply along each column of a basis by the exponential of its value."""
+    with exactly(x):
+        return x + ((x @ basis) * torch.expm1(log_values)) @ basis.mT
 
 
 def _vector_size(event_shape: tuple[int, ...]) -> int:

@@ -41,13 +41,15 @@ class SinhArcsinh(TransformModule):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data."""
         self._entry(x)
-        y = torch.sinh(self.log_weight.exp() * (torch.asinh(x) + self.skewness))
+        weight, skewness = self.log_weight.to(x.dtype), self.skewness
+        y = torch.sinh(weight.exp() * (torch.asinh(x) + skewness))
         return y, self._ladj(x, y)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base."""
         self._entry(y)
-        x = torch.sinh((-self.log_weight).exp() * torch.asinh(y) - self.skewness)
+        weight, skewness = self.log_weight.to(y.dtype), self.skewness
+        x = torch.sinh((-weight).exp() * torch.asinh(y) - skewness)
         return x, -self._ladj(x, y)
 
     def _ladj(self, x: Tensor, y: Tensor) -> Tensor:
