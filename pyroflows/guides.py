@@ -63,7 +63,7 @@ class Limited(torch.autograd.Function):
         """Keep nothing."""
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, slope: Tensor, weight: Tensor) -> tuple[Tensor, None]:
         """Shorten what comes back to x."""
         bound = GRADIENT_LIMIT * math.sqrt(slope.shape[-1]) * weight.abs()
         size = slope.norm(dim=-1)
@@ -71,7 +71,7 @@ class Limited(torch.autograd.Function):
         slope = slope.where(size.isfinite()[..., None], 0.0)
         shrunk = (weight != 0) & (size > bound)
         factor = torch.where(shrunk, bound / size.where(shrunk, 1.0), 1.0)
-        return slope * factor.where(factor.isfinite(), 0.0)[..., None], weight
+        return slope * factor.where(factor.isfinite(), 0.0)[..., None], None
 
 
 class PathDistribution(FlowDistribution):
@@ -91,13 +91,15 @@ class PathDistribution(FlowDistribution):
         (flow,) = self.transforms
         inner, preconditioner = flow.layers
         x, _ = inner.forward_and_ladj(self.base_dist.rsample(torch.Size(sample_shape)))
-        x, unit = Limited.apply(x, x.new_zeros(x.shape[:-1], requires_grad=x.requires_grad))
+        x, unit = Limited.apply(x, x.new_zeros(x.shape[:-1]))
         y, _ = preconditioner.forward_and_ladj(x)
         self._drawn = y, unit
         return y
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of `value`, as a function of the value alone."""
+        if torch.jit.is_tracing():  # where gradients cannot be taken: the whole one is right, too
+            return super().log_prob(value)
         if not (torch.is_grad_enabled() and value.requires_grad):
             return super().log_prob(value).detach()
         leaf = value.detach().requires_grad_()
@@ -207,7 +209,7 @@ class AutoFlow(AutoContinuous):
     def _searched(self, start: Preconditioner, *args: Any, **kwargs: Any) -> Preconditioner:
         uniform = 4.0 * torch.rand(STARTS - 2, self.latent_dim).to(start.loc) - 2.0
         starts = torch.cat([start.loc[None], torch.zeros_like(start.loc)[None], uniform])
-        with pyro.validation_enabled(False), poutine.block():
+        with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
             found, elbo = search(self._log_density(*args, **kwargs), start, starts)
         if not elbo.isfinite():
             warnings.warn(
@@ -238,14 +240,20 @@ class AutoFlow(AutoContinuous):
         def each(latents: Tensor) -> Tensor:
             return torch.stack([one(latent) for latent in latents])
 
+        def seeded(function: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+            # One subsample of the data for the whole search: noise would mislead it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return function(latents)
+
         if enumerated:
-            return each
+            return functools.partial(seeded, each)
         batched = torch.func.vmap(one, randomness="same")
         try:
             batched(torch.stack([self._init_loc()] * 2))
         except Exception:  # whatever a model does that cannot be batched
-            return each
-        return batched
+            return functools.partial(seeded, each)
+        return functools.partial(seeded, batched)
 
     def get_base_dist(self) -> Any:
         """Return the distribution of z: Student-t or normal."""
