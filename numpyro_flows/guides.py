@@ -1,7 +1,6 @@
 """Guides: flows as variational posteriors of NumPyro models."""
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,13 +17,15 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
 
 from numpyro_flows.chain import Chain, Stack
-from numpyro_flows.checks import as_count, as_scale
+from numpyro_flows.checks import as_count, as_scale, check_key
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling, TanhScale
 from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.flows import glow
+from numpyro_flows.latent import Latents, latents
 from numpyro_flows.linear import LowerTriangular, Permutation, Preconditioner
 from numpyro_flows.normalization import ActNorm
 from numpyro_flows.partition import as_partition
+from numpyro_flows.path import PathDistribution
 from numpyro_flows.search import DENSE, HISTORY, search
 from numpyro_flows.tails import LogTails, SinhArcsinh
 from numpyro_flows.transform import TransformModule
@@ -37,65 +38,6 @@ LOG_SCALE_BUDGET = 24.0
 INIT_SCALE = 1e-3
 # Draws that medians and quantiles are taken of.
 DRAWS = 4096
-
-
-# Longest gradient that one draw may contribute, in standard deviations of the whole posterior.
-GRADIENT_LIMIT = 10.0
-
-
-@jax.custom_vjp
-def limited(x: Array, unit: Array) -> tuple[Array, Array]:
-    """Return both as they are; what comes back to x is no longer than the limit.
-
-    The gradient that comes back to `unit`, a zero that is added to each draw's log-density, is
-    what one nat of that draw weighs in the objective: a mean over particles weighs each by one in
-    their number.
-    """
-    return x, unit
-
-
-def _limited_forward(x: Array, unit: Array) -> tuple[tuple[Array, Array], None]:
-    return (x, unit), None
-
-
-def _limited_backward(_: None, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
-    slope, weight = gradients
-    bound = GRADIENT_LIMIT * math.sqrt(slope.shape[-1]) * jnp.abs(weight)
-    size = jnp.linalg.norm(slope, axis=-1)
-    # A draw without a finite gradient contributes nothing.
-    slope = jnp.where(jnp.isfinite(size)[..., None], slope, 0.0)
-    shrunk = (weight != 0) & (size > bound)
-    factor = jnp.where(shrunk, bound / jnp.where(shrunk, size, 1.0), 1.0)
-    return slope * jnp.where(jnp.isfinite(factor), factor, 0.0)[..., None], weight
-
-
-limited.defvjp(_limited_forward, _limited_backward)
-
-
-class PathDistribution(FlowDistribution):
-    r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
-
-    An evidence lower bound keeps the gradient that goes through the samples: as right on average,
-    and zero for every draw where guide and posterior are equal. What one draw contributes is cut
-    to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide started
-    from: one draw from far out would otherwise outweigh all others for thousands of steps.
-
-    References:
-        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
-    """
-
-    def sample_with_intermediates(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Any:
-        """Draw, with what `log_prob` adds for `limited` to know the weight of a draw."""
-        (flow,) = self.transforms
-        inner, preconditioner = flow.layers
-        x = inner(self.base_dist.sample(key, sample_shape))
-        x, unit = limited(x, jnp.zeros_like(x, shape=x.shape[:-1]))
-        return preconditioner(x), [unit]
-
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density of `value`, as a function of the value alone."""
-        density = FlowDistribution.log_prob(jax.lax.stop_gradient(self), value)
-        return density + sum(intermediates or [])
 
 
 class AutoFlow(AutoContinuous):
@@ -174,6 +116,8 @@ class AutoFlow(AutoContinuous):
         as_scale(init_scale, "init_scale", zero=False)
         if degrees_of_freedom is not None:
             as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+        key = jax.random.key(0) if key is None else key
+        check_key(key)
         super().__init__(
             model,
             prefix=prefix,
@@ -184,7 +128,7 @@ class AutoFlow(AutoContinuous):
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom
         self.path_gradient = path_gradient
-        self.key = jax.random.key(0) if key is None else key
+        self.key = key
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -192,37 +136,44 @@ class AutoFlow(AutoContinuous):
         # Not traced: the arrays that are not parameters stay on the guide.
         with jax.ensure_compile_time_eval():
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
-            dense = size <= DENSE
-            affine = LowerTriangular(size) if dense else ActNorm(size)
-            preconditioner = Preconditioner(size, rank=None if dense else 2 * HISTORY)
-            self._flow = Chain([Chain([flow, affine]), preconditioner]).astype(dtype)
+            affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
+            self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
+        self._latents = self._latents_of(args, kwargs) if self.init == "search" else None
+
+    def _latents_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Latents | None:
+        if not isinstance(self.model, handlers.block):  # all that the host has found already
+            return Latents(self._init_locs, self._potential_fn)
+        try:
+            return latents(self.model, self.init_loc_fn, *args, **kwargs)
+        except Exception as error:  # whatever a model does where it is not run as NumPyro's
+            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+            return None
 
     def _start(self, key: Array) -> Any:
         """Return the parameters of a new guide."""
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
-        if self.init == "search":
-            start = self._searched(start, key)
+        if self._latents is not None:
+            start = self._searched(self._latents, start, key)
         return eqx.filter(Chain([inner, start]), eqx.is_inexact_array)
 
-    def _searched(self, start: Preconditioner, key: Array) -> Preconditioner:
+    def _searched(self, latents: Latents, start: Preconditioner, key: Array) -> Preconditioner:
+        """Return the Gaussian that fits the posterior best."""
+        where = latents.where
+        own = np.concatenate([where[name] for name in self._init_locs])
         start_key, search_key = jax.random.split(key)
-        shape = (STARTS - 2, self.latent_dim)
-        uniform = jax.random.uniform(start_key, shape, start.loc.dtype, -2.0, 2.0)
-        starts = jnp.concatenate([start.loc[None], jnp.zeros_like(start.loc)[None], uniform])
+        loc = latents.loc.at[own].set(start.loc)
+        uniform = jax.random.uniform(start_key, (STARTS - 2, len(loc)), loc.dtype, -2.0, 2.0)
+        starts = jnp.concatenate([loc[None], jnp.zeros_like(loc)[None], uniform])
+        whole = _preconditioner(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
 
-        def log_density(latent: Array) -> Array:
-            with handlers.block():
-                return -self._potential_fn(self._unpack_latent(latent))
-
-        found, elbo = jax.jit(functools.partial(search, log_density))(start, starts, search_key)
+        found, elbo = jax.jit(functools.partial(search, latents.log_density))(
+            whole, starts, search_key
+        )
         sound = jnp.isfinite(elbo)
         if not isinstance(sound, jax.core.Tracer) and not sound:
-            warnings.warn(
-                "the search for a start has found no Gaussian with a finite evidence lower bound: "
-                "the guide starts at `init_loc_fn` with `init_scale`",
-                stacklevel=2,
-            )
+            _warn("has found no Gaussian with a finite evidence lower bound")
+        found = start.marginal(found, own)
         return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
 
     def _transform(self) -> TransformModule:
@@ -371,6 +322,17 @@ class AutoGlow(AutoFlow):
             init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)
+
+
+def _preconditioner(size: int) -> Preconditioner:
+    return Preconditioner(size, rank=None if size <= DENSE else 2 * HISTORY)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
+        stacklevel=2,
+    )
 
 
 def _pairs(

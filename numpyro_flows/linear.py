@@ -339,17 +339,17 @@ class Preconditioner(TransformModule):
         self.basis = jnp.eye(size, rank)
         self.log_values = jnp.zeros(rank)
 
-    def at(self, loc: Array, scale: float) -> "Preconditioner":
+    def at(self, loc: Array, scale: float | Array) -> "Preconditioner":
         """Return the layer set so that N(0, 1) becomes N(loc, scale²), uncorrelated.
 
         Args:
             loc: `(D,)`.
-            scale: a positive number.
+            scale: a positive number, or `(D,)` of them.
         """
         return replace(
             self,
             loc=loc,
-            log_scale=jnp.full_like(self.log_scale, math.log(scale)),
+            log_scale=jnp.log(jnp.broadcast_to(jnp.asarray(scale, loc.dtype), loc.shape)),
             log_values=jnp.zeros_like(self.log_values),
         )
 
@@ -358,15 +358,31 @@ class Preconditioner(TransformModule):
 
         Args:
             loc: `(D,)`.
-            factor: `(D, D)`, any square root of the covariance.
+            factor: `(D, n)` with n at least D, any factor of the covariance.
         """
         scale = jnp.linalg.norm(factor, axis=1)
         # By singular values, not by the eigenvalues of the correlations: those lose their small
         # ones to rounding.
-        basis, values, _ = jnp.linalg.svd(factor / scale[:, None])
+        basis, values, _ = jnp.linalg.svd(factor / scale[:, None], full_matrices=False)
         state = (loc, jnp.log(scale), basis, jnp.log(values))
         new = [a.astype(self.loc.dtype) for a in state]
         return replace(self, **dict(zip(self.buffers, new, strict=True)))
+
+    def marginal(self, whole: "Preconditioner", index: np.ndarray) -> "Preconditioner":
+        """Return the layer set so that N(0, 1) becomes some coordinates of what `whole` makes.
+
+        A layer of full rank gets their correlations, too.
+
+        Args:
+            whole: a layer of no fewer dimensions.
+            index: `(D,)`, the coordinates of `whole`, not traced.
+        """
+        if np.array_equal(index, np.arange(len(whole.loc))):
+            return whole
+        factor = (whole(jnp.eye(len(whole.loc), dtype=whole.loc.dtype)) - whole.loc).T[index]
+        if self.basis.shape[0] == self.basis.shape[1]:
+            return self.precondition(whole.loc[index], factor)
+        return self.at(whole.loc[index], jnp.linalg.norm(factor, axis=1))
 
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data."""

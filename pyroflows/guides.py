@@ -1,17 +1,14 @@
 """Guides: flows as variational posteriors of Pyro models."""
 
 import functools
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
@@ -22,9 +19,11 @@ from pyroflows.checks import as_count, as_scale
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling, TanhScale
 from pyroflows.distribution import FlowDistribution
 from pyroflows.flows import glow
+from pyroflows.latent import latents
 from pyroflows.linear import LowerTriangular, Permutation, Preconditioner
 from pyroflows.normalization import ActNorm
 from pyroflows.partition import as_partition
+from pyroflows.path import PathDistribution
 from pyroflows.search import DENSE, HISTORY, search
 from pyroflows.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
@@ -37,77 +36,6 @@ LOG_SCALE_BUDGET = 24.0
 INIT_SCALE = 1e-3
 # Draws that medians and quantiles are taken of.
 DRAWS = 4096
-
-
-# Longest gradient that one draw may contribute, in standard deviations of the whole posterior.
-GRADIENT_LIMIT = 10.0
-
-
-class Limited(torch.autograd.Function):
-    """Both arguments as they are; what comes back to x is no longer than the limit.
-
-    The gradient that comes back to `unit`, a zero that is added to each draw's log-density, is
-    what one nat of that draw weighs in the objective: a mean over particles weighs each by one in
-    their number.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """Copy both."""
-        return x.clone(), unit.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Any) -> None:
-        """Keep nothing."""
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor, weight: Tensor) -> tuple[Tensor, None]:
-        """Shorten what comes back to x."""
-        bound = GRADIENT_LIMIT * math.sqrt(slope.shape[-1]) * weight.abs()
-        size = slope.norm(dim=-1)
-        # A draw without a finite gradient contributes nothing.
-        slope = slope.where(size.isfinite()[..., None], 0.0)
-        shrunk = (weight != 0) & (size > bound)
-        factor = torch.where(shrunk, bound / size.where(shrunk, 1.0), 1.0)
-        return slope * factor.where(factor.isfinite(), 0.0)[..., None], None
-
-
-class PathDistribution(FlowDistribution):
-    r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
-
-    An evidence lower bound keeps the gradient that goes through the samples: as right on average,
-    and zero for every draw where guide and posterior are equal. What one draw contributes is cut
-    to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide started
-    from: one draw from far out would otherwise outweigh all others for thousands of steps.
-
-    References:
-        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
-    """
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw, and keep what `log_prob` adds for `Limited` to know the weight of a draw."""
-        (flow,) = self.transforms
-        inner, preconditioner = flow.layers
-        x, _ = inner.forward_and_ladj(self.base_dist.rsample(torch.Size(sample_shape)))
-        x, unit = Limited.apply(x, x.new_zeros(x.shape[:-1]))
-        y, _ = preconditioner.forward_and_ladj(x)
-        self._drawn = y, unit
-        return y
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of `value`, as a function of the value alone."""
-        if torch.jit.is_tracing():  # where gradients cannot be taken: the whole one is right, too
-            return super().log_prob(value)
-        if not (torch.is_grad_enabled() and value.requires_grad):
-            return super().log_prob(value).detach()
-        leaf = value.detach().requires_grad_()
-        density = super().log_prob(leaf)
-        (slope,) = torch.autograd.grad(density.sum(), leaf)
-        density = density.detach() + ((value - leaf.detach()) * slope).sum(-1)
-        drawn, unit = getattr(self, "_drawn", (None, density))
-        return density + unit if drawn is value else density
 
 
 class AutoFlow(AutoContinuous):
@@ -141,6 +69,7 @@ class AutoFlow(AutoContinuous):
         path_gradient: whether the gradient of an evidence lower bound goes through the samples
             alone ("sticking the landing"), each of limited weight. Switch it off for the
             importance weighted bounds of `RenyiELBO`, for which it is biased.
+        seed: of the flow's first weights.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.
@@ -173,6 +102,7 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         degrees_of_freedom: float | None = 20.0,
         path_gradient: bool = True,
+        seed: int = 0,
     ) -> None:
         if not callable(build):
             raise TypeError(f"`build` is a {type(build).__name__}, expected a function of D")
@@ -181,79 +111,65 @@ class AutoFlow(AutoContinuous):
         as_scale(init_scale, "init_scale", zero=False)
         if degrees_of_freedom is not None:
             as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
-        super().__init__(model, init_to_median if init_loc_fn is None else init_loc_fn)
+        init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
+        super().__init__(model, init_loc_fn)
         self.create_plates = create_plates
-        self._searched_model = (model,)  # without the host's initialisation; in a tuple: no child
+        self._searched = (model, init_loc_fn)  # as they came; in a tuple: the model is no child
         self.build = build
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom
         self.path_gradient = path_gradient
+        self.seed = seed
         self.transform: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # As the host, which keeps no model in pickles and copies.
-        return {**super().__getstate__(), "_searched_model": None}
+        return {**super().__getstate__(), "_searched": None}
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         size, loc = self.latent_dim, self._init_loc()
-        flow = self.build(size) if size > 1 else _monotone()
-        dense = size <= DENSE
-        affine = LowerTriangular(size) if dense else ActNorm(size)
-        start = Preconditioner(size, rank=None if dense else 2 * HISTORY).to(loc)
-        start.at(loc, self.init_scale)
-        if self.init == "search":
-            start = self._searched(start, *args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            flow = self.build(size) if size > 1 else _monotone()
+            affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
+        start = _preconditioner(loc, self.init_scale)
+        if not self._recalled(start) and self.init == "search":
+            self._search(start, *args, **kwargs)
         self.transform = Chain([Chain([flow, affine]), start]).to(loc)
 
-    def _searched(self, start: Preconditioner, *args: Any, **kwargs: Any) -> Preconditioner:
-        uniform = 4.0 * torch.rand(STARTS - 2, self.latent_dim).to(start.loc) - 2.0
-        starts = torch.cat([start.loc[None], torch.zeros_like(start.loc)[None], uniform])
-        with torch.enable_grad(), pyro.validation_enabled(False), poutine.block():
-            found, elbo = search(self._log_density(*args, **kwargs), start, starts)
-        if not elbo.isfinite():
-            warnings.warn(
-                "the search for a start has found no Gaussian with a finite evidence lower bound: "
-                "the guide starts at `init_loc_fn` with `init_scale`",
-                stacklevel=2,
-            )
-            return start
-        return found
-
-    def _log_density(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], Tensor]:
-        """Return the function from latent numbers `(n, D)` to their log-density in the model."""
-        (model,) = self._searched_model
-        enumerated = _has_enumerated_sites(model, *args, **kwargs)
-
-        def one(latent: Tensor) -> Tensor:
-            values, log_det = {}, latent.new_zeros(())
-            for site, unconstrained in self._unpack_latent(latent):
-                transform = biject_to(site["fn"].support)
-                value = values[site["name"]] = transform(unconstrained)
-                log_det = log_det + transform.log_abs_det_jacobian(unconstrained, value).sum()
-            conditioned = poutine.condition(model, values)
-            if enumerated:
-                elbo = TraceEnum_ELBO()
-                return log_det - elbo.differentiable_loss(conditioned, _empty, *args, **kwargs)
-            return poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum() + log_det
-
-        def each(latents: Tensor) -> Tensor:
-            return torch.stack([one(latent) for latent in latents])
-
-        def seeded(function: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
-            # One subsample of the data for the whole search: noise would mislead it.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return function(latents)
-
-        if enumerated:
-            return functools.partial(seeded, each)
-        batched = torch.func.vmap(one, randomness="same")
+    def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> None:
+        """Set the start to the Gaussian that fits the posterior best."""
         try:
-            batched(torch.stack([self._init_loc()] * 2))
-        except Exception:  # whatever a model does that cannot be batched
-            return functools.partial(seeded, each)
-        return functools.partial(seeded, batched)
+            where, loc, log_density = latents(*self._searched, *args, **kwargs)
+        except Exception as error:  # whatever a model does where it is not run as one of Pyro's
+            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+            return
+        own = torch.cat([where[name] for name, _ in self.prototype_trace.iter_stochastic_nodes()])
+        loc[own] = start.loc
+        uniform = 4.0 * torch.rand(STARTS - 2, len(loc)).to(loc) - 2.0
+        starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
+        with torch.enable_grad():
+            found, elbo = search(log_density, _preconditioner(loc, self.init_scale), starts)
+        if elbo.isfinite():
+            start.marginal(found, own)
+        else:
+            _warn("has found no Gaussian with a finite evidence lower bound")
+
+    def _recalled(self, start: Preconditioner) -> bool:
+        """Set the start to what Pyro's parameter store holds, if it holds one of this size."""
+        store, state = pyro.get_param_store(), start.state_dict()
+        kept = {name: store[full].detach() for name, full in self._kept(state) if full in store}
+        if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in state.items()}:
+            return False
+        start.load_state_dict(kept)
+        return True
+
+    def _kept(self, state: Iterable[str]) -> list[tuple[str, str]]:
+        """Pair each part of the start with its name in the parameter store, where that is used."""
+        if pyro.settings.get("module_local_params"):
+            return []
+        return [(name, f"{self._pyro_name}.start.{name}") for name in state]
 
     def get_base_dist(self) -> Any:
         """Return the distribution of z: Student-t or normal."""
@@ -264,7 +180,17 @@ class AutoFlow(AutoContinuous):
 
     def get_transform(self, *args: Any, **kwargs: Any) -> TransformModule:
         """Return the transform of z to the unconstrained latent numbers."""
-        return self.transform
+        if not self._pyro_context.active or pyro.settings.get("module_local_params"):
+            return self.transform
+        # Pyro would register the parameters, but not take those that the store holds already.
+        flow, store = self._modules["transform"], pyro.get_param_store()
+        pyro.module(self._pyro_get_fullname("transform"), flow, update_module_params=True)
+        # What is no parameter is kept besides: no optimiser sees it.
+        state = flow.layers[-1].state_dict()
+        for name, full in self._kept(state):
+            if full not in store:
+                store[full] = state[name].clone()
+        return flow
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""
@@ -407,6 +333,18 @@ class AutoGlow(AutoFlow):
         super().__init__(model, build, **options)
 
 
+def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:
+    rank = None if len(loc) <= DENSE else 2 * HISTORY
+    return Preconditioner(len(loc), rank=rank).to(loc).at(loc, scale)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
+        stacklevel=2,
+    )
+
+
 def _pairs(coupling: Callable[..., TransformModule], layers: int, size: int) -> TransformModule:
     """Stack couplings in pairs that swap their halves, each pair behind a random permutation.
 
@@ -432,12 +370,3 @@ def _tailed(build: Callable[..., TransformModule], size: int) -> TransformModule
 def _monotone() -> TransformModule:
     """Return a flexible bijection of one number, which couplings cannot give."""
     return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])
-
-
-def _empty(*args: Any, **kwargs: Any) -> None:
-    """A guide of a model whose latent variables are all given."""
-
-
-def _has_enumerated_sites(model: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
-    return any(site["infer"].get("enumerate") for _, site in trace.iter_stochastic_nodes())

@@ -325,18 +325,18 @@ class Preconditioner(TransformModule):
         self.register_buffer("log_values", torch.zeros(rank))
 
     @torch.no_grad()
-    def at(self, loc: Tensor, scale: float) -> "Preconditioner":
+    def at(self, loc: Tensor, scale: float | Tensor) -> "Preconditioner":
         """Set the layer so that N(0, 1) becomes N(loc, scale²), uncorrelated.
 
         Args:
             loc: `(D,)`.
-            scale: a positive number.
+            scale: a positive number, or `(D,)` of them.
 
         Returns:
             The layer itself.
         """
         self.loc.copy_(loc)
-        self.log_scale.fill_(math.log(scale))
+        self.log_scale.copy_(torch.as_tensor(scale, dtype=loc.dtype, device=loc.device).log())
         self.log_values.zero_()
         return self
 
@@ -346,7 +346,7 @@ class Preconditioner(TransformModule):
 
         Args:
             loc: `(D,)`.
-            factor: `(D, D)`, any square root of the covariance.
+            factor: `(D, n)` with n at least D, any factor of the covariance.
 
         Returns:
             The layer itself.
@@ -354,12 +354,33 @@ class Preconditioner(TransformModule):
         scale = factor.norm(dim=1)
         # By singular values, not by the eigenvalues of the correlations: those lose their small
         # ones to rounding.
-        basis, values, _ = torch.linalg.svd(factor / scale[:, None])
+        basis, values, _ = torch.linalg.svd(factor / scale[:, None], full_matrices=False)
         self.loc.copy_(loc)
         self.log_scale.copy_(scale.log())
         self.basis.copy_(basis)
         self.log_values.copy_(values.log())
         return self
+
+    @torch.no_grad()
+    def marginal(self, whole: "Preconditioner", index: Tensor) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes some coordinates of what `whole` makes of it.
+
+        A layer of full rank gets their correlations, too.
+
+        Args:
+            whole: a layer of no fewer dimensions.
+            index: `(D,)`, the coordinates of `whole`.
+
+        Returns:
+            The layer itself.
+        """
+        if torch.equal(index, torch.arange(len(whole.loc), device=index.device)):
+            self.load_state_dict(whole.state_dict())
+            return self
+        factor = (whole(torch.eye(len(whole.loc)).to(whole.loc)) - whole.loc).mT[index]
+        if self.basis.shape[0] == self.basis.shape[1]:
+            return self.precondition(whole.loc[index], factor)
+        return self.at(whole.loc[index], factor.norm(dim=1))
 
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data."""

@@ -69,6 +69,7 @@ class PyroHost:
     dist, guides = pyro.distributions, pyro.infer.autoguide
     sample, factor, plate = staticmethod(pyro.sample), staticmethod(pyro.factor), pyro.plate
     init_to_value = staticmethod(pyro_init_to_value)
+    block = staticmethod(pyro.poutine.block)
 
     def array(self, x):
         return torch.as_tensor(np.asarray(x, dtype="float64"))
@@ -126,6 +127,7 @@ class NumPyroHost:
     sample, factor = staticmethod(numpyro.sample), staticmethod(numpyro.factor)
     plate = numpyro.plate
     init_to_value = staticmethod(numpyro_init_to_value)
+    block = numpyro.handlers.block
 
     def array(self, x):
         return jnp.asarray(x, dtype="float64")
@@ -243,6 +245,27 @@ def test_the_start_in_more_dimensions_than_hessians_are_for(host):
     fitted = gaussian(host, model)
     ratio = log_ratio(fitted, lambda _, x: stats.norm.logpdf(x, 10 * scales, scales).sum(-1))
     assert ratio.mean() > -1.0
+
+
+@pytest.mark.parametrize("others", [3, 299])
+def test_a_guide_for_some_sites_starts_at_their_marginal(host, others):
+    """Found through the handler that hides from it all other sites, and the data."""
+
+    def model():
+        unit = host.dist.Normal(host.array(np.zeros(others)), host.array(1.0))
+        other = host.sample("other", unit.to_event(1))
+        mine = host.sample("mine", host.dist.Normal(host.array([5.0, -5.0]), 2.0).to_event(1))
+        scales = host.array([0.5, 100.0])
+        likelihood = host.dist.Normal(mine + other[..., :2], scales).to_event(1)
+        host.sample("y", likelihood, obs=host.array([7.0, 0.0]))
+
+    fitted = gaussian(host, host.block(model, expose=["mine"]))
+    x, _ = fitted.draws()
+    noise = np.array([0.5, 100.0]) ** 2 + 1.0
+    variances = 1 / (1 / 4.0 + 1 / noise)
+    means = variances * (np.array([5.0, -5.0]) / 4.0 + np.array([7.0, 0.0]) / noise)
+    assert_allclose(x.mean(0), means, atol=0.15)
+    assert_allclose(x.std(0), np.sqrt(variances), rtol=0.1)
 
 
 @pytest.mark.parametrize("name", LAPLACE)
