@@ -14,6 +14,7 @@ from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.diagnostics import check_invertible, to_arviz
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
+from numpyro_flows.evidence import GuideFitResult, fit_guide
 from numpyro_flows.flows import glow, nice, realnvp
 from numpyro_flows.guides import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP
 from numpyro_flows.image import Flatten, MultiScale, Squeeze
@@ -57,6 +58,7 @@ __all__ = [
     "FitResult",
     "Flatten",
     "FlowDistribution",
+    "GuideFitResult",
     "InvertibleConv1x1",
     "InvertibleLinear",
     "LogTails",
@@ -79,6 +81,7 @@ __all__ = [
     "checkerboard",
     "dequantize",
     "fit",
+    "fit_guide",
     "flow_distribution",
     "glow",
     "halves",

@@ -56,7 +56,7 @@ def latents(
     with handlers.block():
         found = initialize_model(
             numpyro.prng_key(),
-            handlers.infer_config(_unblocked(model), _enumerated),
+            handlers.infer_config(unblocked(model), _enumerated),
             init_strategy=init_loc_fn,
             model_args=args,
             model_kwargs=kwargs,
@@ -64,9 +64,9 @@ def latents(
     return Latents(found.param_info.z, found.potential_fn)
 
 
-def _unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
+def unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
     """Return the model behind the handlers that hide sites of it."""
-    return _unblocked(model.fn) if isinstance(model, handlers.block) else model
+    return unblocked(model.fn) if isinstance(model, handlers.block) else model
 
 
 def _enumerated(site: dict[str, Any]) -> dict[str, str]:

@@ -43,10 +43,7 @@ class Settings:
             raise ValueError(f"`clip_norm` is {self.clip_norm}, expected a positive number or None")
         if not 0 <= self.penalty < math.inf:
             raise ValueError(f"`penalty` is {self.penalty}, expected a number from 0")
-        if not (self.schedule in (None, "cosine") or callable(self.schedule)):
-            raise ValueError(
-                f"`schedule` is {self.schedule!r}, expected None, 'cosine' or a function of a step"
-            )
+        check_schedule(self.schedule)
         if not (self.augment is None or callable(self.augment)):
             raise TypeError(f"`augment` is {self.augment!r}, expected a function or None")
         if not (self.optimizer is None or hasattr(self.optimizer, "update")):
@@ -58,9 +55,7 @@ class Settings:
 
     def factor(self, step: int) -> float:
         """Return the schedule's factor on the learning rate."""
-        if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
-        return float(self.schedule(step)) if callable(self.schedule) else 1.0
+        return factor(self.schedule, step, self.steps)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings by their names."""
@@ -97,3 +92,18 @@ class History:
 def _check_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"`{name}` is {value!r}, expected a whole number from {least}")
+
+
+def check_schedule(schedule: Any) -> None:
+    """Refuse what is no schedule of the learning rate."""
+    if not (schedule in (None, "cosine") or callable(schedule)):
+        raise ValueError(
+            f"`schedule` is {schedule!r}, expected None, 'cosine' or a function of a step"
+        )
+
+
+def factor(schedule: str | Callable[[int], float] | None, step: int, steps: int) -> float:
+    """Return a schedule's factor on the learning rate."""
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * step / steps))
+    return float(schedule(step)) if callable(schedule) else 1.0

@@ -10,6 +10,7 @@ from pyroflows.chain import Chain, Stack
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.diagnostics import check_invertible, to_arviz
 from pyroflows.distribution import FlowDistribution, flow_distribution
+from pyroflows.evidence import GuideFitResult, fit_guide
 from pyroflows.flows import glow, nice, realnvp
 from pyroflows.guides import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.image import Flatten, MultiScale, Squeeze
@@ -46,6 +47,7 @@ __all__ = [
     "FitResult",
     "Flatten",
     "FlowDistribution",
+    "GuideFitResult",
     "InvertibleConv1x1",
     "InvertibleLinear",
     "LogTails",
@@ -68,6 +70,7 @@ __all__ = [
     "checkerboard",
     "dequantize",
     "fit",
+    "fit_guide",
     "flow_distribution",
     "glow",
     "halves",

@@ -1,7 +1,6 @@
 """Importance weights: the draws of a guide, weighed against its model."""
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyroflows.latent import without
 
 # Fewer draws have no tail that a Pareto distribution can be fitted to.
 FEWEST = 25
@@ -73,9 +74,7 @@ def model_of(posterior: Any, model: Any) -> Any:
     if not callable(model):
         raise TypeError(f"`model` is a {type(model).__name__}, expected a function")
     # An automatic guide holds its model in a handler that starts each site from draws of its own.
-    while isinstance(model, functools.partial) and isinstance((*model.args, 0)[0], InitMessenger):
-        model = model.args[1]
-    return model
+    return without(model, InitMessenger)
 
 
 def draw(posterior: Any, model: Any, inputs: tuple[Any, Any], draws: int) -> Draws:

@@ -43,7 +43,7 @@ def latents(
     Raises:
         NotImplementedError: where a discrete site has no finite support.
     """
-    model = _unblocked(model)
+    model = without(model, BlockMessenger)
     trace = poutine.trace(model).get_trace(*args, **kwargs)
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
     nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
@@ -90,9 +90,8 @@ def latents(
     return Latents(where, loc, batched)
 
 
-def _unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the model behind the handlers that hide sites of it."""
-    inner = getattr(model, "func", None)
-    if isinstance(inner, functools.partial) and isinstance((*inner.args, None)[0], BlockMessenger):
-        return _unblocked(inner.args[1])
+def without(model: Callable[..., Any], *handlers: type) -> Callable[..., Any]:
+    """Return the model behind the handlers of some kinds that it is wrapped in."""
+    while isinstance(model, functools.partial) and isinstance((*model.args, 0)[0], handlers):
+        model = model.args[1]
     return model

@@ -1,175 +1,25 @@
 """Laws on guides: where they start, what they learn, and what their gradients are."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions
-import numpyro.infer.autoguide
 import pyro
 import pyro.distributions
 import pyro.infer.autoguide
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from numpyro.infer.initialization import init_to_value as numpyro_init_to_value
-from pyro.infer.autoguide.initialization import init_to_value as pyro_init_to_value
 from scipy import stats
 from torch.autograd.function import once_differentiable
 
-import numpyro_flows
-import pyroflows
+from tests.wings.hosts import DRAWS, HOSTS, gaussian, of_density, started
 
 KINDS = ("AutoNICE", "AutoRealNVP", "AutoGlow")
-DRAWS = 1000
-
-
-class PyroFitted:
-    """A guide with its parameters; arrays out."""
-
-    def __init__(self, model, guide, *args):
-        self.model, self.guide, self.args = model, guide, args
-        pyro.set_rng_seed(0)
-        guide(*args)
-
-    def train(self, steps, rate=1e-2, particles=16):
-        loss = pyro.infer.Trace_ELBO(num_particles=particles, vectorize_particles=True)
-        svi = pyro.infer.SVI(self.model, self.guide, pyro.optim.Adam({"lr": rate}), loss)
-        return np.array([svi.step(*self.args) for _ in range(steps)])
-
-    @torch.no_grad()
-    def draws(self):
-        """Draws of the latent numbers and their log-densities."""
-        pyro.set_rng_seed(0)
-        posterior = self.guide.get_posterior()
-        x = posterior.sample((DRAWS,))
-        return x.numpy(), posterior.log_prob(x).numpy()
-
-    def gradient(self, particles=1, seed=0):
-        """The gradient of the evidence lower bound in all parameters, as one vector."""
-        pyro.set_rng_seed(seed)
-        loss = pyro.infer.Trace_ELBO(num_particles=particles, vectorize_particles=True)
-        value = loss.differentiable_loss(self.model, self.guide, *self.args)
-        parameters = list(self.guide.parameters())
-        found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        return torch.cat([gradient.flatten() for gradient in found]).numpy()
-
-    def median(self):
-        return {name: value.numpy() for name, value in self.guide.median(*self.args).items()}
-
-    def quantiles(self, levels):
-        found = self.guide.quantiles(levels, *self.args)
-        return {name: value.numpy() for name, value in found.items()}
-
-
-class PyroHost:
-    """Pyro, as far as a test needs it."""
-
-    name, package, np, Fitted = "pyro", pyroflows, torch, PyroFitted
-    dist, guides = pyro.distributions, pyro.infer.autoguide
-    sample, factor, plate = staticmethod(pyro.sample), staticmethod(pyro.factor), pyro.plate
-    init_to_value = staticmethod(pyro_init_to_value)
-    block = staticmethod(pyro.poutine.block)
-
-    def array(self, x):
-        return torch.as_tensor(np.asarray(x, dtype="float64"))
-
-    def straight(self, size):
-        """A flow that is the identity at its start, exactly."""
-        return pyroflows.nice(size, layers=2, hidden=(4,), init_scale=0.0)
-
-
-class NumPyroFitted:
-    """As Pyro's."""
-
-    def __init__(self, model, guide, *args):
-        self.model, self.guide, self.args = model, guide, args
-        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
-        trace = numpyro.handlers.trace(seeded).get_trace(*args)
-        self.params = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
-
-    def train(self, steps, rate=1e-2, particles=16):
-        loss = numpyro.infer.Trace_ELBO(particles)
-        svi = numpyro.infer.SVI(self.model, self.guide, numpyro.optim.Adam(rate), loss)
-        options = {"progress_bar": False, "init_params": self.params}
-        result = svi.run(jax.random.key(0), steps, *self.args, **options)
-        self.params = result.params
-        return np.asarray(result.losses)
-
-    def draws(self):
-        posterior = self.guide.get_posterior(self.params)
-        x = posterior.sample(jax.random.key(0), (DRAWS,))
-        return np.asarray(x), np.asarray(posterior.log_prob(x))
-
-    def gradient(self, particles=1, seed=0):
-        loss = numpyro.infer.Trace_ELBO(particles)
-
-        @jax.jit
-        @jax.grad
-        def gradient(params, key):
-            return loss.loss(key, params, self.model, self.guide, *self.args)
-
-        found = gradient(self.params, jax.random.key(seed))
-        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
-
-    def median(self):
-        return jax.tree.map(np.asarray, self.guide.median(self.params))
-
-    def quantiles(self, levels):
-        return jax.tree.map(np.asarray, self.guide.quantiles(self.params, levels))
-
-
-class NumPyroHost:
-    """NumPyro, as far as a test needs it."""
-
-    name, package, np, Fitted = "numpyro", numpyro_flows, jnp, NumPyroFitted
-    dist, guides = numpyro.distributions, numpyro.infer.autoguide
-    sample, factor = staticmethod(numpyro.sample), staticmethod(numpyro.factor)
-    plate = numpyro.plate
-    init_to_value = staticmethod(numpyro_init_to_value)
-    block = numpyro.handlers.block
-
-    def array(self, x):
-        return jnp.asarray(x, dtype="float64")
-
-    def straight(self, size, key):
-        """As Pyro's."""
-        return numpyro_flows.nice(size, layers=2, hidden=(4,), init_scale=0.0, key=key)
-
-
-HOSTS = {host.name: host for host in (PyroHost(), NumPyroHost())}
 
 
 @pytest.fixture
 def host(wing):
     pyro.clear_param_store()
     return HOSTS[wing.name]
-
-
-def small(host, model, kind="AutoRealNVP", **options):
-    """A guide of few and small couplings."""
-    return getattr(host.package, kind)(model, **{"layers": 2, "hidden": (4,), **options})
-
-
-def started(host, model, *args, **options):
-    return host.Fitted(model, small(host, model, **options), *args)
-
-
-def gaussian(host, model, *args, **options):
-    """A guide that is exactly Gaussian at its start."""
-    options = {"degrees_of_freedom": None, **options}
-    return host.Fitted(model, host.package.AutoFlow(model, host.straight, **options), *args)
-
-
-def of_density(host, log_density, size=3):
-    """The model whose posterior has this log-density."""
-
-    def model():
-        base = host.dist.Normal(host.array(np.zeros(size)), host.array(1.0))
-        x = host.sample("x", base.to_event(1).mask(False))
-        host.factor("density", log_density(host.np, x))
-
-    return model
 
 
 def log_ratio(fitted, log_density):

@@ -1,0 +1,122 @@
+"""Laws on `fit_guide`: what is learned, and what is left where training goes wrong."""
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from tests.wings.hosts import HOSTS, of_density, small
+
+
+@pytest.fixture
+def host(wing):
+    pyro.clear_param_store()
+    return HOSTS[wing.name]
+
+
+def bent(xp, x):
+    """A banana's log-density, which integrates to one."""
+    first = -0.5 * x[..., 0] ** 2
+    second = -0.5 * ((x[..., 1] - x[..., 0] ** 2) / 0.3) ** 2 - np.log(0.3)
+    return first + second - np.log(2 * np.pi)
+
+
+def fitted(host, model, init="search", **options):
+    """The guide's result, and a function that gives its draws and their log-density."""
+    guide = small(host, model, layers=4, hidden=(16,), init=init)
+    options = {"progress": False, "steps": 300, "learning_rate": 3e-2, **options}
+    result = host.package.fit_guide(guide, **options)
+    return result, host.drawn(guide, result)
+
+
+def elbo(host, model, **options):
+    result, (x, log_q) = fitted(host, model, **options)
+    return result, (bent(np, x) - log_q).mean()
+
+
+def test_it_climbs(host):
+    """The evidence is zero; the best Gaussian stays below."""
+    result, found = elbo(host, of_density(host, bent, 2))
+    assert len(result.losses) == 300
+    assert (result.stopped, result.skipped) == ("steps", 0)
+    assert -0.3 < found < 0.01
+    assert found > -result.losses[:10].mean() + 0.1
+    assert abs(result.loss + found) < 0.15
+
+
+def test_the_best_stretch_is_left(host):
+    """Where the end of training is its ruin."""
+    calm = lambda step: 1.0 if step < 250 else 100.0  # noqa: E731
+    result, found = elbo(host, of_density(host, bent, 2), schedule=calm)
+    assert found > -0.6
+    assert not -np.mean(result.losses[-10:]) > found - 0.4
+
+
+def test_the_best_rate_is_left(host):
+    """Each run starts where the guide does."""
+    model = of_density(host, bent, 2)
+    result, found = elbo(host, model, learning_rate=[30.0, 3e-2, 1e-6])
+    pyro.clear_param_store()
+    alone, same = elbo(host, model, learning_rate=3e-2)
+    assert result.learning_rate == 3e-2
+    assert_array_equal(result.losses, alone.losses)
+    assert found == same
+
+
+def test_steps_without_a_finite_loss_are_skipped(host):
+    """As many draws as have no density."""
+
+    def torn(xp, x):
+        return xp.where(xp.sin(1e3 * x[..., 0]) > 0.9995, -np.inf, bent(xp, x))
+
+    result, (x, _) = fitted(host, of_density(host, torn, 2), init="location")
+    assert 0 < result.skipped < 150
+    assert np.isfinite(x).all()
+
+
+def test_nothing_is_learned_where_nothing_is_finite(host):
+    """The guide stays where it started."""
+    model = of_density(host, bent, 2)
+    hopeless = of_density(host, lambda xp, x: -np.inf * xp.exp(x[..., 0]), 2)
+    guide = small(host, model)
+    result = host.package.fit_guide(guide, hopeless, progress=False, steps=100)
+    assert result.stopped == "not finite"
+    assert len(result.losses) == result.skipped < 100
+    assert result.loss == np.inf
+    x, log_q = host.drawn(guide, result)
+    assert (bent(np, x) - log_q).mean() > -1.5
+
+
+def test_equal_seeds_give_equal_numbers(host):
+    model = of_density(host, bent, 2)
+    first, second = (fitted(host, model, steps=20)[0] for _ in range(2) if not host.clear())
+    assert_array_equal(first.losses, second.losses)
+
+
+def test_the_global_random_numbers_are_not_touched(host):
+    state = torch.random.get_rng_state()
+    fitted(host, of_density(host, bent, 2), steps=2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+BAD = [
+    ({"steps": 0}, "`steps` is 0"),
+    ({"learning_rate": []}, "`learning_rate` is empty"),
+    ({"learning_rate": [1e-3, -1.0]}, "`learning_rate` is -1.0"),
+    ({"schedule": "linear"}, "`schedule` is 'linear'"),
+    ({"args": "data"}, "`args` is a str"),
+    ({"model": 3}, "`model` is a int"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_arguments_name_themselves(host, options, message):
+    guide = small(host, of_density(host, bent, 2))
+    with pytest.raises((ValueError, TypeError), match=message):
+        host.package.fit_guide(guide, **{"progress": False, **options})
+
+
+def test_a_guide_without_a_model(host):
+    with pytest.raises(ValueError, match="`model` is missing"):
+        host.package.fit_guide(lambda: None, progress=False)
