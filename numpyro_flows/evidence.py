@@ -30,7 +30,8 @@ class GuideFitResult:
     """What `fit_guide` has come to.
 
     Args:
-        params: parameters of the guide and the model, as in NumPyro's `SVIRunResult`.
+        guide: the guide.
+        params: its parameters and the model's, as in NumPyro's `SVIRunResult`.
         losses: minus the evidence lower bound at each step of the best run, in nats; also of the
             steps that were skipped.
         loss: the best mean loss of a stretch, infinite where none was finite.
@@ -39,6 +40,7 @@ class GuideFitResult:
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
     """
 
+    guide: Any
     params: dict[str, Any] = dataclasses.field(repr=False)
     losses: np.ndarray = dataclasses.field(repr=False)
     loss: float
@@ -171,7 +173,7 @@ class _Run:
         every = np.concatenate(losses)
         skipped = len(every) - int(state.optim_state[0])
         params = self.svi.get_params(best)
-        return GuideFitResult(params, every, loss, rate, skipped, stopped)
+        return GuideFitResult(self.svi.guide, params, every, loss, rate, skipped, stopped)
 
 
 def stretches(steps: int) -> list[int]:
