@@ -143,7 +143,8 @@ def realnvp(
         context_dim: size of the context of a conditional flow.
         robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
             start and conditioners see asinh of their input, which keeps deep flows invertible in
-            float32 whatever the training; False for the paper's exact form.
+            float32 whatever the training; False for the paper's exact form, which conditional
+            densities of very unlike widths need.
         init_scale: standard deviation of each conditioner's last layer at the start.
 
     Returns:
