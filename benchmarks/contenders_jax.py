@@ -89,17 +89,10 @@ def convolutions(settings: ImageSettings) -> Contender:
 
 
 def glow(settings: ImageSettings) -> Contender:
-    from numpyro_flows import flow_distribution, glow
+    from numpyro_flows import flow_distribution
 
-    flow = glow(
-        settings.shape,
-        levels=settings.levels,
-        steps=settings.steps,
-        channels=settings.channels,
-        key=jax.random.key(0),
-    )
     return _works(
-        flow,
+        _glow(settings.steps, settings),
         lambda flow, x: flow_distribution(flow).log_prob(x),
         lambda flow, key: flow_distribution(flow).sample(key, (settings.batch,)),
         settings,
@@ -136,13 +129,14 @@ def flowjax(settings: VectorSettings) -> Contender:
     )
 
 
-def compile_seconds(couplings: int, settings: VectorSettings) -> float:
+def compile_seconds(depth: int, settings: Settings) -> float:
     """Time the first call of a jitted training step; to be called in a fresh process."""
     from numpyro_flows import flow_distribution
 
-    flow = _realnvp(couplings, settings)
+    images = isinstance(settings, ImageSettings)
+    flow = _glow(depth, settings) if images else _realnvp(depth, settings)
     step, parameters = _training_step(flow, lambda flow, x: flow_distribution(flow).log_prob(x))
-    x = jnp.ones((settings.batch, settings.dim))
+    x = jnp.ones((settings.batch, *settings.shape))
     start = time.perf_counter()
     jax.block_until_ready(jax.jit(step)(parameters, x))
     return time.perf_counter() - start
@@ -152,6 +146,13 @@ def _realnvp(couplings: int, settings: VectorSettings) -> Any:
     from numpyro_flows import realnvp
 
     return realnvp(settings.dim, layers=couplings, hidden=settings.hidden, key=jax.random.key(0))
+
+
+def _glow(steps: int, settings: ImageSettings) -> Any:
+    from numpyro_flows import glow
+
+    size = {"levels": settings.levels, "steps": steps, "channels": settings.channels}
+    return glow(settings.shape, **size, key=jax.random.key(0))
 
 
 def _works(flow: Any, log_prob: Callable, sample: Callable, settings: Settings) -> Contender:
