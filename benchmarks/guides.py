@@ -38,6 +38,7 @@ GUIDES = {
         "AutoIAFNormal",
         "AutoBNAFNormal",
         "AutoRealNVP",
+        "AutoRealNVP, fit_guide",
     ],
     "pyro": [
         "AutoNormal",
@@ -45,9 +46,11 @@ GUIDES = {
         "AutoIAFNormal",
         "AutoNormalizingFlow",
         "AutoRealNVP",
+        "AutoRealNVP, fit_guide",
     ],
 }
-OURS = "AutoRealNVP"
+# Trained as every other guide; and by `fit_guide`, at its own learning rate.
+OURS, FITTED, FITTED_RATE = "AutoRealNVP", "AutoRealNVP, fit_guide", 5e-3
 PACKAGES = ("pyro-ppl", "torch", "numpyro", "jax", "arviz")
 
 
@@ -63,16 +66,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print, but keep and write nothing")
     options = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": {}, "runs": []}
     for wing in options.wing:
         for guide in options.guides or GUIDES[wing]:
             for name in options.only:
                 run = measured(wing, guide, POSTERIORS[name], options)
                 print(line(run), flush=True)
                 if not options.dry:
-                    keep(kept, run)
+                    keep(run)
     if not options.dry:
-        write(kept)
+        write(kept())
 
 
 def measured(wing: str, guide: str, posterior: Posterior, options: Any) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def measured(wing: str, guide: str, posterior: Posterior, options: Any) -> dict[
         "posterior": posterior.name,
         "steps": options.steps,
         "particles": options.particles,
-        "learning_rate": options.learning_rate,
+        "learning_rate": FITTED_RATE if guide == FITTED else options.learning_rate,
         "seed": options.seed,
     }
     train = {"numpyro": in_numpyro, "pyro": in_pyro}[wing]
@@ -136,6 +138,15 @@ def in_numpyro(guide: str, posterior: Posterior, options: Any) -> Any:
 
     data = {name: jax.numpy.asarray(x) for name, x in posterior.data.items()}
     model = posterior.numpyro_model
+    key = jax.random.key(options.seed)
+    score = functools.partial(
+        numpyro_flows.to_arviz, kwargs=data, draws=DRAWS, key=jax.random.key(1)
+    )
+    if guide == FITTED:
+        made = numpyro_flows.AutoRealNVP(model)
+        how = {"steps": options.steps, "learning_rate": FITTED_RATE, "progress": False}
+        fitted = numpyro_flows.fit_guide(made, kwargs=data, key=key, **how)
+        return score(made, params=fitted.params)
     made = getattr(numpyro_flows if guide == OURS else autoguide, guide)(model)
     svi = SVI(
         model,
@@ -143,11 +154,8 @@ def in_numpyro(guide: str, posterior: Posterior, options: Any) -> Any:
         numpyro.optim.Adam(options.learning_rate),
         Trace_ELBO(num_particles=options.particles),
     )
-    key = jax.random.key(options.seed)
     result = svi.run(key, options.steps, progress_bar=False, **data)
-    return numpyro_flows.to_arviz(
-        made, params=result.params, kwargs=data, draws=DRAWS, key=jax.random.key(1)
-    )
+    return score(made, params=result.params)
 
 
 def in_pyro(guide: str, posterior: Posterior, options: Any) -> Any:
@@ -161,6 +169,11 @@ def in_pyro(guide: str, posterior: Posterior, options: Any) -> Any:
     pyro.clear_param_store()
     pyro.set_rng_seed(options.seed)
     data, model = posterior.pyro_data(), posterior.pyro_model
+    if guide == FITTED:
+        made = pyroflows.AutoRealNVP(model)
+        how = {"steps": options.steps, "learning_rate": FITTED_RATE}
+        pyroflows.fit_guide(made, model, kwargs=data, seed=options.seed, **how)
+        return pyroflows.to_arviz(made, model, kwargs=data, draws=DRAWS, seed=1)
     if guide == "AutoNormalizingFlow":  # with its own couplings, of the same size as ours
         coupling = functools.partial(transforms.affine_coupling, hidden_dims=[32, 32])
         made = autoguide.AutoNormalizingFlow(model, functools.partial(own_couplings, coupling))
@@ -189,18 +202,23 @@ def own_couplings(coupling: Callable[..., Any], size: int) -> Any:
     return transforms.ComposeTransformModule(layers)
 
 
-def keep(kept: dict[str, Any], run: dict[str, Any]) -> None:
+def kept() -> dict[str, Any]:
+    """Return all that has been measured, also by others that run at the same time."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": {}, "runs": []}
+
+
+def keep(run: dict[str, Any]) -> None:
     """Store a run in place of an earlier one of the same guide on the same posterior."""
-    same = ("wing", "guide", "posterior")
-    kept["runs"] = [r for r in kept["runs"] if any(r[field] != run[field] for field in same)]
-    kept["runs"].append(run)
-    kept["runs"].sort(key=lambda r: tuple(r[field] for field in same))
-    kept["machine"] = {
+    same, all_ = ("wing", "guide", "posterior"), kept()
+    all_["runs"] = [r for r in all_["runs"] if any(r[field] != run[field] for field in same)]
+    all_["runs"].append(run)
+    all_["runs"].sort(key=lambda r: tuple(r[field] for field in same))
+    all_["machine"] = {
         "date": datetime.date.today().isoformat(),
         "machine": platform.machine(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(all_, indent=1) + "\n")
 
 
 def line(run: Mapping[str, Any]) -> str:
