@@ -144,8 +144,10 @@ class _Run:
     ) -> None:
         self.guide, self.loss, self.factors, self.seed = guide, loss, factors, seed
         self.inputs = (model, guide, *args), kwargs
-        self.parameters: dict[Tensor, None] = {}  # in order
-        self.evaluate()
+        with poutine.trace(param_only=True) as capture:
+            self.evaluate()
+        sites = capture.trace.nodes.values()
+        self.parameters = list(dict.fromkeys(site["value"].unconstrained() for site in sites))
         self.start = self.copied()
 
     def train(self, rate: float, bar: Any) -> tuple[GuideFitResult, list[Tensor]]:
@@ -154,7 +156,7 @@ class _Run:
         torch.manual_seed(self.seed)
         best, loss, skipped, stopped = self.start, math.inf, 0, "steps"
         losses: list[float] = []
-        adam = torch.optim.Adam(list(self.parameters), foreach=True)
+        adam = torch.optim.Adam(self.parameters, foreach=True)
         try:
             for length in stretches(len(self.factors)):
                 for _ in range(length):
@@ -164,6 +166,7 @@ class _Run:
                         adam.step()
                     else:
                         skipped += 1
+                    adam.zero_grad()
                     bar.update()
                 stretch = np.array(losses[-length:])
                 mean = mean_loss(stretch)
@@ -180,13 +183,7 @@ class _Run:
     def evaluate(self) -> float:
         """Return the loss, and leave its gradients with the parameters."""
         args, kwargs = self.inputs
-        for parameter in self.parameters:
-            parameter.grad = None
-        with poutine.trace(param_only=True) as capture:
-            value = self.loss.loss_and_grads(*args, **kwargs)
-        sites = capture.trace.nodes.values()
-        self.parameters |= dict.fromkeys(site["value"].unconstrained() for site in sites)
-        return float(value)
+        return float(self.loss.loss_and_grads(*args, **kwargs))
 
     def gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
