@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyroflows import importance
 from pyroflows.checks import as_count, check_finite
+from pyroflows.latent import alone
+from pyroflows.seeds import seeded
 from pyroflows.transform import TransformModule
 
 
@@ -154,10 +156,8 @@ def to_arviz(
     if not isinstance(args, tuple | list):
         raise TypeError(f"`args` is a {type(args).__name__}, expected a tuple of arguments")
     inputs = tuple(args), dict(kwargs or {})
-    devices = list(range(torch.cuda.device_count()))
     # Without validation: a draw on the border of a site's support is one without weight.
-    with torch.random.fork_rng(devices), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
+    with seeded(as_count(seed, "seed", 0)), torch.no_grad(), alone():
         drawn = importance.draw(posterior, model, inputs, draws)
         latent, observed, deterministic = drawn.sites
         log_p, log_q = drawn.log_p.double().cpu().numpy(), drawn.log_q.double().cpu().numpy()

@@ -1,8 +1,9 @@
 """Guides: flows as variational posteriors of Pyro models."""
 
 import functools
+import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ from pyroflows.linear import LowerTriangular, Permutation, Preconditioner
 from pyroflows.normalization import ActNorm
 from pyroflows.partition import as_partition
 from pyroflows.path import PathDistribution
-from pyroflows.search import DENSE, HISTORY, search
+from pyroflows.search import DENSE, HISTORY, LARGE, SMALL, search
+from pyroflows.seeds import seeded
 from pyroflows.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
 
-# Points that the search starts from: the model's own, the origin and random ones around it.
-STARTS = 8
+Named = Iterable[tuple[str, Tensor]]
+
 # Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
 LOG_SCALE_BUDGET = 24.0
 # Standard deviation of the first weights of each conditioner's last layer.
@@ -114,62 +116,93 @@ class AutoFlow(AutoContinuous):
         init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
         super().__init__(model, init_loc_fn)
         self.create_plates = create_plates
-        self._searched = (model, init_loc_fn)  # as they came; in a tuple: the model is no child
+        self.init_loc_fn = init_loc_fn
         self.build = build
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom
         self.path_gradient = path_gradient
-        self.seed = seed
+        self.seed = as_count(seed, "seed", 0)
         self.transform: Any = None
+        self._copied = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # As the host, which keeps no model in pickles and copies.
-        return {**super().__getstate__(), "_searched": None}
+        # The host keeps no model in pickles and copies, but nor in the guide itself.
+        model, master = self._model, self.master
+        state = {**super().__getstate__(), "_copied": "transform" in self._modules}
+        self._model, self.master = model, master
+        return state
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         size, loc = self.latent_dim, self._init_loc()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             flow = self.build(size) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _preconditioner(loc, self.init_scale)
-        if not self._recalled(start) and self.init == "search":
+        transform = Chain([Chain([flow, affine]), start]).to(loc)
+        if not self._recalled(transform) and self.init == "search":
             self._search(start, *args, **kwargs)
-        self.transform = Chain([Chain([flow, affine]), start]).to(loc)
+        self.transform = transform
 
     def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> None:
         """Set the start to the Gaussian that fits the posterior best."""
         try:
-            where, loc, log_density = latents(*self._searched, *args, **kwargs)
+            where, loc, log_density, batched = latents(
+                self.model, self.init_loc_fn, *args, **kwargs
+            )
+            sites = self.prototype_trace.iter_stochastic_nodes()
+            own = torch.cat([where[name] for name, _ in sites])
+            loc[own] = start.loc
+            budget = LARGE if batched else SMALL
+            # The model's own start, the origin and random ones around it.
+            uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
+            starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
+            with torch.enable_grad():
+                whole = _preconditioner(loc, self.init_scale)
+                found, elbo = search(log_density, whole, starts, budget)
         except Exception as error:  # whatever a model does where it is not run as one of Pyro's
             _warn(f"cannot follow the model ({type(error).__name__}: {error})")
             return
-        own = torch.cat([where[name] for name, _ in self.prototype_trace.iter_stochastic_nodes()])
-        loc[own] = start.loc
-        uniform = 4.0 * torch.rand(STARTS - 2, len(loc)).to(loc) - 2.0
-        starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
-        with torch.enable_grad():
-            found, elbo = search(log_density, _preconditioner(loc, self.init_scale), starts)
         if elbo.isfinite():
             start.marginal(found, own)
         else:
             _warn("has found no Gaussian with a finite evidence lower bound")
 
-    def _recalled(self, start: Preconditioner) -> bool:
-        """Set the start to what Pyro's parameter store holds, if it holds one of this size."""
-        store, state = pyro.get_param_store(), start.state_dict()
-        kept = {name: store[full].detach() for name, full in self._kept(state) if full in store}
-        if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in state.items()}:
+    def _recalled(self, transform: TransformModule) -> bool:
+        """Set the start to what Pyro's parameter store holds under this guide's name, if anything.
+
+        The flow's parameters are taken from there when they are registered.
+        """
+        if pyro.settings.get("module_local_params"):
             return False
-        start.load_state_dict(kept)
+        store, start = pyro.get_param_store(), transform.layers[-1]
+        own = dict(self._named(transform.named_parameters(), start.state_dict().items()))
+        held = {name: store[name].detach() for name in store if self._is_own(name)}
+        if not held:
+            return False
+        if {n: v.shape for n, v in held.items()} != {n: v.shape for n, v in own.items()}:
+            raise ValueError(
+                f"Pyro's parameter store holds another guide by the name of {self._pyro_name!r}: "
+                "before a new one, call pyro.clear_param_store()"
+            )
+        start.load_state_dict({n: held[f"{self._pyro_name}.start.{n}"] for n in start.state_dict()})
+        warnings.warn(
+            f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
+            "goes on with its parameters; for a new start, call pyro.clear_param_store()",
+            stacklevel=2,
+        )
         return True
 
-    def _kept(self, state: Iterable[str]) -> list[tuple[str, str]]:
-        """Pair each part of the start with its name in the parameter store, where that is used."""
-        if pyro.settings.get("module_local_params"):
-            return []
-        return [(name, f"{self._pyro_name}.start.{name}") for name in state]
+    def _named(self, parameters: Named, state: Named) -> Iterator[tuple[str, Tensor]]:
+        """Give parameters and the state of the start their names in the parameter store."""
+        for name, value in parameters:
+            yield f"{self._pyro_name}.transform$$${name}", value
+        for name, value in state:
+            yield f"{self._pyro_name}.start.{name}", value
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the parameter store's name of a tensor is one of this guide's."""
+        return name.startswith((f"{self._pyro_name}.transform$$$", f"{self._pyro_name}.start."))
 
     def get_base_dist(self) -> Any:
         """Return the distribution of z: Student-t or normal."""
@@ -184,17 +217,22 @@ class AutoFlow(AutoContinuous):
             return self.transform
         # Pyro would register the parameters, but not take those that the store holds already.
         flow, store = self._modules["transform"], pyro.get_param_store()
-        pyro.module(self._pyro_get_fullname("transform"), flow, update_module_params=True)
+        if self._copied:  # a guide of its own, beside the one that it was copied from
+            name, count = self._pyro_name, itertools.count(1)
+            while any(map(self._is_own, store)):
+                self._pyro_name = f"{name}_{next(count)}"
+            self._copied = False
+        pyro.module(f"{self._pyro_name}.transform", flow, update_module_params=True)
         # What is no parameter is kept besides: no optimiser sees it.
-        state = flow.layers[-1].state_dict()
-        for name, full in self._kept(state):
-            if full not in store:
-                store[full] = state[name].clone()
+        for name, value in self._named((), flow.layers[-1].state_dict().items()):
+            if name not in store:
+                store[name] = value.clone()
         return flow
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""
-        kind = PathDistribution if self.path_gradient else FlowDistribution
+        path = self.path_gradient and self._pyro_context.active
+        kind = PathDistribution if path else FlowDistribution
         return kind(self.get_base_dist(), [self.get_transform()])
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -205,8 +243,7 @@ class AutoFlow(AutoContinuous):
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return quantiles of each latent number, of 4096 draws that are always the same."""
         posterior = FlowDistribution(self.get_base_dist(), [self.get_transform()])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             draws = posterior.sample((DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         # Dimensions for the model's plates between that of the draws and the latent numbers'.

@@ -1,7 +1,9 @@
 """A model's latent numbers: what a search for a guide's start sees of the model."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyro
@@ -11,9 +13,12 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, biject_to
+
+from pyroflows.seeds import seeded
 
 
 class Latents(NamedTuple):
@@ -22,20 +27,32 @@ class Latents(NamedTuple):
     Args:
         where: each site's coordinates.
         loc: `(D,)`, where each site starts.
-        log_density: maps `(n, D)` to the log-densities in the model.
+        log_density: maps `(n, D)` to the log-densities in the model, NaN where that has none.
+        batched: whether the model is evaluated at many points at once.
     """
 
     where: dict[str, Tensor]
     loc: Tensor
     log_density: Callable[[Tensor], Tensor]
+    batched: bool
 
 
-@pyro.validation_enabled(False)
-@poutine.block()
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Run models unseen by what else runs, and without validation."""
+    validated = Distribution._validate_args  # which Pyro would set to its own
+    try:
+        with poutine.block(), pyro.validation_enabled(False):
+            yield
+    finally:
+        Distribution.set_default_validate_args(validated)
+
+
+@alone()
 def latents(
     model: Callable[..., Any], init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Latents:
-    """Return the latent numbers of a model, those that it hides from a guide included.
+    """Return the latent numbers of a guide's model, those that it hides from the guide included.
 
     A guide for some of the sites sees the model through `poutine.block`, which may hide the data
     with the others. Discrete sites are summed out.
@@ -43,15 +60,18 @@ def latents(
     Raises:
         NotImplementedError: where a discrete site has no finite support.
     """
-    model = without(model, BlockMessenger)
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
+    model = without(model, InitMessenger, BlockMessenger)
+
+    def start(site: Any) -> Tensor | None:
+        return None if site["fn"].support.is_discrete else init_loc_fn(site)
+
+    trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
     nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
-    sites = prune_subsample_sites(trace).iter_stochastic_nodes()
-    discrete = [name for name, site in sites if site["fn"].support.is_discrete]
+    discrete = discrete_sites(trace)
     if discrete:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
-    trace = poutine.trace(InitMessenger(init_loc_fn)(model)).get_trace(*args, **kwargs)
+        trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
     evaluator = TraceEinsumEvaluator(trace, bool(discrete), nesting)
     sites = prune_subsample_sites(trace).iter_stochastic_nodes()
     continuous = {name: site for name, site in sites if name not in discrete}
@@ -71,27 +91,49 @@ def latents(
         return evaluator.log_prob(trace) + log_det
 
     def each(points: Tensor) -> Tensor:
-        return torch.stack([one(point) for point in points])
+        return torch.stack([_frozen(one, point) for point in points])
 
-    @pyro.validation_enabled(False)
-    @poutine.block()
-    def log_density(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-        # One subsample of the data for the whole search: noise would mislead it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return function(points)
-
-    batched = functools.partial(log_density, torch.func.vmap(one, randomness="same"))
+    batched = functools.partial(_frozen, torch.func.vmap(one, randomness="same"))
     try:
         batched(torch.stack([loc, loc]))
-    except Exception:  # whatever a model does that cannot be batched
+    except Exception as error:  # whatever a model does that cannot be batched
         each(loc[None])
-        return Latents(where, loc, functools.partial(log_density, each))
-    return Latents(where, loc, batched)
+        message, *_ = str(error).splitlines() or [""]
+        if not discrete:
+            warnings.warn(
+                "the model takes one point at a time: the search for a start is slow, and so it is "
+                f"a short one. At several it raises {type(error).__name__}: {message}",
+                stacklevel=2,
+            )
+        return Latents(where, loc, alone()(functools.partial(_defined, each)), False)
+    return Latents(where, loc, alone()(functools.partial(_defined, batched)), True)
+
+
+def _frozen(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Evaluate a model with the same subsample of its data each time: noise misleads a search."""
+    with seeded(0):
+        return function(x)
+
+
+def _defined(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Evaluate a function of each point, with NaN at those where it raises an error."""
+    try:
+        return function(points)
+    except (ArithmeticError, RuntimeError, ValueError):
+        if len(points) == 1:
+            return torch.nan * points.square().sum(1)
+        return torch.cat([_defined(function, half) for half in points.chunk(2)])
+
+
+def discrete_sites(trace: Any) -> list[str]:
+    """Return the names of a trace's latent sites that are discrete."""
+    sites = prune_subsample_sites(trace).iter_stochastic_nodes()
+    return [name for name, site in sites if site["fn"].support.is_discrete]
 
 
 def without(model: Callable[..., Any], *handlers: type) -> Callable[..., Any]:
-    """Return the model behind the handlers of some kinds that it is wrapped in."""
-    while isinstance(model, functools.partial) and isinstance((*model.args, 0)[0], handlers):
-        model = model.args[1]
-    return model
+    """Return a model without the handlers of some kinds among those that it is wrapped in."""
+    if not isinstance(model, functools.partial) or not isinstance((*model.args, 0)[0], Messenger):
+        return model
+    handler, inner = model.args[0], without(model.args[1], *handlers)
+    return inner if isinstance(handler, handlers) else handler(inner)

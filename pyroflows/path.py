@@ -69,11 +69,11 @@ class PathDistribution(FlowDistribution):
         return y
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of `value`, as a function of the value alone."""
+        """Log-density of `value`: as a function of the value alone, where that has a gradient."""
         if torch.jit.is_tracing():  # where gradients cannot be taken: the whole one is right, too
             return super().log_prob(value)
         if not (torch.is_grad_enabled() and value.requires_grad):
-            return super().log_prob(value).detach()
+            return super().log_prob(value)
         leaf = value.detach().requires_grad_()
         density = super().log_prob(leaf)
         (slope,) = torch.autograd.grad(density.sum(), leaf)

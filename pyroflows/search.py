@@ -16,11 +16,31 @@ DENSE = 256
 HISTORY = 10
 # Products of the Hessian with random vectors, for its diagonal.
 PROBES = 8
-# Draws that score each Gaussian on the way, and those that score the few that are left.
-FEW, MANY = 16, 256
-NEWTON_STEPS, QUASI_NEWTON_STEPS = 50, 200
 HALVINGS = 15
-ROUNDS = 30
+
+
+class Budget(NamedTuple):
+    """What a search may take.
+
+    Args:
+        starts: number of points it sets out from.
+        few: draws that score each Gaussian on the way.
+        many: those that score the Gaussians that are left.
+        newton_steps: longest path with Hessians.
+        quasi_newton_steps: longest one without.
+        rounds: of batch and match.
+    """
+
+    starts: int = 8
+    few: int = 16
+    many: int = 256
+    newton_steps: int = 50
+    quasi_newton_steps: int = 200
+    rounds: int = 30
+
+
+# For models that are evaluated at many points at once, and at one by one.
+LARGE, SMALL = Budget(), Budget(4, 4, 32, 10, 20, 5)
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -32,7 +52,9 @@ class Found(NamedTuple):
     elbo: Tensor
 
 
-def search(log_density: LogDensity, start: Preconditioner, starts: Tensor) -> Found:
+def search(
+    log_density: LogDensity, start: Preconditioner, starts: Tensor, budget: Budget = LARGE
+) -> Found:
     r"""Find the Gaussian that fits a posterior best: for a guide to start from.
 
     From each start a damped Newton path climbs to a mode; the Gaussian \(N(x, |H|^{-1})\) of every
@@ -44,6 +66,7 @@ def search(log_density: LogDensity, start: Preconditioner, starts: Tensor) -> Fo
         log_density: maps `(n, D)` to the log-densities of the posterior, up to a constant.
         start: what scales a candidate at each start has, for where no path leads anywhere.
         starts: `(n, D)`.
+        budget: how many draws, steps and rounds to take.
 
     Returns:
         The Gaussian that is N(0, 1) through a `Preconditioner`, and its evidence lower bound,
@@ -61,11 +84,12 @@ def search(log_density: LogDensity, start: Preconditioner, starts: Tensor) -> Fo
 
     dense = starts.shape[-1] <= DENSE
     path = _newton_path if dense else _quasi_newton_path
-    few, many = _noise(FEW, starts), _noise(MANY, starts)
+    steps = budget.newton_steps if dense else budget.quasi_newton_steps
+    few, many = _noise(budget.few, starts), _noise(budget.many, starts)
     plain = [_changed(start, loc=point) for point in starts]
-    candidates = [path(target, candidate, few) for candidate in plain] + plain
+    candidates = [path(target, candidate, few, steps) for candidate in plain] + plain
     best = _best([_scored(target, candidate, many) for candidate in candidates])
-    return _batch_and_match(target, best, many) if dense else best
+    return _batch_and_match(target, best, many, budget.rounds) if dense else best
 
 
 def _changed(gaussian: Preconditioner, **state: Tensor) -> Preconditioner:
@@ -105,11 +129,13 @@ def _furthest(target: LogDensity, x: Tensor, value: Tensor, way: Tensor) -> tupl
     return torch.where(going, points[k], x), going
 
 
-def _newton_path(target: LogDensity, start: Preconditioner, noise: Tensor) -> Preconditioner:
+def _newton_path(
+    target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
+) -> Preconditioner:
     """Climb by damped Newton steps, and return the best Gaussian on the way."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
     eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(steps):
         value, slope, hessian = _derivatives(target, x, eye)
         if not all(part.isfinite().all() for part in (value, slope, hessian)):
             break
@@ -171,20 +197,22 @@ def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditio
     )
 
 
-def _quasi_newton_path(target: LogDensity, start: Preconditioner, noise: Tensor) -> Preconditioner:
+def _quasi_newton_path(
+    target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
+) -> Preconditioner:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
     probes = torch.randn(PROBES, len(x), dtype=x.dtype, device=x.device).sign()
-    steps = changes = x.new_zeros(HISTORY, len(x))
+    moves = changes = x.new_zeros(HISTORY, len(x))
     last_x, last_slope = x, x
-    for count in range(QUASI_NEWTON_STEPS):
+    for count in range(steps):
         value, slope, products = _derivatives(target, x, probes)
         if not (value.isfinite() and slope.isfinite().all()):
             break
         s, y = x - last_x, last_slope - slope
         if count and s @ y > 1e-8 * (y @ y):
-            steps, changes = torch.cat([steps[1:], s[None]]), torch.cat([changes[1:], y[None]])
-        found = _low_rank(start, x, _diagonal(products), steps, changes)
+            moves, changes = torch.cat([moves[1:], s[None]]), torch.cat([changes[1:], y[None]])
+        found = _low_rank(start, x, _diagonal(products), moves, changes)
         best = _best([best, _scored(target, found, noise)])
         scale = found.log_scale.exp()
         along = torch.expm1(2 * found.log_values) * (found.basis.mT @ (scale * slope))
@@ -244,7 +272,7 @@ class _Matched(NamedTuple):
     elbo: Tensor
 
 
-def _batch_and_match(target: LogDensity, start: Found, noise: Tensor) -> Found:
+def _batch_and_match(target: LogDensity, start: Found, noise: Tensor, rounds: int) -> Found:
     """Match the Gaussian's slopes to the posterior's, and return the best Gaussian on the way."""
     size = len(start.gaussian.loc)
     batch = min(max(2 * size, 32), 512)
@@ -255,7 +283,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Tensor) -> Found:
 
     eye = torch.eye(size, dtype=noise.dtype, device=noise.device)
     last = best = _Matched(torch.zeros_like(noise[0]), eye, start.elbo)
-    for count in range(ROUNDS):
+    for count in range(rounds):
         draws = last.loc + torch.randn_like(noise[:1].expand(batch, size)) @ last.factor.mT
         slopes = _slopes(whitened, draws)
         try:

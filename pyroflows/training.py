@@ -16,6 +16,7 @@ from pyroflows.checkpoint import Checkpoint, describe_flow
 from pyroflows.data import Batches, Rules, as_source
 from pyroflows.distribution import named_base
 from pyroflows.loop import Run, standardization
+from pyroflows.seeds import seeded
 from pyroflows.settings import History, Settings
 from pyroflows.transform import Conditioned, TransformModule
 
@@ -172,10 +173,9 @@ def fit(
     settings.check()
     parameters = _check_flow(flow, settings)
     name, density = _base(flow, base)
-    device, dtype = parameters[0].device, parameters[0].dtype
+    dtype = parameters[0].dtype
     rules = Rules(flow.event_shape, flow.context_dim, augment is not None, dtype)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         train, held_out = _split(rules, data, context, validation, settings)
         saved = None
         if checkpoint is not None:

@@ -1,5 +1,6 @@
 """Guides inside Pyro's inference."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -20,6 +21,7 @@ from pyro.infer import (
     JitTraceMeanField_ELBO,
     Predictive,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
@@ -120,6 +122,36 @@ def test_every_bound_is_the_evidence_at_the_posterior(name):
     assert_allclose(learn(exact(), steps=1, loss=loss), [-EVIDENCE], rtol=1e-6)
 
 
+def test_learning_from_the_models_own_draws():
+    """Without a path from the parameters to the draws, the gradient is that of the density."""
+    guide = small(degrees_of_freedom=None)
+    guide()
+    before = copy.deepcopy(guide.state_dict())
+    learn(guide, loss=ReweightedWakeSleep(num_particles=3))
+    assert any((value != before[name]).any() for name, value in guide.state_dict().items())
+
+
+def test_the_density_outside_of_inference():
+    """All of its gradient is there."""
+    guide = small()
+    guide()
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    density = guide.get_posterior().log_prob(x).sum()
+    gradients = torch.autograd.grad(density, list(guide.parameters()), materialize_grads=True)
+    assert all(gradient.abs().max() > 0 for gradient in gradients[-2:])
+
+
+def test_settings_of_the_hosts_are_left():
+    """Validation, switched off in one of them."""
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        small()()
+        assert pyro.distributions.util.is_validation_enabled()
+        assert not torch.distributions.Distribution._validate_args
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)
+
+
 def test_predictive():
     """By the guide, and at its draws."""
     guide = exact()
@@ -189,9 +221,10 @@ def test_beside_other_guides():
 
 
 @pytest.mark.parametrize("way", [{"hide": ["slope"]}, {"expose": ["level"]}])
-def test_a_guide_for_some_sites_starts_where_the_data_are(way):
+@pytest.mark.parametrize("outer", [lambda model: model, poutine.scale(scale=1.0)])
+def test_a_guide_for_some_sites_starts_where_the_data_are(way, outer):
     """Also where the model shows it nothing but these sites, and so no data."""
-    guide = small(poutine.block(line, **way))
+    guide = small(outer(poutine.block(line, **way)))
     guide()
     low, high = guide.quantiles([0.16, 0.84])["level"]
     assert high - low < 5.0  # a priori 20
@@ -264,18 +297,54 @@ def test_the_parameter_store(make, tmp_path):
     pyro.get_param_store().set_state(state)
     new = small(make=make)
     pyro.set_rng_seed(1)
-    new()
+    with pytest.warns(UserWarning, match=f"{make.__name__}'.* goes on with its parameters"):
+        new()
     assert_close(drawn(new), expected)
 
 
 def test_a_guide_that_the_parameter_store_knows_goes_on_learning():
     """What the optimiser changes is what the guide draws with."""
-    for _ in range(2):
-        guide = small()
+    learn(small())
+    guide = small()
+    with pytest.warns(UserWarning, match="goes on with its parameters"):
         guide()
-        before = drawn(guide)
-        learn(guide)
-        assert drawn(guide) != before
+    before = drawn(guide)
+    learn(guide)
+    assert drawn(guide) != before
+
+
+def test_a_guide_for_another_model():
+    """It does not take the first one's parameters, nor change them."""
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    guide, other = small(), small(model)
+    learn(guide)
+    expected = drawn(guide)
+    with pytest.raises(ValueError, match="holds another guide by the name of 'AutoRealNVP'"):
+        other()
+    assert_close(drawn(guide), expected)
+
+
+def test_copies_learn_on_their_own():
+    """And the guide keeps the model that the copy has not."""
+    guide = small()
+    learn(guide)
+    copied = copy.deepcopy(guide)
+    assert guide.model is not None
+    for this, other in [(copied, guide), (guide, copied)]:
+        before, expected = drawn(this), drawn(other)
+        learn(this)
+        assert drawn(this) != before
+        assert_close(drawn(other), expected)
+    assert not list(pyro.get_param_store().keys() ^ expected_names("AutoRealNVP", "AutoRealNVP_1"))
+
+
+def expected_names(*names):
+    """What the parameter store holds of guides of these names."""
+    shared = {key.partition(".")[2] for key in pyro.get_param_store()}
+    return {f"{name}.{part}" for name in names for part in shared}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -299,8 +368,31 @@ def test_a_model_that_takes_one_point_at_a_time():
         pyro.sample("y", dist.Normal(loc, 0.5), obs=torch.tensor(2.0))
 
     guide = AutoFlow(model, straight)
-    guide()
+    with pytest.warns(UserWarning, match="takes one point at a time.* RuntimeError"):
+        guide()
     assert_allclose(guide.median()["x"], [1.6, 0.0], atol=0.05)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_that_raises_errors_at_some_points(whole):
+    """Its density there is none."""
+    y = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def model():
+        scales = torch.tensor([0.05, 3.0], dtype=torch.float64)
+        x = pyro.sample("x", dist.Normal(torch.zeros_like(scales), scales).to_event(1))
+        if not whole and x[0] > 1000:
+            raise ArithmeticError
+        covariance = torch.eye(3, dtype=x.dtype) + x[0] * (torch.ones(3, 3) - torch.eye(3))
+        root = torch.linalg.cholesky(covariance)  # of correlations above 1, there is none
+        pyro.sample("y", dist.MultivariateNormal(x[1] + 0 * y, scale_tril=root), obs=y)
+
+    guide = AutoFlow(model, straight, init_loc_fn=init_to_value(values={"x": 0.1 * y[:2]}))
+    with contextlib.nullcontext() if whole else pytest.warns(UserWarning, match="one point"):
+        guide()
+    low, median, high = guide.quantiles([0.1, 0.5, 0.9])["x"]
+    assert_allclose(median, [0.0, 1.9], atol=0.1)
+    assert_allclose(high - low, 2 * 1.28 * np.array([0.05, 0.58]), rtol=0.2)
 
 
 @pytest.mark.parametrize("first", ["evaluate", "predict"])
@@ -349,6 +441,7 @@ def test_the_search_sees_one_subsample():
     rows = 5.0 + torch.randn(100, 2)
     for seed in range(5):
         pyro.set_rng_seed(seed)
+        pyro.clear_param_store()
         guide = AutoFlow(model, straight)
         guide()
         scale = guide.get_transform().layers[-1].log_scale.exp()
