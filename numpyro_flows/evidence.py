@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
-from numpyro_flows.checks import as_count, as_scale, check_key
+from numpyro_flows.checks import as_count, as_scales, check_key
 from numpyro_flows.importance import model_of
-from numpyro_flows.latent import unblocked
+from numpyro_flows.latent import is_discrete, unblocked
 from numpyro_flows.settings import check_schedule, factor
 
 PARTICLES = 16
@@ -91,7 +92,8 @@ def fit_guide(
         so far.
 
     Raises:
-        ValueError: where an argument is out of its range, or `model` is missing.
+        ValueError: where an argument is out of its range, `model` is missing, or has discrete
+            sites that the guide does not draw, with no `loss` of one's own.
         TypeError: where `guide`, `model`, `args` or `key` is of the wrong kind.
 
     Examples:
@@ -104,11 +106,7 @@ def fit_guide(
         >>> abs(result.loss) < 0.1
         True
     """
-    rates = [learning_rate] if isinstance(learning_rate, int | float) else list(learning_rate)
-    if not rates:
-        raise ValueError("`learning_rate` is empty, expected a number or several")
-    for rate in rates:
-        as_scale(rate, "learning_rate", zero=False)
+    rates = as_scales(learning_rate, "learning_rate")
     steps = as_count(steps, "steps")
     check_schedule(schedule)
     model = unblocked(model_of(guide, model))
@@ -116,9 +114,12 @@ def fit_guide(
         raise TypeError(f"`args` is a {type(args).__name__}, expected a sequence")
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    loss = Trace_ELBO(PARTICLES) if loss is None else loss
+    inputs = args, dict(kwargs or {})
+    if loss is None:
+        _check_sites(model, guide, inputs, key)
+        loss = Trace_ELBO(PARTICLES)
     factors = jnp.array([factor(schedule, k, steps) for k in range(steps)])
-    run = _Run(model, guide, loss, factors, args, dict(kwargs or {}), key)
+    run = _Run(model, guide, loss, factors, inputs, key)
     found = []
     with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
         for rate in rates:
@@ -128,12 +129,33 @@ def fit_guide(
     return min(found, key=lambda result: result.loss)
 
 
+def _check_sites(model: Any, guide: Any, inputs: tuple[Any, dict[str, Any]], key: Array) -> None:
+    """Refuse discrete sites that the guide does not draw: the bound would not be one."""
+    args, kwargs = inputs
+    drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
+    seeded = handlers.seed(handlers.replay(model, drawn), key)
+    sites = handlers.trace(seeded).get_trace(*args, **kwargs)
+    left = sorted(n for n, site in sites.items() if n not in drawn and is_discrete(site))
+    if left:
+        raise ValueError(
+            f"`guide` does not draw the discrete sites {left} of `model`: sum them out in the "
+            "model, with a mixture distribution or by numpyro.factor, or give a `loss` that does"
+        )
+
+
 class _Run:
     """A guide and its model, at the start of training."""
 
     def __init__(
-        self, model: Any, guide: Any, loss: Any, factors: Array, args: Any, kwargs: Any, key: Array
+        self,
+        model: Any,
+        guide: Any,
+        loss: Any,
+        factors: Array,
+        inputs: tuple[Any, dict[str, Any]],
+        key: Array,
     ) -> None:
+        args, kwargs = inputs
         init_key, self.key = jax.random.split(key)
         self.lengths = stretches(len(factors))
 

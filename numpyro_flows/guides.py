@@ -21,7 +21,7 @@ from numpyro_flows.checks import as_count, as_scale, check_key
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling, TanhScale
 from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.flows import glow
-from numpyro_flows.latent import Latents, latents
+from numpyro_flows.latent import Latents, latents, unblocked
 from numpyro_flows.linear import LowerTriangular, Permutation, Preconditioner
 from numpyro_flows.normalization import ActNorm
 from numpyro_flows.partition import as_partition
@@ -138,30 +138,32 @@ class AutoFlow(AutoContinuous):
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
-        self._latents = self._latents_of(args, kwargs) if self.init == "search" else None
 
-    def _latents_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Latents | None:
-        if not isinstance(self.model, handlers.block):  # all that the host has found already
-            return Latents(self._init_locs, self._potential_fn)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw each site, as in NumPyro's guides."""
+        self._inputs = args, kwargs  # for the start of new parameters
         try:
-            return latents(self.model, self.init_loc_fn, *args, **kwargs)
-        except Exception as error:  # whatever a model does where it is not run as NumPyro's
-            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
-            return None
+            return super().__call__(*args, **kwargs)
+        finally:
+            del self._inputs
 
-    def _start(self, key: Array) -> Any:
-        """Return the parameters of a new guide."""
+    def _start(self, key: Array) -> tuple[Any, Array]:
+        """Return the parameters of a new guide, and their unit."""
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
-        if self._latents is not None:
-            start = self._searched(self._latents, start, key)
-        return eqx.filter(Chain([inner, start]), eqx.is_inexact_array)
+        if self.init == "search":
+            start = self._searched(start, key)
+        params = eqx.filter(Chain([inner, start]), eqx.is_inexact_array)
+        return params, jnp.ones((), start.loc.dtype)
 
-    def _searched(self, latents: Latents, start: Preconditioner, key: Array) -> Preconditioner:
+    def _searched(self, start: Preconditioner, key: Array) -> Preconditioner:
         """Return the Gaussian that fits the posterior best."""
+        key, start_key, search_key = jax.random.split(key, 3)
+        latents = self._latents(key)
+        if latents is None:
+            return start
         where = latents.where
         own = np.concatenate([where[name] for name in self._init_locs])
-        start_key, search_key = jax.random.split(key)
         loc = latents.loc.at[own].set(start.loc)
         uniform = jax.random.uniform(start_key, (STARTS - 2, len(loc)), loc.dtype, -2.0, 2.0)
         starts = jnp.concatenate([loc[None], jnp.zeros_like(loc)[None], uniform])
@@ -176,9 +178,22 @@ class AutoFlow(AutoContinuous):
         found = start.marginal(found, own)
         return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
 
+    def _latents(self, key: Array) -> Latents | None:
+        args, kwargs = self._inputs
+        if unblocked(self.model) is self.model:  # all that the host has found already
+            return Latents(self._init_locs, self._potential_fn_gen(*args, **kwargs))
+        try:
+            return latents(key, self.model, self.init_loc_fn, *args, **kwargs)
+        except Exception as error:  # whatever a model does where it is not run as NumPyro's
+            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+            return None
+
     def _transform(self) -> TransformModule:
-        params = numpyro.param(f"{self.prefix}_flow$params", self._start)
-        return eqx.combine(params, self._flow)
+        params, unit = numpyro.param(f"{self.prefix}_flow$params", self._start)
+        inner, start = eqx.combine(params, self._flow).layers
+        # What is fixed is among the parameters, too. An optimiser with weight decay shrinks all of
+        # them by one factor, that of the unit.
+        return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)])
 
     def _get_posterior(self) -> FlowDistribution:
         kind = PathDistribution if self.path_gradient else FlowDistribution

@@ -1,14 +1,15 @@
 """A model's latent numbers: what a search for a guide's start sees of the model."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.infer.util import initialize_model
+from numpyro.primitives import Messenger
 
 
 class Latents(NamedTuple):
@@ -42,9 +43,13 @@ class Latents(NamedTuple):
 
 
 def latents(
-    model: Callable[..., Any], init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any
+    key: Array,
+    model: Callable[..., Any],
+    init_loc_fn: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Latents:
-    """Return the latent numbers of a model, those that it hides from a guide included.
+    """Return the latent numbers of a guide's model, those that it hides from the guide included.
 
     A guide for some of the sites sees the model through `handlers.block`, which may hide the data
     with the others. Discrete sites are summed out, which takes the package funsor.
@@ -55,7 +60,7 @@ def latents(
     """
     with handlers.block():
         found = initialize_model(
-            numpyro.prng_key(),
+            key,
             handlers.infer_config(unblocked(model), _enumerated),
             init_strategy=init_loc_fn,
             model_args=args,
@@ -65,8 +70,23 @@ def latents(
 
 
 def unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the model behind the handlers that hide sites of it."""
-    return unblocked(model.fn) if isinstance(model, handlers.block) else model
+    """Return a model without the handlers that hide sites of it."""
+    if not isinstance(model, Messenger):
+        return model
+    inner = unblocked(model.fn)
+    if isinstance(model, handlers.block):
+        return inner
+    if inner is model.fn:
+        return model
+    outer = copy.copy(model)
+    outer.fn = inner
+    return outer
+
+
+def is_discrete(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace is latent and discrete."""
+    latent = site["type"] == "sample" and not site["is_observed"]
+    return latent and site["fn"].support.is_discrete
 
 
 def _enumerated(site: dict[str, Any]) -> dict[str, str]:

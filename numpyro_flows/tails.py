@@ -1,5 +1,6 @@
 """Elementwise layers that shape the tails of a distribution."""
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -8,6 +9,9 @@ from jax import Array
 
 from numpyro_flows.checks import as_scale
 from numpyro_flows.transform import TransformModule
+
+# How far beyond its threshold a limit is a logarithm.
+STRAIGHT = 40.0
 
 
 class SinhArcsinh(TransformModule):
@@ -45,14 +49,14 @@ class SinhArcsinh(TransformModule):
     def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
         """Map base to data."""
         x = self._entry(x).value
-        weight, skewness = self.log_weight.astype(x.dtype), self.skewness
+        weight, skewness = self.log_weight.astype(x.dtype), self.skewness.astype(x.dtype)
         y = jnp.sinh(jnp.exp(weight) * (jnp.arcsinh(x) + skewness))
         return y, self._ladj(x, y)
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base."""
         y = self._entry(y).value
-        weight, skewness = self.log_weight.astype(y.dtype), self.skewness
+        weight, skewness = self.log_weight.astype(y.dtype), self.skewness.astype(y.dtype)
         x = jnp.sinh(jnp.exp(-weight) * jnp.arcsinh(y) - skewness)
         return x, -self._ladj(x, y)
 
@@ -67,6 +71,8 @@ class LogTails(TransformModule):
 
     $$y = \mathrm{sign}(x) (\min(|x|, t) + \log(1 + \max(|x| - t, 0))), \qquad
     \log|\det dy/dx| = -\sum_j \log(1 + \max(|x_j| - t, 0)).$$
+
+    Beyond |y| = t + 40 it goes on straight, for its inverse to stay a number.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -98,14 +104,18 @@ class LogTails(TransformModule):
         """Map base to data."""
         x = self._entry(x).value
         size = jnp.abs(x)
-        beyond = jnp.log1p(jnp.maximum(size - self.threshold, 0.0))
-        y = jnp.sign(x) * (jnp.minimum(size, self.threshold) + beyond)
+        over = jnp.maximum(size - self.threshold, 0.0)
+        near = jnp.minimum(over, math.expm1(STRAIGHT))
+        beyond, far = jnp.log1p(near), (over - near) * math.exp(-STRAIGHT)
+        y = jnp.sign(x) * (jnp.minimum(size, self.threshold) + beyond + far)
         return y, -beyond.sum(tuple(range(-len(self.event_shape), 0)))
 
     def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
         """Map data to base."""
         y = self._entry(y).value
         size = jnp.abs(y)
-        beyond = jnp.maximum(size - self.threshold, 0.0)
-        x = jnp.sign(y) * (jnp.minimum(size, self.threshold) + jnp.expm1(beyond))
+        over = jnp.maximum(size - self.threshold, 0.0)
+        beyond = jnp.minimum(over, STRAIGHT)
+        near, far = jnp.expm1(beyond), (over - beyond) * math.exp(STRAIGHT)
+        x = jnp.sign(y) * (jnp.minimum(size, self.threshold) + near + far)
         return x, beyond.sum(tuple(range(-len(self.event_shape), 0)))

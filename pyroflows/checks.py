@@ -1,6 +1,7 @@
 """What a flow refuses: checks of shapes, dtypes and numbers, with messages that name them."""
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +28,21 @@ def as_count(value: Any, name: str, least: int = 1) -> int:
 
 def as_scale(value: Any, name: str, zero: bool = True) -> float:
     """Refuse what is not a positive number, or zero where that is allowed."""
-    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not (0 <= value < math.inf if zero else 0 < value < math.inf):
         raise ValueError(
             f"`{name}` is {value!r}, expected a {'number from 0' if zero else 'positive number'}"
         )
     return value
+
+
+def as_scales(value: Any, name: str) -> list[float]:
+    """Turn a positive number, or several, into a list of them."""
+    several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    values = list(value) if several else [value]
+    if not values:
+        raise ValueError(f"`{name}` is empty, expected a number or several")
+    return [as_scale(one, name, zero=False) for one in values]
 
 
 def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:

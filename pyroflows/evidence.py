@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyroflows.checks import as_count, as_scale
+from pyroflows.checks import as_count, as_scales
 from pyroflows.importance import model_of
-from pyroflows.latent import without
+from pyroflows.latent import discrete_sites, without
+from pyroflows.seeds import seeded
 from pyroflows.settings import check_schedule, factor
 
 PARTICLES = 16
@@ -80,7 +81,8 @@ def fit_guide(
         schedule: `"cosine"`, None, or a function of the number of steps done, from 0, that gives a
             factor on the learning rate.
         loss: one of Pyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles, as a
-            batch; a model that cannot be batched takes
+            batch, or `TraceEnum_ELBO` where the guide leaves discrete sites to be summed out; a
+            model that cannot be batched takes
             `Trace_ELBO(num_particles=16, vectorize_particles=False)`.
         progress: whether to show a bar.
         seed: of all random numbers; the global ones are not touched.
@@ -102,23 +104,19 @@ def fit_guide(
         >>> abs(result.loss) < 0.1
         True
     """
-    rates = [learning_rate] if isinstance(learning_rate, int | float) else list(learning_rate)
-    if not rates:
-        raise ValueError("`learning_rate` is empty, expected a number or several")
-    for rate in rates:
-        as_scale(rate, "learning_rate", zero=False)
-    steps = as_count(steps, "steps")
+    rates = as_scales(learning_rate, "learning_rate")
+    steps, seed = as_count(steps, "steps"), as_count(seed, "seed", 0)
     check_schedule(schedule)
     model = without(model_of(guide, model), BlockMessenger)
     if isinstance(args, str) or not isinstance(args, Sequence):
         raise TypeError(f"`args` is a {type(args).__name__}, expected a sequence")
-    if loss is None:
-        loss = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
     factors = [factor(schedule, k, steps) for k in range(steps)]
+    inputs = args, dict(kwargs or {})
     found = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(as_count(seed, "seed", 0))
-        run = _Run(model, guide, loss, factors, args, dict(kwargs or {}), seed)
+    with seeded(seed):
+        if loss is None:
+            model, loss = _bound(model, guide, inputs)
+        run = _Run(model, guide, loss, factors, inputs, seed)
         with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
             for rate in rates:
                 found.append(run.train(rate, bar))
@@ -127,6 +125,17 @@ def fit_guide(
     result, best = min(found, key=lambda one: one[0].loss)
     run.restore(best)
     return result
+
+
+def _bound(model: Any, guide: Any, inputs: tuple[Any, dict[str, Any]]) -> tuple[Any, Any]:
+    """Return the model and an evidence lower bound, with the discrete sites that are left to it."""
+    args, kwargs = inputs
+    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    if set(discrete_sites(trace)) <= set(drawn.nodes):
+        return model, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
+    bound = TraceEnum_ELBO(num_particles=PARTICLES, vectorize_particles=True)
+    return config_enumerate(model), bound
 
 
 class _Run:
@@ -138,12 +147,11 @@ class _Run:
         guide: Any,
         loss: Any,
         factors: list[float],
-        args: Any,
-        kwargs: Any,
+        inputs: tuple[Any, dict[str, Any]],
         seed: int,
     ) -> None:
         self.guide, self.loss, self.factors, self.seed = guide, loss, factors, seed
-        self.inputs = (model, guide, *args), kwargs
+        self.inputs = (model, guide, *inputs[0]), inputs[1]
         with poutine.trace(param_only=True) as capture:
             self.evaluate()
         sites = capture.trace.nodes.values()

@@ -1,5 +1,6 @@
 """Elementwise layers that shape the tails of a distribution."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 
 from pyroflows.checks import as_scale
 from pyroflows.transform import TransformModule
+
+# How far beyond its threshold a limit is a logarithm.
+STRAIGHT = 40.0
 
 
 class SinhArcsinh(TransformModule):
@@ -41,14 +45,14 @@ class SinhArcsinh(TransformModule):
     def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map base to data."""
         self._entry(x)
-        weight, skewness = self.log_weight.to(x.dtype), self.skewness
+        weight, skewness = self.log_weight.to(x.dtype), self.skewness.to(x.dtype)
         y = torch.sinh(weight.exp() * (torch.asinh(x) + skewness))
         return y, self._ladj(x, y)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base."""
         self._entry(y)
-        weight, skewness = self.log_weight.to(y.dtype), self.skewness
+        weight, skewness = self.log_weight.to(y.dtype), self.skewness.to(y.dtype)
         x = torch.sinh((-weight).exp() * torch.asinh(y) - skewness)
         return x, -self._ladj(x, y)
 
@@ -64,6 +68,8 @@ class LogTails(TransformModule):
 
     $$y = \mathrm{sign}(x) (\min(|x|, t) + \log(1 + \max(|x| - t, 0))), \qquad
     \log|\det dy/dx| = -\sum_j \log(1 + \max(|x_j| - t, 0)).$$
+
+    Beyond |y| = t + 40 it goes on straight, for its inverse to stay a number.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -93,14 +99,18 @@ class LogTails(TransformModule):
         """Map base to data."""
         self._entry(x)
         size = x.abs()
-        beyond = torch.log1p((size - self.threshold).clamp(min=0.0))
-        y = x.sign() * (size.clamp(max=self.threshold) + beyond)
+        over = (size - self.threshold).clamp(min=0.0)
+        near = over.clamp(max=math.expm1(STRAIGHT))
+        beyond, far = torch.log1p(near), (over - near) * math.exp(-STRAIGHT)
+        y = x.sign() * (size.clamp(max=self.threshold) + beyond + far)
         return y, -beyond.sum(tuple(range(-len(self.event_shape), 0)))
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to base."""
         self._entry(y)
         size = y.abs()
-        beyond = (size - self.threshold).clamp(min=0.0)
-        x = y.sign() * (size.clamp(max=self.threshold) + torch.expm1(beyond))
+        over = (size - self.threshold).clamp(min=0.0)
+        beyond = over.clamp(max=STRAIGHT)
+        near, far = torch.expm1(beyond), (over - beyond) * math.exp(STRAIGHT)
+        x = y.sign() * (size.clamp(max=self.threshold) + near + far)
         return x, beyond.sum(tuple(range(-len(self.event_shape), 0)))

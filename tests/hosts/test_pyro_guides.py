@@ -34,7 +34,7 @@ from pyro.nn import PyroModule, PyroSample
 from scipy import stats
 from torch.testing import assert_close
 
-from pyroflows import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP, nice
+from pyroflows import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP, fit_guide, nice
 
 SMALL = {"layers": 2, "hidden": (4,)}
 
@@ -233,7 +233,6 @@ def test_a_guide_for_some_sites_starts_where_the_data_are(way, outer):
 CLUSTERS = torch.tensor([-5.1, -4.9, -5.3, 5.2, 4.8], dtype=torch.float64)
 
 
-@config_enumerate
 def mixture(y=CLUSTERS):
     zeros = torch.zeros(2, dtype=torch.float64)
     centres = pyro.sample("centres", dist.Normal(zeros, 10.0).to_event(1))
@@ -247,13 +246,27 @@ def mixture(y=CLUSTERS):
 def test_discrete_sites_are_enumerated(way):
     """Hidden from the guide, which starts no worse than the host's."""
     values = {"centres": torch.tensor([-1.0, 1.0], dtype=torch.float64)}
-    options = {"init_loc_fn": init_to_value(values=values)}
+    options, marked = {"init_loc_fn": init_to_value(values=values)}, config_enumerate(mixture)
     loss = TraceEnum_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
     ours, theirs = (
-        learn(make(poutine.block(mixture, **way), **options), mixture, steps=1, loss=loss)
+        learn(make(poutine.block(marked, **way), **options), marked, steps=1, loss=loss)
         for make in (small, AutoNormal)
     )
     assert ours[0] < theirs[0] + 1.0
+
+
+def test_fit_guide_sums_discrete_sites_out():
+    """Of a model that is not marked for it."""
+    values = {"centres": torch.tensor([-1.0, 1.0], dtype=torch.float64)}
+    guide = small(poutine.block(mixture, hide=["which"]), init_loc_fn=init_to_value(values=values))
+    result = fit_guide(guide, steps=100, progress=False)
+    assert_allclose(sorted(guide.median()["centres"]), [-5.1, 5.0], atol=0.3)
+    # The clusters are far apart: the evidence around one of the two modes.
+    clusters = CLUSTERS[CLUSTERS < 0], CLUSTERS[CLUSTERS > 0]
+    evidence = sum(
+        stats.multivariate_normal.logpdf(y, cov=np.eye(len(y)) + 100.0) for y in clusters
+    )
+    assert_allclose(result.loss, -evidence + 5 * np.log(2.0), atol=0.1)
 
 
 def test_a_state_makes_the_same_guide():

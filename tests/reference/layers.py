@@ -191,14 +191,27 @@ def sinh_arcsinh(state, prefix, ndim):
 
 
 def log_tails(threshold, ndim):
-    """The identity within the threshold and a logarithm beyond."""
-    t = threshold
-    return Elementwise(
-        lambda x: np.where(np.abs(x) < t, x, np.sign(x) * (t + np.log(1 + np.abs(x) - t))),
-        lambda y: np.where(np.abs(y) < t, y, np.sign(y) * (t + np.exp(np.abs(y) - t) - 1)),
-        lambda x: np.where(np.abs(x) < t, 1.0, 1 / (1 + np.abs(x) - t)),
-        ndim,
-    )
+    """The identity within the threshold, a logarithm beyond, and a line 40 further on."""
+    t, slope = threshold, np.exp(-40.0)
+    end = t + 1 / slope - 1  # where the line begins, at t + 40
+
+    def chosen(x, first, second, *pieces):
+        return np.select([np.abs(x) < first, np.abs(x) < second], pieces[:2], pieces[2])
+
+    def function(x):
+        size = np.abs(x)
+        log, line = t + np.log(1 + np.maximum(size - t, 0)), t + 40 + (size - end) * slope
+        return np.sign(x) * chosen(x, t, end, size, log, line)
+
+    def inverse(y):
+        size = np.abs(y)
+        exp, line = t + np.exp(np.minimum(size - t, 40)) - 1, end + (size - t - 40) / slope
+        return np.sign(y) * chosen(y, t, t + 40, size, exp, line)
+
+    def derivative(x):
+        return chosen(x, t, end, 1.0, 1 / (1 + np.maximum(np.abs(x) - t, 0)), slope)
+
+    return Elementwise(function, inverse, derivative, ndim)
 
 
 class Composed:

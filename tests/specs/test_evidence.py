@@ -40,7 +40,7 @@ def test_it_climbs(host):
     result, found = elbo(host, of_density(host, bent, 2))
     assert len(result.losses) == 300
     assert (result.stopped, result.skipped) == ("steps", 0)
-    assert -0.3 < found < 0.01
+    assert -0.4 < found < 0.01
     assert found > -result.losses[:10].mean() + 0.1
     assert abs(result.loss + found) < 0.15
 
@@ -95,14 +95,24 @@ def test_equal_seeds_give_equal_numbers(host):
 
 
 def test_the_global_random_numbers_are_not_touched(host):
-    state = torch.random.get_rng_state()
+    """Those of torch and NumPy; JAX has none."""
+    before = torch.random.get_rng_state(), np.random.get_state()
     fitted(host, of_density(host, bent, 2), steps=2)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert_array_equal(np.random.get_state()[1], before[1][1])
+
+
+@pytest.mark.parametrize("rate", [np.float32(1e-2), 1, np.array([1e-3, 1e-2], "float32")])
+def test_learning_rates_of_any_kind_of_number(host, rate):
+    result, _ = fitted(host, of_density(host, bent, 2), steps=10, learning_rate=rate)
+    assert result.learning_rate in np.atleast_1d(rate)
 
 
 BAD = [
     ({"steps": 0}, "`steps` is 0"),
     ({"learning_rate": []}, "`learning_rate` is empty"),
+    ({"learning_rate": "fast"}, "`learning_rate` is 'fast'"),
+    ({"learning_rate": None}, "`learning_rate` is None"),
     ({"learning_rate": [1e-3, -1.0]}, "`learning_rate` is -1.0"),
     ({"schedule": "linear"}, "`schedule` is 'linear'"),
     ({"args": "data"}, "`args` is a str"),

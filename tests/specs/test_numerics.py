@@ -54,6 +54,19 @@ def test_a_flow_keeps_its_dtype_throughout(wing, case, dtype):
         assert {name: value.dtype for name, value in wing.state(flow).items()} == before
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_limit_to_far_out_draws_has_an_inverse_everywhere(wing, dtype):
+    """As the equation has it, where an exponential alone would overflow."""
+    this = case("LogTails", 1)
+    flow, reference = wing.build(this, dtype=dtype), this.reference({})
+    y = np.array([[-1e9], [-1e3], [139.9], [140.1], [188.0], [189.0], [1e6]])
+    for got, exact in zip(wing.inverse(flow, y.astype(dtype)), reference.inverse(y), strict=True):
+        assert_allclose(got, exact, rtol=1e-4 if dtype == "float32" else 1e-9)
+    x = np.array([[-1e30], [2e17], [3e17], [1e20]])
+    for got, exact in zip(wing.forward(flow, x.astype(dtype)), reference.forward(x), strict=True):
+        assert_allclose(got, exact, rtol=1e-5)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_agrees_with_float64(wing, case):
     """No step of a float32 flow loses more than float32 must."""
