@@ -93,6 +93,10 @@ class AutoFlow(AutoContinuous):
         torch.Size([2])
     """
 
+    _model: Any
+    master: Any
+    _pyro_name: Any
+
     def __init__(
         self,
         model: Callable[..., Any],
