@@ -65,8 +65,8 @@ def main() -> None:
     settings = VectorSettings(rounds=rounds, **given)
     glow = ImageSettings(rounds=max(3, rounds // 4), **given)
     depths = DEPTHS[:2] if options.quick else DEPTHS
-    compiled = {depth: first_call(depth, settings) for depth in depths}
-    glow_compiled = {depth: first_call(depth, glow) for depth in GLOW_DEPTHS}
+    compiled = {depth: compile_time(depth, settings) for depth in depths}
+    glow_compiled = {depth: compile_time(depth, glow) for depth in GLOW_DEPTHS}
     sections = [
         machine(settings, glow),
         *(wing_section(name, in_fresh_process(measure, name, settings)) for name in WINGS),
@@ -145,8 +145,8 @@ def measure(name: str, settings: Settings) -> tuple[dict, float, dict[str, int]]
     return WINGS[name](settings)
 
 
-def first_call(depth: int, settings: Settings) -> float:
-    """Return the shortest of three first calls of a jitted training step, in seconds."""
+def compile_time(depth: int, settings: Settings) -> float:
+    """Return the shortest of three times, in seconds, to trace and compile a training step."""
     return min(in_fresh_process(compile_once, depth, settings) for _ in range(3))
 
 
@@ -226,7 +226,7 @@ def compile_section(title: str, unit: str, seconds: dict[int, float], bar: float
     return "\n\n".join(
         [
             f"### Compile time of the {title}",
-            table([unit, "first call"], rows),
+            table([unit, "tracing and compiling"], rows),
             f"{last} {unit} take {growth:.2f} times as long as {first}; "
             f"bar {bar:.2f}, met: {answer(growth <= bar)}.",
         ]

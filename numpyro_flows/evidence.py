@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ import optax
 from jax import Array, lax
 from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 from tqdm.auto import tqdm
 
 from numpyro_flows.checks import as_count, as_scales, check_key
-from numpyro_flows.importance import model_of
+from numpyro_flows.importance import Inputs, as_inputs, model_of
 from numpyro_flows.latent import is_discrete, unblocked
 from numpyro_flows.settings import check_schedule, factor
 
@@ -109,16 +111,16 @@ def fit_guide(
     rates = as_scales(learning_rate, "learning_rate")
     steps = as_count(steps, "steps")
     check_schedule(schedule)
-    model = unblocked(model_of(guide, model))
-    if isinstance(args, str) or not isinstance(args, Sequence):
-        raise TypeError(f"`args` is a {type(args).__name__}, expected a sequence")
+    factors = jnp.array([factor(schedule, k, steps) for k in range(steps)])
+    model = unblocked(model_of(guide, model, "guide"))
+    inputs = as_inputs(args, kwargs)
+    if not (loss is None or isinstance(loss, ELBO)):
+        raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    inputs = args, dict(kwargs or {})
     if loss is None:
         _check_sites(model, guide, inputs, key)
         loss = Trace_ELBO(PARTICLES)
-    factors = jnp.array([factor(schedule, k, steps) for k in range(steps)])
     run = _Run(model, guide, loss, factors, inputs, key)
     found = []
     with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
@@ -126,10 +128,17 @@ def fit_guide(
             found.append(run.train(rate, bar))
             if found[-1].stopped == "interrupted":
                 break
-    return min(found, key=lambda result: result.loss)
+    result = min(found, key=lambda result: result.loss)
+    if not math.isfinite(result.loss):
+        warnings.warn(
+            "the evidence lower bound was not finite at any step, or at hardly any: the guide is "
+            "where it started",
+            stacklevel=2,
+        )
+    return result
 
 
-def _check_sites(model: Any, guide: Any, inputs: tuple[Any, dict[str, Any]], key: Array) -> None:
+def _check_sites(model: Any, guide: Any, inputs: Inputs, key: Array) -> None:
     """Refuse discrete sites that the guide does not draw: the bound would not be one."""
     args, kwargs = inputs
     drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
@@ -152,7 +161,7 @@ class _Run:
         guide: Any,
         loss: Any,
         factors: Array,
-        inputs: tuple[Any, dict[str, Any]],
+        inputs: Inputs,
         key: Array,
     ) -> None:
         args, kwargs = inputs

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoContinuous
-from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.initialization import init_to_median, init_to_uniform
 
 from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.checks import as_count, as_scale, check_key
@@ -62,7 +62,7 @@ class AutoFlow(AutoContinuous):
             `functools.partial`, or a function of one's own.
         prefix: what the names of the guide's sites and parameters begin with.
         init_loc_fn: where each site starts, one of NumPyro's strategies; by default
-            `init_to_uniform`.
+            `init_to_uniform`, or `init_to_median` where that finds no finite density.
         create_plates: makes the plates of subsampled data, as in NumPyro's `AutoGuide`.
         init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
             host's guides do.
@@ -95,6 +95,8 @@ class AutoFlow(AutoContinuous):
         (3, 2)
     """
 
+    init_loc_fn: Any
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -109,8 +111,9 @@ class AutoFlow(AutoContinuous):
         path_gradient: bool = True,
         key: Array | None = None,
     ) -> None:
-        if not callable(build):
-            raise TypeError(f"`build` is a {type(build).__name__}, expected a function of D")
+        _check_function(build, "build", "a function of D and a key that makes a flow")
+        if init_loc_fn is not None:
+            _check_function(init_loc_fn, "init_loc_fn", "one of NumPyro's strategies")
         if init not in ("search", "location"):
             raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
         as_scale(init_scale, "init_scale", zero=False)
@@ -131,7 +134,13 @@ class AutoFlow(AutoContinuous):
         self.key = key
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except RuntimeError:  # the host has found no place with a finite density
+            if self.init_loc_fn is not init_to_uniform:
+                raise
+            self.init_loc_fn = init_to_median
+            super()._setup_prototype(*args, **kwargs)
         size, dtype = self.latent_dim, self._init_latent.dtype
         # Not traced: the arrays that are not parameters stay on the guide.
         with jax.ensure_compile_time_eval():
@@ -181,7 +190,8 @@ class AutoFlow(AutoContinuous):
     def _latents(self, key: Array) -> Latents | None:
         args, kwargs = self._inputs
         if unblocked(self.model) is self.model:  # all that the host has found already
-            return Latents(self._init_locs, self._potential_fn_gen(*args, **kwargs))
+            locs = jax.tree.map(jnp.asarray, self._init_locs)
+            return Latents(locs, self._potential_fn_gen(*args, **kwargs))
         try:
             return latents(key, self.model, self.init_loc_fn, *args, **kwargs)
         except Exception as error:  # whatever a model does where it is not run as NumPyro's
@@ -337,6 +347,11 @@ class AutoGlow(AutoFlow):
             init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)
+
+
+def _check_function(value: Any, name: str, expected: str) -> None:
+    if not callable(value) or isinstance(value, TransformModule):
+        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
 
 
 def _preconditioner(size: int) -> Preconditioner:

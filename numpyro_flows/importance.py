@@ -1,7 +1,7 @@
 """Importance weights: the draws of a guide, weighed against its model."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,9 @@ BLOCK = 250
 EQUAL = 1e-3
 # Draws may stand for the posterior as they are where they count as this fraction of their number.
 ENOUGH = 0.8
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Sites(NamedTuple):
@@ -52,12 +55,22 @@ class Weights(NamedTuple):
     lost: int
 
 
-def model_of(posterior: Any, model: Any) -> Any:
+def as_inputs(args: Any, kwargs: Any) -> Inputs:
+    """Return the arguments of model and guide, and refuse what is none."""
+    if isinstance(args, str) or not isinstance(args, Sequence):
+        raise TypeError(f"`args` is a {type(args).__name__}, expected a tuple of arguments")
+    if not (kwargs is None or isinstance(kwargs, Mapping)):
+        raise TypeError(f"`kwargs` is a {type(kwargs).__name__}, expected a dict or None")
+    return tuple(args), dict(kwargs or {})
+
+
+def model_of(posterior: Any, model: Any, name: str = "posterior") -> Any:
     """Return the model, and refuse what is no posterior."""
+    expected = "a guide" if name == "guide" else "a guide or a distribution"
     if not callable(posterior):  # which a distribution is, too
-        raise TypeError(
-            f"`posterior` is a {type(posterior).__name__}, expected a guide or a distribution"
-        )
+        raise TypeError(f"`{name}` is a {type(posterior).__name__}, expected {expected}")
+    if isinstance(posterior, type):
+        raise TypeError(f"`{name}` is the class {posterior.__name__}, expected an instance")
     model = getattr(posterior, "model", None) if model is None else model
     if model is None:
         raise ValueError(
@@ -68,9 +81,7 @@ def model_of(posterior: Any, model: Any) -> Any:
     return model
 
 
-def draw(
-    posterior: Any, model: Any, params: Any, inputs: tuple[Any, Any], draws: int, key: Array
-) -> Draws:
+def draw(posterior: Any, model: Any, params: Any, inputs: Inputs, draws: int, key: Array) -> Draws:
     """Draw from a guide or a density, and evaluate the model at each draw."""
     first, keys, last = jax.random.split(key, 3)
     guide = _guide_of(posterior, model, params, inputs, first)
@@ -85,7 +96,7 @@ def draw(
     return Draws(sites, values, log_q, *_evaluate(model, params, inputs, values, last))
 
 
-def _run(function: Any, params: Any, inputs: tuple[Any, Any], key: Array) -> Any:
+def _run(function: Any, params: Any, inputs: Inputs, key: Array) -> Any:
     """Run a guide or a model once, and refuse what misses a parameter."""
     seeded = handlers.seed(handlers.substitute(function, data=params), key)
     trace = handlers.trace(seeded).get_trace(*inputs[0], **inputs[1])
@@ -110,7 +121,7 @@ def _sites(trace: Any) -> Sites:
     return sites
 
 
-def _guide_of(posterior: Any, model: Any, params: Any, inputs: tuple[Any, Any], key: Array) -> Any:
+def _guide_of(posterior: Any, model: Any, params: Any, inputs: Inputs, key: Array) -> Any:
     """Return the guide, or one that draws the model's only site from a density."""
     if not isinstance(posterior, dist.Distribution):
         return posterior
@@ -141,7 +152,7 @@ def _guide_of(posterior: Any, model: Any, params: Any, inputs: tuple[Any, Any], 
     return lambda *args, **kwargs: numpyro.sample(name, posterior)
 
 
-def _match(guide: Any, model: Any, params: Any, inputs: tuple[Any, Any], key: Array) -> Sites:
+def _match(guide: Any, model: Any, params: Any, inputs: Inputs, key: Array) -> Sites:
     """Return the sites of the model, and refuse what cannot be weighed."""
     guide_trace = _run(guide, params, inputs, key)
     trace = _run(handlers.replay(model, guide_trace), params, inputs, key)
@@ -177,7 +188,7 @@ def _match(guide: Any, model: Any, params: Any, inputs: tuple[Any, Any], key: Ar
 
 
 def _sample(
-    guide: Any, params: Any, inputs: tuple[Any, Any], keys: Array, names: Iterable[str]
+    guide: Any, params: Any, inputs: Inputs, keys: Array, names: Iterable[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Draw each site with the log-density of each draw."""
 
@@ -190,7 +201,7 @@ def _sample(
 
 
 def _evaluate(
-    model: Any, params: Any, inputs: tuple[Any, Any], values: dict[str, np.ndarray], key: Array
+    model: Any, params: Any, inputs: Inputs, values: dict[str, np.ndarray], key: Array
 ) -> tuple[Any, ...]:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
@@ -271,7 +282,8 @@ def verdict(weights: Weights, resampled: bool) -> str:
         text = "good; the draws can be used as they are"
     if weights.lost:
         text += f"; {weights.lost} of {draws} draws have no finite ratio and no weight"
-    return f"k̂ = {k:.2f}: {text}"
+    shown = f"{k:.2f}" if f"{k:.2f}" != f"{limit:.2f}" else f"{k:.4f}"
+    return f"k̂ = {shown}: {text}"
 
 
 def resample(log_weight: np.ndarray, start: float) -> np.ndarray:

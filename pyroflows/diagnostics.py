@@ -88,7 +88,9 @@ def to_arviz(
     Its shape $\hat k$ says whether the guide can be trusted. Below 0.5 it is good; below
     $\min(1 - 1/\log_{10} S, 0.7)$ its draws are usable after importance resampling; above, not
     at all. A guide that is too wide is good in this sense, too, since its draws can be weighed:
-    the verdict then says to resample them.
+    the verdict then says to resample them. It speaks of where the draws are: of a mode that the
+    guide has missed altogether no draw tells. Where there may be several, fit guides from several
+    starts, by `init_loc_fn`, and compare their evidence lower bounds.
 
     The draws are independent and make up one chain, for which ArviZ gives no R-hat: it compares
     chains, and those of one guide agree however wrong the guide is. $\hat k$ takes its place.
@@ -153,9 +155,7 @@ def to_arviz(
     psis, gather = _arviz()
     draws = as_count(draws, "draws", importance.FEWEST)
     model = importance.model_of(posterior, model)
-    if not isinstance(args, tuple | list):
-        raise TypeError(f"`args` is a {type(args).__name__}, expected a tuple of arguments")
-    inputs = tuple(args), dict(kwargs or {})
+    inputs = importance.as_inputs(args, kwargs)
     # Without validation: a draw on the border of a site's support is one without weight.
     with seeded(as_count(seed, "seed", 0)), torch.no_grad(), alone():
         drawn = importance.draw(posterior, model, inputs, draws)

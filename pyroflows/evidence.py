@@ -2,20 +2,23 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyroflows.checks import as_count, as_scales
-from pyroflows.importance import model_of
-from pyroflows.latent import discrete_sites, without
+from pyroflows.importance import Inputs, as_inputs, model_of
+from pyroflows.latent import alone, discrete_sites, first_line, plate_nesting, without
 from pyroflows.seeds import seeded
 from pyroflows.settings import check_schedule, factor
 
@@ -67,7 +70,8 @@ def fit_guide(
     learning rates are given: each starts at the same place, where the guide does. Equal seeds give
     equal numbers.
 
-    A step whose loss or gradient is not finite is skipped; a stretch of nothing else ends a run.
+    A step whose loss or gradient is not finite, or where the model raises an error, is skipped; a
+    stretch of nothing else ends a run.
 
     Args:
         guide: an automatic or hand-written guide. Its parameters, and those of the model, are
@@ -81,9 +85,8 @@ def fit_guide(
         schedule: `"cosine"`, None, or a function of the number of steps done, from 0, that gives a
             factor on the learning rate.
         loss: one of Pyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles, as a
-            batch, or `TraceEnum_ELBO` where the guide leaves discrete sites to be summed out; a
-            model that cannot be batched takes
-            `Trace_ELBO(num_particles=16, vectorize_particles=False)`.
+            batch where the model can be batched, or `TraceEnum_ELBO` where the guide leaves
+            discrete sites to be summed out.
         progress: whether to show a bar.
         seed: of all random numbers; the global ones are not touched.
 
@@ -107,11 +110,11 @@ def fit_guide(
     rates = as_scales(learning_rate, "learning_rate")
     steps, seed = as_count(steps, "steps"), as_count(seed, "seed", 0)
     check_schedule(schedule)
-    model = without(model_of(guide, model), BlockMessenger)
-    if isinstance(args, str) or not isinstance(args, Sequence):
-        raise TypeError(f"`args` is a {type(args).__name__}, expected a sequence")
     factors = [factor(schedule, k, steps) for k in range(steps)]
-    inputs = args, dict(kwargs or {})
+    model = without(model_of(guide, model, "guide"), BlockMessenger)
+    inputs = as_inputs(args, kwargs)
+    if not (loss is None or isinstance(loss, ELBO)):
+        raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
     found = []
     with seeded(seed):
         if loss is None:
@@ -124,18 +127,62 @@ def fit_guide(
                     break
     result, best = min(found, key=lambda one: one[0].loss)
     run.restore(best)
+    if not math.isfinite(result.loss):
+        warnings.warn(
+            "the evidence lower bound was not finite at any step, or at hardly any: the guide is "
+            "where it started",
+            stacklevel=2,
+        )
     return result
 
 
-def _bound(model: Any, guide: Any, inputs: tuple[Any, dict[str, Any]]) -> tuple[Any, Any]:
-    """Return the model and an evidence lower bound, with the discrete sites that are left to it."""
+def _bound(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
+    """Return the model and an evidence lower bound that suits it.
+
+    Where discrete sites are left to it, it sums them out. Where the model cannot be batched, it
+    takes one particle at a time.
+    """
     args, kwargs = inputs
     drawn = poutine.trace(guide).get_trace(*args, **kwargs)
     trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-    if set(discrete_sites(trace)) <= set(drawn.nodes):
-        return model, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
-    bound = TraceEnum_ELBO(num_particles=PARTICLES, vectorize_particles=True)
-    return config_enumerate(model), bound
+    if not set(discrete_sites(trace)) <= set(drawn.nodes):
+        bound = TraceEnum_ELBO(num_particles=PARTICLES, vectorize_particles=True)
+        return config_enumerate(model), bound
+    reason = _unbatchable(model, trace, inputs)
+    if reason:
+        warnings.warn(
+            f"the model takes one particle at a time, which takes longer: {reason}", stacklevel=3
+        )
+    return model, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=not reason)
+
+
+def _unbatchable(model: Any, trace: Any, inputs: Inputs) -> str:
+    """Say why a model does not give two equal particles at once twice the density of one.
+
+    A model written for one particle may broadcast its data over several.
+    """
+    args, kwargs = inputs
+    nesting = plate_nesting(trace)
+    values = {}
+    for name, site in prune_subsample_sites(trace).iter_stochastic_nodes():
+        plates = [None] * (nesting - len(site["fn"].batch_shape))
+        value = site["value"].detach()[(None, *plates)]
+        values[name] = value.expand(2, *value.shape[1:])
+    one = {name: trace.nodes[name]["value"].detach() for name in values}
+    particles = pyro.plate("_particles", 2, dim=-nesting - 1)
+
+    def density(model: Any, values: dict[str, Tensor]) -> float:
+        with torch.no_grad(), alone(), seeded(0):
+            found = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+            return float(found.log_prob_sum())
+
+    try:
+        single, double = density(model, one), density(particles(model), values)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        return f"with several it raises {type(error).__name__}: {first_line(error)}"
+    if math.isclose(2 * single, double, rel_tol=1e-3, abs_tol=1e-2) or not math.isfinite(single):
+        return ""
+    return f"two equal particles have the log-density {double:.5g}, one of them {single:.5g}"
 
 
 class _Run:
@@ -147,7 +194,7 @@ class _Run:
         guide: Any,
         loss: Any,
         factors: list[float],
-        inputs: tuple[Any, dict[str, Any]],
+        inputs: Inputs,
         seed: int,
     ) -> None:
         self.guide, self.loss, self.factors, self.seed = guide, loss, factors, seed
@@ -165,33 +212,43 @@ class _Run:
         best, loss, skipped, stopped = self.start, math.inf, 0, "steps"
         losses: list[float] = []
         adam = torch.optim.Adam(self.parameters, foreach=True)
-        try:
-            for length in stretches(len(self.factors)):
-                for _ in range(length):
+        for length in stretches(len(self.factors)):
+            done = len(losses)
+            try:
+                while len(losses) < done + length:
                     adam.param_groups[0]["lr"] = rate * self.factors[len(losses)]
-                    losses.append(self.evaluate())
+                    losses.append(self.attempt())
                     if math.isfinite(losses[-1]) and self.gradient_norm().isfinite():
                         adam.step()
                     else:
                         skipped += 1
                     adam.zero_grad()
                     bar.update()
-                stretch = np.array(losses[-length:])
-                mean = mean_loss(stretch)
-                if mean < loss:
-                    loss, best = mean, self.copied()
-                if not np.isfinite(stretch).any():
-                    stopped = "not finite"
-                    break
-                bar.set_postfix_str(f"ELBO {-mean:.2f}")
-        except KeyboardInterrupt:
-            stopped = "interrupted"
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+            stretch = np.array(losses[done:])
+            mean = mean_loss(stretch) if len(stretch) >= min(length, SHORTEST) else math.inf
+            if mean < loss:
+                loss, best = mean, self.copied()
+            if stopped == "interrupted":
+                break
+            if not np.isfinite(stretch).any():
+                stopped = "not finite"
+                break
+            bar.set_postfix_str(f"ELBO {-mean:.2f}")
         return GuideFitResult(self.guide, np.array(losses), loss, rate, skipped, stopped), best
 
     def evaluate(self) -> float:
         """Return the loss, and leave its gradients with the parameters."""
         args, kwargs = self.inputs
         return float(self.loss.loss_and_grads(*args, **kwargs))
+
+    def attempt(self) -> float:
+        """As `evaluate`; NaN where the model, or validation, refuses what a guide has become."""
+        try:
+            return self.evaluate()
+        except (ArithmeticError, RuntimeError, ValueError):
+            return math.nan
 
     def gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]

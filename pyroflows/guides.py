@@ -72,6 +72,7 @@ class AutoFlow(AutoContinuous):
             alone ("sticking the landing"), each of limited weight. Switch it off for the
             importance weighted bounds of `RenyiELBO`, for which it is biased.
         seed: of the flow's first weights.
+        name: by which Pyro's parameter store knows the guide; by default that of its class.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.
@@ -96,6 +97,7 @@ class AutoFlow(AutoContinuous):
     _model: Any
     master: Any
     _pyro_name: Any
+    prototype_trace: Any
 
     def __init__(
         self,
@@ -109,9 +111,11 @@ class AutoFlow(AutoContinuous):
         degrees_of_freedom: float | None = 20.0,
         path_gradient: bool = True,
         seed: int = 0,
+        name: str | None = None,
     ) -> None:
-        if not callable(build):
-            raise TypeError(f"`build` is a {type(build).__name__}, expected a function of D")
+        _check_function(build, "build", "a function of D that makes a flow")
+        if init_loc_fn is not None:
+            _check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies")
         if init not in ("search", "location"):
             raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
         as_scale(init_scale, "init_scale", zero=False)
@@ -119,6 +123,7 @@ class AutoFlow(AutoContinuous):
             as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
         init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
         super().__init__(model, init_loc_fn)
+        self._pyro_name = name or self._pyro_name
         self.create_plates = create_plates
         self.init_loc_fn = init_loc_fn
         self.build = build
@@ -137,7 +142,15 @@ class AutoFlow(AutoContinuous):
         return state
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            self.transform = self._made(*args, **kwargs)
+        except BaseException:  # Ctrl-C, too: the next call sets the guide up from the beginning
+            self.prototype_trace = None
+            raise
+
+    def _made(self, *args: Any, **kwargs: Any) -> TransformModule:
+        """Return a new flow behind the start, which is looked for or recalled."""
         size, loc = self.latent_dim, self._init_loc()
         with seeded(self.seed):
             flow = self.build(size) if size > 1 else _monotone()
@@ -146,7 +159,7 @@ class AutoFlow(AutoContinuous):
         transform = Chain([Chain([flow, affine]), start]).to(loc)
         if not self._recalled(transform) and self.init == "search":
             self._search(start, *args, **kwargs)
-        self.transform = transform
+        return transform
 
     def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> None:
         """Set the start to the Gaussian that fits the posterior best."""
@@ -187,12 +200,13 @@ class AutoFlow(AutoContinuous):
         if {n: v.shape for n, v in held.items()} != {n: v.shape for n, v in own.items()}:
             raise ValueError(
                 f"Pyro's parameter store holds another guide by the name of {self._pyro_name!r}: "
-                "before a new one, call pyro.clear_param_store()"
+                "give this one a `name`, or call pyro.clear_param_store()"
             )
         start.load_state_dict({n: held[f"{self._pyro_name}.start.{n}"] for n in start.state_dict()})
         warnings.warn(
             f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
-            "goes on with its parameters; for a new start, call pyro.clear_param_store()",
+            "goes on with its parameters. For a new start give it another `name`, or call "
+            "pyro.clear_param_store()",
             stacklevel=2,
         )
         return True
@@ -372,6 +386,11 @@ class AutoGlow(AutoFlow):
             init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)
+
+
+def _check_function(value: Any, name: str, expected: str) -> None:
+    if not callable(value) or isinstance(value, TransformModule):
+        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
 
 
 def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ BLOCK = 250
 EQUAL = 1e-3
 # Draws may stand for the posterior as they are where they count as this fraction of their number.
 ENOUGH = 0.8
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Sites(NamedTuple):
@@ -57,12 +60,22 @@ class Weights(NamedTuple):
     lost: int
 
 
-def model_of(posterior: Any, model: Any) -> Any:
+def as_inputs(args: Any, kwargs: Any) -> Inputs:
+    """Return the arguments of model and guide, and refuse what is none."""
+    if isinstance(args, str) or not isinstance(args, Sequence):
+        raise TypeError(f"`args` is a {type(args).__name__}, expected a tuple of arguments")
+    if not (kwargs is None or isinstance(kwargs, Mapping)):
+        raise TypeError(f"`kwargs` is a {type(kwargs).__name__}, expected a dict or None")
+    return tuple(args), dict(kwargs or {})
+
+
+def model_of(posterior: Any, model: Any, name: str = "posterior") -> Any:
     """Return the model, and refuse what is no posterior."""
+    expected = "a guide" if name == "guide" else "a guide or a distribution"
     if not callable(posterior):  # which a distribution is, too
-        raise TypeError(
-            f"`posterior` is a {type(posterior).__name__}, expected a guide or a distribution"
-        )
+        raise TypeError(f"`{name}` is a {type(posterior).__name__}, expected {expected}")
+    if isinstance(posterior, type):
+        raise TypeError(f"`{name}` is the class {posterior.__name__}, expected an instance")
     if model is None:
         with contextlib.suppress(AttributeError, TypeError):  # a copied guide has lost its model
             model = posterior.model
@@ -77,7 +90,7 @@ def model_of(posterior: Any, model: Any) -> Any:
     return without(model, InitMessenger)
 
 
-def draw(posterior: Any, model: Any, inputs: tuple[Any, Any], draws: int) -> Draws:
+def draw(posterior: Any, model: Any, inputs: Inputs, draws: int) -> Draws:
     """Draw from a guide or a density, and evaluate the model at each draw."""
     guide = _guide_of(posterior, model, inputs)
     guide_sites, sites = _match(_run(guide, inputs), model, inputs)
@@ -96,7 +109,7 @@ def draw(posterior: Any, model: Any, inputs: tuple[Any, Any], draws: int) -> Dra
     return Draws(sites, values, log_q, *_evaluate(model, inputs, values))
 
 
-def _run(function: Any, inputs: tuple[Any, Any]) -> Any:
+def _run(function: Any, inputs: Inputs) -> Any:
     return poutine.trace(function).get_trace(*inputs[0], **inputs[1])
 
 
@@ -114,7 +127,7 @@ def _sites(trace: Any) -> Sites:
     return sites
 
 
-def _guide_of(posterior: Any, model: Any, inputs: tuple[Any, Any]) -> Any:
+def _guide_of(posterior: Any, model: Any, inputs: Inputs) -> Any:
     """Return the guide, or one that draws the model's only site from a density."""
     if not isinstance(posterior, dist.Distribution):
         return posterior
@@ -145,7 +158,7 @@ def _guide_of(posterior: Any, model: Any, inputs: tuple[Any, Any]) -> Any:
     return lambda *args, **kwargs: pyro.sample(name, posterior)
 
 
-def _match(guide_trace: Any, model: Any, inputs: tuple[Any, Any]) -> tuple[Sites, Sites]:
+def _match(guide_trace: Any, model: Any, inputs: Inputs) -> tuple[Sites, Sites]:
     """Return the sites of guide and model, and refuse what cannot be weighed."""
     trace = _run(poutine.replay(model, trace=guide_trace), inputs)
     guide_sites, sites = _sites(guide_trace), _sites(trace)
@@ -180,7 +193,7 @@ def _match(guide_trace: Any, model: Any, inputs: tuple[Any, Any]) -> tuple[Sites
 
 
 def _sample(
-    guide: Any, inputs: tuple[Any, Any], draws: int, shapes: dict[str, Any], nesting: int | None
+    guide: Any, inputs: Inputs, draws: int, shapes: dict[str, Any], nesting: int | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draw each site with the log-density of each draw, at once if all plates can be nested."""
     if nesting is not None:
@@ -196,7 +209,7 @@ def _sample(
     return values, torch.stack([trace.log_prob_sum() for trace in traces])
 
 
-def _evaluate(model: Any, inputs: tuple[Any, Any], values: dict[str, Tensor]) -> tuple[Any, ...]:
+def _evaluate(model: Any, inputs: Inputs, values: dict[str, Tensor]) -> tuple[Any, ...]:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
     def one(values: dict[str, Tensor]) -> tuple[Any, ...]:
@@ -275,7 +288,8 @@ def verdict(weights: Weights, resampled: bool) -> str:
         text = "good; the draws can be used as they are"
     if weights.lost:
         text += f"; {weights.lost} of {draws} draws have no finite ratio and no weight"
-    return f"k̂ = {k:.2f}: {text}"
+    shown = f"{k:.2f}" if f"{k:.2f}" != f"{limit:.2f}" else f"{k:.4f}"
+    return f"k̂ = {shown}: {text}"
 
 
 def resample(log_weight: np.ndarray, start: float) -> np.ndarray:

@@ -66,9 +66,7 @@ def latents(
         return None if site["fn"].support.is_discrete else init_loc_fn(site)
 
     trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
-    discrete = discrete_sites(trace)
+    nesting, discrete = plate_nesting(trace), discrete_sites(trace)
     if discrete:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
         trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
@@ -98,11 +96,10 @@ def latents(
         batched(torch.stack([loc, loc]))
     except Exception as error:  # whatever a model does that cannot be batched
         each(loc[None])
-        message, *_ = str(error).splitlines() or [""]
         if not discrete:
             warnings.warn(
                 "the model takes one point at a time: the search for a start is slow, and so it is "
-                f"a short one. At several it raises {type(error).__name__}: {message}",
+                f"a short one. At several it raises {type(error).__name__}: {first_line(error)}",
                 stacklevel=2,
             )
         return Latents(where, loc, alone()(functools.partial(_defined, each)), False)
@@ -129,6 +126,17 @@ def discrete_sites(trace: Any) -> list[str]:
     """Return the names of a trace's latent sites that are discrete."""
     sites = prune_subsample_sites(trace).iter_stochastic_nodes()
     return [name for name, site in sites if site["fn"].support.is_discrete]
+
+
+def plate_nesting(trace: Any) -> int:
+    """Return how many dimensions the plates of a trace take."""
+    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
+def first_line(error: Exception) -> str:
+    """Return the message of an error without what Pyro and torch append."""
+    return (str(error).splitlines() or [""])[0]
 
 
 def without(model: Callable[..., Any], *handlers: type) -> Callable[..., Any]:

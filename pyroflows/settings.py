@@ -100,4 +100,10 @@ def factor(schedule: str | Callable[[int], float] | None, step: int, steps: int)
     """Return a schedule's factor on the learning rate."""
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * step / steps))
-    return float(schedule(step)) if callable(schedule) else 1.0
+    if not callable(schedule):
+        return 1.0
+    value = schedule(step)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`schedule` gives {value!r} at step {step}, expected a number") from None

@@ -207,6 +207,28 @@ def test_each_start_is_that_of_its_data():
             assert_allclose(guide.median(params)["level"], MEAN[0] + shift, rtol=0.1)
 
 
+def test_a_start_in_plain_numbers():
+    """As the host takes them."""
+    init = init_to_value(values={"level": 5.0, "slope": 1.0})
+    guide = AutoRealNVP(line, init_loc_fn=init, **SMALL)
+    assert_allclose(guide.median(initial(guide, Y))["level"], MEAN[0], atol=0.2 * SCALE[0])
+
+
+def test_a_model_without_a_finite_density_around_the_origin():
+    """The search starts from the medians."""
+
+    def model():
+        rate = numpyro.sample("rate", dist.LogNormal(0.0, 0.1))
+        years = 2000.0 * numpyro.sample("slope", dist.Normal(0.0, 1e-3))
+        numpyro.sample("y", dist.Poisson(rate * jnp.exp(years)), obs=3)
+
+    guide = AutoRealNVP(model, **SMALL)
+    assert abs(guide.median(initial(guide))["slope"]) < 1e-3
+    named = AutoRealNVP(model, init_loc_fn=init_to_value(values={"slope": 1.0}), **SMALL)
+    with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):
+        initial(named)
+
+
 CLUSTERS = np.array([-5.1, -4.9, -5.3, 5.2, 4.8])
 
 

@@ -269,6 +269,75 @@ def test_fit_guide_sums_discrete_sites_out():
     assert_allclose(result.loss, -evidence + 5 * np.log(2.0), atol=0.1)
 
 
+def careless(rows=5):
+    """A model written for one particle: several are broadcast against the data."""
+    line = pyro.sample("line", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    design = torch.as_tensor(DESIGN, dtype=torch.float32)
+    with pyro.plate("times", rows):
+        pyro.sample("y", dist.Normal(line @ design.T, NOISE), obs=DATA.float())
+
+
+def strict():
+    """Another, that refuses several."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.factor("y", -10 * (x[0] - x[1].item()) ** 2)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (careless, "two equal particles have the log-density"),
+    (strict, "with several it raises"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("default:the model takes one point")
+def test_fit_guide_takes_models_that_cannot_be_batched(model, message):
+    """One particle at a time, and says so."""
+    guide = small(model)
+    with pytest.warns(UserWarning, match=f"takes one particle at a time.*{message}"):
+        result = fit_guide(guide, steps=10, progress=False)
+    if model is careless:
+        assert_allclose(result.loss, -EVIDENCE, atol=0.5)
+
+
+def test_an_interrupted_set_up_starts_again(monkeypatch):
+    """Ctrl-C during a search leaves a guide as if it had never been called."""
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    guide = small()
+    with monkeypatch.context() as patch:
+        patch.setattr("pyroflows.guides.search", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            guide()
+    guide()
+    assert_allclose(guide.median()["level"], MEAN[0], atol=0.2 * SCALE[0])
+
+
+def test_two_guides_of_different_names():
+    """Each has its own parameters."""
+    guide, other = small(), small(name="other")
+    learn(guide)
+    expected = drawn(guide)
+    learn(other)
+    assert_close(drawn(guide), expected)
+    assert {key.partition(".")[0] for key in pyro.get_param_store()} == {"AutoRealNVP", "other"}
+
+
+def test_an_early_interruption_keeps_what_is_learned(monkeypatch):
+    """That of the unfinished stretch."""
+    guide, calls = small(), []
+
+    def step(self, closure=None, step=torch.optim.Adam.step):
+        calls.append(1)
+        if len(calls) == 60:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    result = fit_guide(guide, steps=5000, progress=False)
+    assert (result.stopped, len(result.losses)) == ("interrupted", 60)
+    assert np.isfinite(result.loss)
+
+
 def test_a_state_makes_the_same_guide():
     """Of a new one that has been called once."""
     for make in (AutoNICE, AutoRealNVP, AutoGlow):

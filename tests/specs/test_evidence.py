@@ -64,6 +64,20 @@ def test_the_best_rate_is_left(host):
     assert found == same
 
 
+def test_a_rate_that_diverges_is_passed_over(host):
+    """Also where the host's validation refuses what the guide has become."""
+
+    def model():
+        x = host.sample("x", host.dist.Normal(host.array(np.zeros(2)), 1.0).to_event(1))
+        scale = host.np.exp(x[..., 0])
+        host.sample("y", host.dist.Normal(x[..., 1] / scale, scale), obs=host.array(0.5))
+
+    with host.validation():
+        result, _ = fitted(host, model, learning_rate=[1e-2, 1e4], steps=50)
+    assert result.learning_rate == 1e-2
+    assert np.isfinite(result.losses).all()
+
+
 def test_steps_without_a_finite_loss_are_skipped(host):
     """As many draws as have no density."""
 
@@ -80,7 +94,8 @@ def test_nothing_is_learned_where_nothing_is_finite(host):
     model = of_density(host, bent, 2)
     hopeless = of_density(host, lambda xp, x: -np.inf * xp.exp(x[..., 0]), 2)
     guide = small(host, model)
-    result = host.package.fit_guide(guide, hopeless, progress=False, steps=100)
+    with pytest.warns(UserWarning, match="was not finite at any step"):
+        result = host.package.fit_guide(guide, hopeless, progress=False, steps=100)
     assert result.stopped == "not finite"
     assert len(result.losses) == result.skipped < 100
     assert result.loss == np.inf
@@ -115,7 +130,10 @@ BAD = [
     ({"learning_rate": None}, "`learning_rate` is None"),
     ({"learning_rate": [1e-3, -1.0]}, "`learning_rate` is -1.0"),
     ({"schedule": "linear"}, "`schedule` is 'linear'"),
+    ({"schedule": lambda step: None}, "`schedule` gives None at step 0"),
     ({"args": "data"}, "`args` is a str"),
+    ({"kwargs": (1, 2)}, "`kwargs` is a tuple"),
+    ({"loss": "elbo"}, "`loss` is 'elbo'"),
     ({"model": 3}, "`model` is a int"),
 ]
 
@@ -125,6 +143,12 @@ def test_bad_arguments_name_themselves(host, options, message):
     guide = small(host, of_density(host, bent, 2))
     with pytest.raises((ValueError, TypeError), match=message):
         host.package.fit_guide(guide, **{"progress": False, **options})
+
+
+def test_what_is_no_guide(host):
+    for guide, message in [(None, "`guide` is a NoneType"), (dict, "`guide` is the class dict")]:
+        with pytest.raises(TypeError, match=message):
+            host.package.fit_guide(guide, progress=False)
 
 
 def test_a_guide_without_a_model(host):

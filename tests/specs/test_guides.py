@@ -358,6 +358,10 @@ def test_a_flow_that_does_not_fit(host):
     model = of_density(host, banana)
     with pytest.raises(TypeError, match="`build` is a list, expected a function"):
         host.package.AutoFlow(model, [])
+    with pytest.raises(TypeError, match="`build` is a Permutation, expected a function"):
+        host.package.AutoFlow(model, host.package.Permutation([1, 0, 2]))
+    with pytest.raises(TypeError, match="`init_loc_fn` is a int, expected one of"):
+        host.package.AutoNICE(model, init_loc_fn=3)
     for build, error, message in [
         (lambda size, **key: None, TypeError, "NoneType"),
         (lambda size, **key: host.straight(size + 1, **key), ValueError, r"\(4,\).* \(3,\)"),

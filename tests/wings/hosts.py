@@ -69,6 +69,8 @@ class PyroHost:
     def array(self, x):
         return torch.as_tensor(np.asarray(x, dtype="float64"))
 
+    validation = staticmethod(pyro.validation_enabled)
+
     @staticmethod
     def clear():
         """Forget all parameters."""
@@ -141,6 +143,8 @@ class NumPyroHost:
 
     def array(self, x):
         return jnp.asarray(x, dtype="float64")
+
+    validation = staticmethod(numpyro.validation_enabled)
 
     @staticmethod
     def clear():
