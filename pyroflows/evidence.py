@@ -145,24 +145,24 @@ def _bound(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
     args, kwargs = inputs
     drawn = poutine.trace(guide).get_trace(*args, **kwargs)
     trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    nesting = max(plate_nesting(drawn), plate_nesting(trace))
+    options: dict[str, Any] = {"num_particles": PARTICLES, "max_plate_nesting": nesting}
     if not set(discrete_sites(trace)) <= set(drawn.nodes):
-        bound = TraceEnum_ELBO(num_particles=PARTICLES, vectorize_particles=True)
-        return config_enumerate(model), bound
-    reason = _unbatchable(model, trace, inputs)
+        return config_enumerate(model), TraceEnum_ELBO(vectorize_particles=True, **options)
+    reason = _unbatchable(model, trace, inputs, nesting)
     if reason:
         warnings.warn(
             f"the model takes one particle at a time, which takes longer: {reason}", stacklevel=3
         )
-    return model, Trace_ELBO(num_particles=PARTICLES, vectorize_particles=not reason)
+    return model, Trace_ELBO(vectorize_particles=not reason, **options)
 
 
-def _unbatchable(model: Any, trace: Any, inputs: Inputs) -> str:
+def _unbatchable(model: Any, trace: Any, inputs: Inputs, nesting: int) -> str:
     """Say why a model does not give two equal particles at once twice the density of one.
 
     A model written for one particle may broadcast its data over several.
     """
     args, kwargs = inputs
-    nesting = plate_nesting(trace)
     values = {}
     for name, site in prune_subsample_sites(trace).iter_stochastic_nodes():
         plates = [None] * (nesting - len(site["fn"].batch_shape))

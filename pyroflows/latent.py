@@ -100,7 +100,7 @@ def latents(
             warnings.warn(
                 "the model takes one point at a time: the search for a start is slow, and so it is "
                 f"a short one. At several it raises {type(error).__name__}: {first_line(error)}",
-                stacklevel=2,
+                stacklevel=3,
             )
         return Latents(where, loc, alone()(functools.partial(_defined, each)), False)
     return Latents(where, loc, alone()(functools.partial(_defined, batched)), True)
