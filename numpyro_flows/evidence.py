@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from numpyro_flows.checks import as_count, as_scales, check_key
 from numpyro_flows.importance import Inputs, as_inputs, model_of
-from numpyro_flows.latent import is_discrete, unblocked
+from numpyro_flows.latent import is_latent, unblocked
 from numpyro_flows.settings import check_schedule, factor
 
 PARTICLES = 16
@@ -43,7 +43,7 @@ class GuideFitResult:
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
     """
 
-    guide: Any
+    guide: Any = dataclasses.field(repr=False)
     params: dict[str, Any] = dataclasses.field(repr=False)
     losses: np.ndarray = dataclasses.field(repr=False)
     loss: float
@@ -94,8 +94,8 @@ def fit_guide(
         so far.
 
     Raises:
-        ValueError: where an argument is out of its range, `model` is missing, or has discrete
-            sites that the guide does not draw, with no `loss` of one's own.
+        ValueError: where an argument is out of its range, `model` is missing, or the guide leaves
+            sites to a default `loss`.
         TypeError: where `guide`, `model`, `args` or `key` is of the wrong kind.
 
     Examples:
@@ -112,16 +112,18 @@ def fit_guide(
     steps = as_count(steps, "steps")
     check_schedule(schedule)
     factors = jnp.array([factor(schedule, k, steps) for k in range(steps)])
-    model = unblocked(model_of(guide, model, "guide"))
+    own, model = model is None, model_of(guide, model, "guide")
+    if own:  # an automatic guide's, with all that it hides from it
+        model = unblocked(model)
     inputs = as_inputs(args, kwargs)
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
     key = jax.random.key(0) if key is None else key
     check_key(key)
+    run = _Run(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, key)
     if loss is None:
-        _check_sites(model, guide, inputs, key)
-        loss = Trace_ELBO(PARTICLES)
-    run = _Run(model, guide, loss, factors, inputs, key)
+        params = run.svi.get_params(run.start)
+        _check_sites(model, handlers.substitute(guide, params), inputs, key)
     found = []
     with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
         for rate in rates:
@@ -129,26 +131,28 @@ def fit_guide(
             if found[-1].stopped == "interrupted":
                 break
     result = min(found, key=lambda result: result.loss)
-    if not math.isfinite(result.loss):
+    if result.stopped == "not finite":
+        left = "those of its best stretch" if math.isfinite(result.loss) else "what they were"
         warnings.warn(
-            "the evidence lower bound was not finite at any step, or at hardly any: the guide is "
-            "where it started",
+            f"training stopped after {len(result.losses)} steps, as the evidence lower bound was "
+            f"not finite: the guide's parameters are {left}",
             stacklevel=2,
         )
     return result
 
 
 def _check_sites(model: Any, guide: Any, inputs: Inputs, key: Array) -> None:
-    """Refuse discrete sites that the guide does not draw: the bound would not be one."""
+    """Refuse sites that the guide does not draw: the bound would not be one."""
     args, kwargs = inputs
     drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
     seeded = handlers.seed(handlers.replay(model, drawn), key)
     sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-    left = sorted(n for n, site in sites.items() if n not in drawn and is_discrete(site))
+    left = sorted(n for n, site in sites.items() if n not in drawn and is_latent(site))
     if left:
         raise ValueError(
-            f"`guide` does not draw the discrete sites {left} of `model`: sum them out in the "
-            "model, with a mixture distribution or by numpyro.factor, or give a `loss` that does"
+            f"`guide` does not draw the sites {left} of `model`: draw them in the guide, sum "
+            "discrete ones out in the model, with a mixture distribution or by numpyro.factor, or "
+            "give a `loss` that can do without"
         )
 
 

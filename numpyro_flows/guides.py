@@ -201,8 +201,8 @@ class AutoFlow(AutoContinuous):
     def _transform(self) -> TransformModule:
         params, unit = numpyro.param(f"{self.prefix}_flow$params", self._start)
         inner, start = eqx.combine(params, self._flow).layers
-        # What is fixed is among the parameters, too. An optimiser with weight decay shrinks all of
-        # them by one factor, that of the unit.
+        # What is fixed is among the parameters, too. Decoupled weight decay shrinks all of them by
+        # one factor, up to rounding: that of the unit.
         return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)])
 
     def _get_posterior(self) -> FlowDistribution:

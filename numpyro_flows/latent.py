@@ -83,10 +83,9 @@ def unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
     return outer
 
 
-def is_discrete(site: dict[str, Any]) -> bool:
-    """Whether a site of a trace is latent and discrete."""
-    latent = site["type"] == "sample" and not site["is_observed"]
-    return latent and site["fn"].support.is_discrete
+def is_latent(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace is latent."""
+    return site["type"] == "sample" and not site["is_observed"]
 
 
 def _enumerated(site: dict[str, Any]) -> dict[str, str]:

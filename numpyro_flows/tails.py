@@ -106,7 +106,8 @@ class LogTails(TransformModule):
         size = jnp.abs(x)
         over = jnp.maximum(size - self.threshold, 0.0)
         near = jnp.minimum(over, math.expm1(STRAIGHT))
-        beyond, far = jnp.log1p(near), (over - near) * math.exp(-STRAIGHT)
+        far = jnp.maximum(over - math.expm1(STRAIGHT), 0.0) * math.exp(-STRAIGHT)
+        beyond = jnp.log1p(near)
         y = jnp.sign(x) * (jnp.minimum(size, self.threshold) + beyond + far)
         return y, -beyond.sum(tuple(range(-len(self.event_shape), 0)))
 
@@ -116,6 +117,6 @@ class LogTails(TransformModule):
         size = jnp.abs(y)
         over = jnp.maximum(size - self.threshold, 0.0)
         beyond = jnp.minimum(over, STRAIGHT)
-        near, far = jnp.expm1(beyond), (over - beyond) * math.exp(STRAIGHT)
+        near, far = jnp.expm1(beyond), jnp.maximum(over - STRAIGHT, 0.0) * math.exp(STRAIGHT)
         x = jnp.sign(y) * (jnp.minimum(size, self.threshold) + near + far)
         return x, beyond.sum(tuple(range(-len(self.event_shape), 0)))

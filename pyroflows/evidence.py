@@ -12,13 +12,12 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyroflows.checks import as_count, as_scales
 from pyroflows.importance import Inputs, as_inputs, model_of
-from pyroflows.latent import alone, discrete_sites, first_line, plate_nesting, without
+from pyroflows.latent import alone, first_line, latent_sites, plate_nesting, without
 from pyroflows.seeds import seeded
 from pyroflows.settings import check_schedule, factor
 
@@ -41,7 +40,7 @@ class GuideFitResult:
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
     """
 
-    guide: Any
+    guide: Any = dataclasses.field(repr=False)
     losses: np.ndarray = dataclasses.field(repr=False)
     loss: float
     learning_rate: float
@@ -94,7 +93,8 @@ def fit_guide(
         The guide with the history of its best run. Ctrl-C ends training with what is best so far.
 
     Raises:
-        ValueError: where an argument is out of its range, or `model` is missing.
+        ValueError: where an argument is out of its range, `model` is missing, or the guide leaves
+            sites to a default `loss` that cannot be summed out.
         TypeError: where `guide`, `model` or `args` is of the wrong kind.
 
     Examples:
@@ -111,7 +111,9 @@ def fit_guide(
     steps, seed = as_count(steps, "steps"), as_count(seed, "seed", 0)
     check_schedule(schedule)
     factors = [factor(schedule, k, steps) for k in range(steps)]
-    model = without(model_of(guide, model, "guide"), BlockMessenger)
+    own, model = model is None, model_of(guide, model, "guide")
+    if own:  # an automatic guide's, with all that it hides from it
+        model = without(model, BlockMessenger)
     inputs = as_inputs(args, kwargs)
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
@@ -127,10 +129,11 @@ def fit_guide(
                     break
     result, best = min(found, key=lambda one: one[0].loss)
     run.restore(best)
-    if not math.isfinite(result.loss):
+    if result.stopped == "not finite":
+        left = "those of its best stretch" if math.isfinite(result.loss) else "what they were"
         warnings.warn(
-            "the evidence lower bound was not finite at any step, or at hardly any: the guide is "
-            "where it started",
+            f"training stopped after {len(result.losses)} steps, as the evidence lower bound was "
+            f"not finite{run.cause}: the guide's parameters are {left}",
             stacklevel=2,
         )
     return result
@@ -142,47 +145,72 @@ def _bound(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
     Where discrete sites are left to it, it sums them out. Where the model cannot be batched, it
     takes one particle at a time.
     """
-    args, kwargs = inputs
-    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-    trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    traces = [_run(model, guide, inputs) for _ in range(PARTICLES)]
+    drawn, trace = traces[0]
     nesting = max(plate_nesting(drawn), plate_nesting(trace))
-    options: dict[str, Any] = {"num_particles": PARTICLES, "max_plate_nesting": nesting}
-    if not set(discrete_sites(trace)) <= set(drawn.nodes):
-        return config_enumerate(model), TraceEnum_ELBO(vectorize_particles=True, **options)
-    reason = _unbatchable(model, trace, inputs, nesting)
+    reason = _unbatchable(model, [trace for _, trace in traces], inputs, nesting)
+    options = {
+        "num_particles": PARTICLES,
+        "max_plate_nesting": nesting,
+        "vectorize_particles": not reason,
+    }
     if reason:
         warnings.warn(
             f"the model takes one particle at a time, which takes longer: {reason}", stacklevel=3
         )
-    return model, Trace_ELBO(vectorize_particles=not reason, **options)
+    left = {n: site for n, site in latent_sites(trace).items() if n not in drawn.nodes}
+    if not left:
+        return model, Trace_ELBO(**options)
+    lost = sorted(name for name, site in left.items() if not site["fn"].has_enumerate_support)
+    if lost:
+        raise ValueError(
+            f"`guide` does not draw the sites {lost} of `model`, which cannot be summed out: the "
+            "bound would not be one. Draw them in the guide, or give a `loss` that can do without"
+        )
+    return config_enumerate(model), TraceEnum_ELBO(**options)
 
 
-def _unbatchable(model: Any, trace: Any, inputs: Inputs, nesting: int) -> str:
-    """Say why a model does not give two equal particles at once twice the density of one.
+def _run(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
+    """Return traces of guide and model with the same draws."""
+    args, kwargs = inputs
+    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    return drawn, poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
 
-    A model written for one particle may broadcast its data over several.
+
+def _unbatchable(model: Any, traces: list[Any], inputs: Inputs, nesting: int) -> str:
+    """Say why a model does not give several particles at once the densities of each by itself.
+
+    One that is written for a single particle may broadcast its data over several, or mix them.
     """
     args, kwargs = inputs
-    values = {}
-    for name, site in prune_subsample_sites(trace).iter_stochastic_nodes():
+    values = [{n: s["value"].detach() for n, s in latent_sites(t).items()} for t in traces]
+    batch = {}
+    for name, site in latent_sites(traces[0]).items():
+        several = torch.stack([value[name] for value in values])
         plates = [None] * (nesting - len(site["fn"].batch_shape))
-        value = site["value"].detach()[(None, *plates)]
-        values[name] = value.expand(2, *value.shape[1:])
-    one = {name: trace.nodes[name]["value"].detach() for name in values}
-    particles = pyro.plate("_particles", 2, dim=-nesting - 1)
+        batch[name] = several[(slice(None), *plates)]
+    particles = pyro.plate("_particles", len(values), dim=-nesting - 1)
 
-    def density(model: Any, values: dict[str, Tensor]) -> float:
+    def densities(model: Any, values: dict[str, Tensor]) -> dict[str, float]:
         with torch.no_grad(), alone(), seeded(0):
-            found = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
-            return float(found.log_prob_sum())
+            trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+            trace.compute_log_prob()
+            sites = ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample")
+            return {name: float(site["log_prob"].sum()) for name, site in sites}
 
     try:
-        single, double = density(model, one), density(particles(model), values)
+        singles = [densities(model, value) for value in values]
+        found = densities(particles(model), batch)
     except (ArithmeticError, RuntimeError, ValueError) as error:
         return f"with several it raises {type(error).__name__}: {first_line(error)}"
-    if math.isclose(2 * single, double, rel_tol=1e-3, abs_tol=1e-2) or not math.isfinite(single):
-        return ""
-    return f"two equal particles have the log-density {double:.5g}, one of them {single:.5g}"
+    for name in singles[0]:
+        expected = sum(single[name] for single in singles)
+        if not np.isclose(found[name], expected, rtol=1e-3, atol=1e-2, equal_nan=True):
+            return (
+                f"site {name!r} has the log-density {found[name]:.5g} for several, and "
+                f"{expected:.5g} in sum for each of them"
+            )
+    return ""
 
 
 class _Run:
@@ -198,6 +226,7 @@ class _Run:
         seed: int,
     ) -> None:
         self.guide, self.loss, self.factors, self.seed = guide, loss, factors, seed
+        self.cause = ""
         self.inputs = (model, guide, *inputs[0]), inputs[1]
         with poutine.trace(param_only=True) as capture:
             self.evaluate()
@@ -247,7 +276,10 @@ class _Run:
         """As `evaluate`; NaN where the model, or validation, refuses what a guide has become."""
         try:
             return self.evaluate()
-        except (ArithmeticError, RuntimeError, ValueError):
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            self.cause = f" or raised {type(error).__name__}: {first_line(error)}"
             return math.nan
 
     def gradient_norm(self) -> Tensor:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,6 @@ from pyroflows.search import DENSE, HISTORY, LARGE, SMALL, search
 from pyroflows.seeds import seeded
 from pyroflows.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
-
-Named = Iterable[tuple[str, Tensor]]
 
 # Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
 LOG_SCALE_BUDGET = 24.0
@@ -72,7 +70,8 @@ class AutoFlow(AutoContinuous):
             alone ("sticking the landing"), each of limited weight. Switch it off for the
             importance weighted bounds of `RenyiELBO`, for which it is biased.
         seed: of the flow's first weights.
-        name: by which Pyro's parameter store knows the guide; by default that of its class.
+        name: by which Pyro's parameter store knows the guide; by default that of its class, and
+            in an `AutoGuideList` that of its place there.
 
     Raises:
         ValueError: where an argument is out of its range; the message names it.
@@ -157,7 +156,7 @@ class AutoFlow(AutoContinuous):
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _preconditioner(loc, self.init_scale)
         transform = Chain([Chain([flow, affine]), start]).to(loc)
-        if not self._recalled(transform) and self.init == "search":
+        if not self._is_stored(transform) and self.init == "search":
             self._search(start, *args, **kwargs)
         return transform
 
@@ -185,24 +184,22 @@ class AutoFlow(AutoContinuous):
         else:
             _warn("has found no Gaussian with a finite evidence lower bound")
 
-    def _recalled(self, transform: TransformModule) -> bool:
-        """Set the start to what Pyro's parameter store holds under this guide's name, if anything.
-
-        The flow's parameters are taken from there when they are registered.
-        """
+    def _is_stored(self, transform: TransformModule) -> bool:
+        """Whether Pyro's parameter store holds this guide: its start need not be looked for."""
         if pyro.settings.get("module_local_params"):
             return False
-        store, start = pyro.get_param_store(), transform.layers[-1]
-        own = dict(self._named(transform.named_parameters(), start.state_dict().items()))
-        held = {name: store[name].detach() for name in store if self._is_own(name)}
+        store = pyro.get_param_store()
+        prefixes = f"{self._pyro_name}.transform$$$", f"{self._pyro_name}.state."
+        held = {name: store[name] for name in store if name.startswith(prefixes)}
         if not held:
             return False
-        if {n: v.shape for n, v in held.items()} != {n: v.shape for n, v in own.items()}:
+        own = {name: _storable(value) for name, value in self._named(transform).items()}
+        kinds = ({name: (v.shape, v.dtype) for name, v in d.items()} for d in (held, own))
+        if next(kinds) != next(kinds):
             raise ValueError(
                 f"Pyro's parameter store holds another guide by the name of {self._pyro_name!r}: "
                 "give this one a `name`, or call pyro.clear_param_store()"
             )
-        start.load_state_dict({n: held[f"{self._pyro_name}.start.{n}"] for n in start.state_dict()})
         warnings.warn(
             f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
             "goes on with its parameters. For a new start give it another `name`, or call "
@@ -211,16 +208,12 @@ class AutoFlow(AutoContinuous):
         )
         return True
 
-    def _named(self, parameters: Named, state: Named) -> Iterator[tuple[str, Tensor]]:
-        """Give parameters and the state of the start their names in the parameter store."""
-        for name, value in parameters:
-            yield f"{self._pyro_name}.transform$$${name}", value
-        for name, value in state:
-            yield f"{self._pyro_name}.start.{name}", value
-
-    def _is_own(self, name: str) -> bool:
-        """Whether the parameter store's name of a tensor is one of this guide's."""
-        return name.startswith((f"{self._pyro_name}.transform$$$", f"{self._pyro_name}.start."))
+    def _named(self, transform: TransformModule) -> dict[str, Tensor]:
+        """Return parameters, as Pyro names them, and the rest of the state by names of ours."""
+        trained = {name for name, p in transform.named_parameters() if p.requires_grad}
+        prefixes = f"{self._pyro_name}.state.", f"{self._pyro_name}.transform$$$"
+        state = transform.state_dict().items()
+        return {f"{prefixes[name in trained]}{name}": value for name, value in state}
 
     def get_base_dist(self) -> Any:
         """Return the distribution of z: Student-t or normal."""
@@ -233,18 +226,28 @@ class AutoFlow(AutoContinuous):
         """Return the transform of z to the unconstrained latent numbers."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
-        # Pyro would register the parameters, but not take those that the store holds already.
         flow, store = self._modules["transform"], pyro.get_param_store()
         if self._copied:  # a guide of its own, beside the one that it was copied from
             name, count = self._pyro_name, itertools.count(1)
-            while any(map(self._is_own, store)):
+            while any(stored.startswith(f"{self._pyro_name}.transform$$$") for stored in store):
                 self._pyro_name = f"{name}_{next(count)}"
             self._copied = False
-        pyro.module(f"{self._pyro_name}.transform", flow, update_module_params=True)
-        # What is no parameter is kept besides: no optimiser sees it.
-        for name, value in self._named((), flow.layers[-1].state_dict().items()):
-            if name not in store:
-                store[name] = value.clone()
+        name = f"{self._pyro_name}.transform"
+        first = next((pair for pair in flow.named_parameters() if pair[1].requires_grad), None)
+        if first is None:  # frozen
+            return flow
+        key = f"{name}$$${first[0]}"
+        known = store[key] if key in store else None
+        if known is not first[1]:
+            # What no optimiser sees is stored besides, or taken from the store with the rest.
+            for stored, value in self._named(flow).items():
+                if stored.startswith(f"{self._pyro_name}.state."):
+                    if known is None:
+                        store[stored] = _storable(value)
+                    elif stored in store:
+                        value.copy_(store[stored].detach())
+        # Pyro would register the parameters by itself, but not take those of the store.
+        pyro.module(name, flow, update_module_params=True)
         return flow
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
@@ -396,6 +399,11 @@ def _check_function(value: Any, name: str, expected: str) -> None:
 def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:
     rank = None if len(loc) <= DENSE else 2 * HISTORY
     return Preconditioner(len(loc), rank=rank).to(loc).at(loc, scale)
+
+
+def _storable(value: Tensor) -> Tensor:
+    """Return a tensor as Pyro's parameter store takes it: of real numbers."""
+    return value if value.is_floating_point() else value.double()
 
 
 def _warn(reason: str) -> None:

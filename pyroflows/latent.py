@@ -66,13 +66,13 @@ def latents(
         return None if site["fn"].support.is_discrete else init_loc_fn(site)
 
     trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
-    nesting, discrete = plate_nesting(trace), discrete_sites(trace)
+    nesting, sites = plate_nesting(trace), latent_sites(trace)
+    discrete = {name for name, site in sites.items() if site["fn"].support.is_discrete}
     if discrete:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
         trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
     evaluator = TraceEinsumEvaluator(trace, bool(discrete), nesting)
-    sites = prune_subsample_sites(trace).iter_stochastic_nodes()
-    continuous = {name: site for name, site in sites if name not in discrete}
+    continuous = {n: site for n, site in latent_sites(trace).items() if n not in discrete}
     transforms = {name: biject_to(site["fn"].support) for name, site in continuous.items()}
     starts = {n: t.inv(continuous[n]["value"].detach()) for n, t in transforms.items()}
     loc = torch.cat([start.reshape(-1) for start in starts.values()])
@@ -122,10 +122,9 @@ def _defined(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         return torch.cat([_defined(function, half) for half in points.chunk(2)])
 
 
-def discrete_sites(trace: Any) -> list[str]:
-    """Return the names of a trace's latent sites that are discrete."""
-    sites = prune_subsample_sites(trace).iter_stochastic_nodes()
-    return [name for name, site in sites if site["fn"].support.is_discrete]
+def latent_sites(trace: Any) -> dict[str, Any]:
+    """Return the latent sites of a trace by name, but for the subsamples of plates."""
+    return dict(prune_subsample_sites(trace).iter_stochastic_nodes())
 
 
 def plate_nesting(trace: Any) -> int:

@@ -101,7 +101,8 @@ class LogTails(TransformModule):
         size = x.abs()
         over = (size - self.threshold).clamp(min=0.0)
         near = over.clamp(max=math.expm1(STRAIGHT))
-        beyond, far = torch.log1p(near), (over - near) * math.exp(-STRAIGHT)
+        far = (over - math.expm1(STRAIGHT)).clamp(min=0.0) * math.exp(-STRAIGHT)
+        beyond = torch.log1p(near)
         y = x.sign() * (size.clamp(max=self.threshold) + beyond + far)
         return y, -beyond.sum(tuple(range(-len(self.event_shape), 0)))
 
@@ -111,6 +112,6 @@ class LogTails(TransformModule):
         size = y.abs()
         over = (size - self.threshold).clamp(min=0.0)
         beyond = over.clamp(max=STRAIGHT)
-        near, far = torch.expm1(beyond), (over - beyond) * math.exp(STRAIGHT)
+        near, far = torch.expm1(beyond), (over - STRAIGHT).clamp(min=0.0) * math.exp(STRAIGHT)
         x = y.sign() * (size.clamp(max=self.threshold) + near + far)
         return x, beyond.sum(tuple(range(-len(self.event_shape), 0)))

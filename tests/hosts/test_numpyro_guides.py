@@ -248,10 +248,11 @@ def test_discrete_sites_are_enumerated(way):
     assert_allclose(centres, [-5.1, 5.0], atol=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:Currently, SVI with Trace_ELBO")  # and so the host warns
 def test_fit_guide_refuses_discrete_sites():
     """Which none of the host's bounds sums out for an automatic guide."""
     guide = quick(handlers.block(mixture, hide=["which"]))
-    with pytest.raises(ValueError, match=r"does not draw the discrete sites \['which'\]"):
+    with pytest.raises(ValueError, match=r"does not draw the sites \['which'\]"):
         fit_guide(guide, progress=False)
 
 

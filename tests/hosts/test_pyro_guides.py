@@ -277,6 +277,13 @@ def careless(rows=5):
         pyro.sample("y", dist.Normal(line @ design.T, NOISE), obs=DATA.float())
 
 
+def mixing():
+    """Another, that takes its mean over all particles: of equal ones it would be right."""
+    with pyro.plate("five", 5):
+        z = pyro.sample("z", dist.Normal(0.0, 3.0))
+        pyro.sample("y", dist.Normal(z - z.mean(), 0.5), obs=DATA.float())
+
+
 def strict():
     """Another, that refuses several."""
     x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -284,7 +291,8 @@ def strict():
 
 
 @pytest.mark.parametrize(("model", "message"), [
-    (careless, "two equal particles have the log-density"),
+    (careless, "site 'y' has the log-density"),
+    (mixing, "site 'y' has the log-density"),
     (strict, "with several it raises"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("default:the model takes one point")
@@ -295,6 +303,35 @@ def test_fit_guide_takes_models_that_cannot_be_batched(model, message):
         result = fit_guide(guide, steps=10, progress=False)
     if model is careless:
         assert_allclose(result.loss, -EVIDENCE, atol=0.5)
+
+
+@pytest.mark.parametrize("name", ["which", "spread"])
+def test_fit_guide_refuses_sites_that_nobody_draws(name):
+    """And that cannot be summed out: the bound would not be one."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("spread", dist.Normal(x.sum(-1), 1.0))
+        pyro.sample("which", dist.Poisson(1.0))
+
+    guide = small(poutine.block(model, expose=["x", *{"which", "spread"} - {name, "which"}]))
+    with pytest.raises(ValueError, match=f"does not draw the sites .*'{name}'.* cannot be summed"):
+        fit_guide(guide, steps=10, progress=False)
+
+
+def test_a_parameter_store_loaded_after_the_set_up(tmp_path):
+    """All of the guide is as it was, also what is no parameter and comes of another seed."""
+    guide = small(make=AutoGlow, layers=4)
+    learn(guide)
+    expected = drawn(guide)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    new = small(make=AutoGlow, layers=4, seed=5)
+    learn(new)
+    assert drawn(new) != expected
+    state = torch.load(tmp_path / "store", weights_only=False)
+    pyro.get_param_store().set_state(state)
+    assert_close(drawn(new), expected)
 
 
 def test_an_interrupted_set_up_starts_again(monkeypatch):

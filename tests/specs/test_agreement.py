@@ -36,7 +36,7 @@ def public(names):
 
 # JAX's explicit randomness and parameters, and what they take the place of; torch.compile;
 # NumPyro's own arguments.
-ONE_SIDED = {"key", "params", "seed", "generator", "compile", "intermediates", "prefix"}
+ONE_SIDED = {"key", "params", "seed", "generator", "compile", "intermediates", "prefix", "name"}
 
 
 # Methods of guides, whose arguments are those of the host's guides.
