@@ -136,7 +136,8 @@ class AutoFlow(AutoContinuous):
     def __getstate__(self) -> dict[str, Any]:
         # The host keeps no model in pickles and copies, but nor in the guide itself.
         model, master = self._model, self.master
-        state = {**super().__getstate__(), "_copied": "transform" in self._modules}
+        copied = "transform" in self._modules
+        state = {**super().__getstate__(), "init_loc_fn": None, "_copied": copied}
         self._model, self.master = model, master
         return state
 
@@ -226,29 +227,36 @@ class AutoFlow(AutoContinuous):
         """Return the transform of z to the unconstrained latent numbers."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
-        flow, store = self._modules["transform"], pyro.get_param_store()
-        if self._copied:  # a guide of its own, beside the one that it was copied from
-            name, count = self._pyro_name, itertools.count(1)
-            while any(stored.startswith(f"{self._pyro_name}.transform$$$") for stored in store):
-                self._pyro_name = f"{name}_{next(count)}"
-            self._copied = False
-        name = f"{self._pyro_name}.transform"
-        first = next((pair for pair in flow.named_parameters() if pair[1].requires_grad), None)
-        if first is None:  # frozen
+        if self._copied:
+            self._take_free_name()
+        flow, name = self._modules["transform"], f"{self._pyro_name}.transform"
+        trained = ((n, p) for n, p in flow.named_parameters() if p.requires_grad)
+        first, parameter = next(trained, ("", None))
+        if parameter is None:  # frozen
             return flow
-        key = f"{name}$$${first[0]}"
-        known = store[key] if key in store else None
-        if known is not first[1]:
-            # What no optimiser sees is stored besides, or taken from the store with the rest.
-            for stored, value in self._named(flow).items():
-                if stored.startswith(f"{self._pyro_name}.state."):
-                    if known is None:
-                        store[stored] = _storable(value)
-                    elif stored in store:
-                        value.copy_(store[stored].detach())
+        store, key = pyro.get_param_store(), f"{name}$$${first}"
+        if key not in store or store[key] is not parameter:
+            self._exchange_state(flow, key in store)
         # Pyro would register the parameters by itself, but not take those of the store.
         pyro.module(name, flow, update_module_params=True)
         return flow
+
+    def _take_free_name(self) -> None:
+        """Name a copy, that it be a guide of its own beside the one that it was copied from."""
+        name, count, store = self._pyro_name, itertools.count(1), pyro.get_param_store()
+        while any(key.startswith(f"{self._pyro_name}.transform$$$") for key in store):
+            self._pyro_name = f"{name}_{next(count)}"
+        self._copied = False
+
+    def _exchange_state(self, flow: TransformModule, known: bool) -> None:
+        """Put what no optimiser sees into the parameter store, or take it from there if known."""
+        store = pyro.get_param_store()
+        for name, value in self._named(flow).items():
+            if name.startswith(f"{self._pyro_name}.state."):
+                if not known:
+                    store[name] = _storable(value)
+                elif name in store:
+                    value.copy_(store[name].detach())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""
