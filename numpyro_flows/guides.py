@@ -140,7 +140,11 @@ class AutoFlow(AutoContinuous):
             if self.init_loc_fn is not init_to_uniform:
                 raise
             self.init_loc_fn = init_to_median
-            super()._setup_prototype(*args, **kwargs)
+            try:
+                super()._setup_prototype(*args, **kwargs)
+            except RuntimeError:
+                self.init_loc_fn = init_to_uniform
+                raise
         size, dtype = self.latent_dim, self._init_latent.dtype
         # Not traced: the arrays that are not parameters stay on the guide.
         with jax.ensure_compile_time_eval():

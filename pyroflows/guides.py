@@ -1,7 +1,6 @@
 """Guides: flows as variational posteriors of Pyro models."""
 
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyroflows import store
 from pyroflows.chain import Chain, Stack
 from pyroflows.checks import as_count, as_scale
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling, TanhScale
@@ -187,20 +187,8 @@ class AutoFlow(AutoContinuous):
 
     def _is_stored(self, transform: TransformModule) -> bool:
         """Whether Pyro's parameter store holds this guide: its start need not be looked for."""
-        if pyro.settings.get("module_local_params"):
+        if pyro.settings.get("module_local_params") or not store.holds(self._pyro_name, transform):
             return False
-        store = pyro.get_param_store()
-        prefixes = f"{self._pyro_name}.transform$$$", f"{self._pyro_name}.state."
-        held = {name: store[name] for name in store if name.startswith(prefixes)}
-        if not held:
-            return False
-        own = {name: _storable(value) for name, value in self._named(transform).items()}
-        kinds = ({name: (v.shape, v.dtype) for name, v in d.items()} for d in (held, own))
-        if next(kinds) != next(kinds):
-            raise ValueError(
-                f"Pyro's parameter store holds another guide by the name of {self._pyro_name!r}: "
-                "give this one a `name`, or call pyro.clear_param_store()"
-            )
         warnings.warn(
             f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
             "goes on with its parameters. For a new start give it another `name`, or call "
@@ -208,13 +196,6 @@ class AutoFlow(AutoContinuous):
             stacklevel=2,
         )
         return True
-
-    def _named(self, transform: TransformModule) -> dict[str, Tensor]:
-        """Return parameters, as Pyro names them, and the rest of the state by names of ours."""
-        trained = {name for name, p in transform.named_parameters() if p.requires_grad}
-        prefixes = f"{self._pyro_name}.state.", f"{self._pyro_name}.transform$$$"
-        state = transform.state_dict().items()
-        return {f"{prefixes[name in trained]}{name}": value for name, value in state}
 
     def get_base_dist(self) -> Any:
         """Return the distribution of z: Student-t or normal."""
@@ -227,36 +208,10 @@ class AutoFlow(AutoContinuous):
         """Return the transform of z to the unconstrained latent numbers."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
-        if self._copied:
-            self._take_free_name()
-        flow, name = self._modules["transform"], f"{self._pyro_name}.transform"
-        trained = ((n, p) for n, p in flow.named_parameters() if p.requires_grad)
-        first, parameter = next(trained, ("", None))
-        if parameter is None:  # frozen
-            return flow
-        store, key = pyro.get_param_store(), f"{name}$$${first}"
-        if key not in store or store[key] is not parameter:
-            self._exchange_state(flow, key in store)
-        # Pyro would register the parameters by itself, but not take those of the store.
-        pyro.module(name, flow, update_module_params=True)
-        return flow
-
-    def _take_free_name(self) -> None:
-        """Name a copy, that it be a guide of its own beside the one that it was copied from."""
-        name, count, store = self._pyro_name, itertools.count(1), pyro.get_param_store()
-        while any(key.startswith(f"{self._pyro_name}.transform$$$") for key in store):
-            self._pyro_name = f"{name}_{next(count)}"
-        self._copied = False
-
-    def _exchange_state(self, flow: TransformModule, known: bool) -> None:
-        """Put what no optimiser sees into the parameter store, or take it from there if known."""
-        store = pyro.get_param_store()
-        for name, value in self._named(flow).items():
-            if name.startswith(f"{self._pyro_name}.state."):
-                if not known:
-                    store[name] = _storable(value)
-                elif name in store:
-                    value.copy_(store[name].detach())
+        if self._copied:  # a guide of its own, beside the one that it was copied from
+            self._pyro_name, self._copied = store.free_name(self._pyro_name), False
+        store.register(self._pyro_name, self._modules["transform"])
+        return self._modules["transform"]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""
@@ -407,11 +362,6 @@ def _check_function(value: Any, name: str, expected: str) -> None:
 def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:
     rank = None if len(loc) <= DENSE else 2 * HISTORY
     return Preconditioner(len(loc), rank=rank).to(loc).at(loc, scale)
-
-
-def _storable(value: Tensor) -> Tensor:
-    """Return a tensor as Pyro's parameter store takes it: of real numbers."""
-    return value if value.is_floating_point() else value.double()
 
 
 def _warn(reason: str) -> None:

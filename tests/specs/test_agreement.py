@@ -11,8 +11,9 @@ from tests.wings import WINGS
 PACKAGES = [wing.package for wing in WINGS]
 NAMES = sorted(set.union(*(set(package.__all__) for package in PACKAGES)))
 FOLDERS = [Path(package.__file__).parent for package in PACKAGES]
-# Mechanics of one host: Pyro's cache of a call; JAX's compiled step and trees of arrays.
-MECHANICS = [{"memo.py", "seeds.py"}, {"step.py", "tree.py"}]
+# Mechanics of one host: Pyro's cache of a call, torch's global random numbers, Pyro's parameter
+# store; JAX's compiled step and trees of arrays.
+MECHANICS = [{"memo.py", "seeds.py", "store.py"}, {"step.py", "tree.py"}]
 IN_FOLDER = [{path.name for path in folder.glob("*.py")} for folder in FOLDERS]
 FILES = sorted(set.union(*IN_FOLDER) - set.union(*MECHANICS))
 
