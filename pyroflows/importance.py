@@ -270,9 +270,12 @@ def verdict(weights: Weights, resampled: bool) -> str:
     """Say in one line whether the draws can be trusted."""
     draws, k = len(weights.log_weight), weights.pareto_k
     limit = min(1 - 1 / math.log10(draws), 0.7)
+    digits = (
+        2 if f"{k:.2f}" != f"{limit:.2f}" else 4
+    )  # for the two to look as different as they are
     if not k < limit:
         text = (
-            f"do not trust: above {limit:.2f}, the limit for {draws} draws; train longer, or use "
+            f"do not trust: above {limit:.{digits}f}, the limit for {draws} draws; train longer, or use "
             "a more flexible guide"
         )
     elif resampled:
@@ -288,8 +291,7 @@ def verdict(weights: Weights, resampled: bool) -> str:
         text = "good; the draws can be used as they are"
     if weights.lost:
         text += f"; {weights.lost} of {draws} draws have no finite ratio and no weight"
-    shown = f"{k:.2f}" if f"{k:.2f}" != f"{limit:.2f}" else f"{k:.4f}"
-    return f"k̂ = {shown}: {text}"
+    return f"k̂ = {k:.{digits}f}: {text}"
 
 
 def resample(log_weight: np.ndarray, start: float) -> np.ndarray:

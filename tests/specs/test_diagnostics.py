@@ -259,6 +259,8 @@ def test_systematic_resampling(wing):
         (0.61, 200, 0, False, r"k̂ = 0.61: usable after importance resampling \(resample=True\)"),
         (0.61, 200, 0, True, "k̂ = 0.61: usable; the draws are resampled by importance"),
         (0.68, 20, 0, False, "k̂ = 0.68: do not trust: above 0.67, the limit for 1000 draws"),
+        (0.6668, 20, 0, False, "k̂ = 0.6668: do not trust: above 0.6667, the limit"),
+        (0.6665, 200, 0, False, "k̂ = 0.6665: usable after"),
         (0.93, 20, 0, True, "k̂ = 0.93: do not trust"),
         (math.inf, 1, 999, False, "k̂ = inf: do not trust.*; 999 of 1000 draws have no finite"),
         (-math.inf, 1000, 0, False, "k̂ = -inf: good; the draws can be used as they are"),
