@@ -272,17 +272,17 @@ def details(runs: list[dict[str, Any]]) -> str:
     rows = [
         '??? note "Every run"',
         "",
-        "    | posterior | guide | ELBO | k̂ | mean | deviation | seconds | |",
+        "    | | posterior | guide | ELBO | k̂ | mean | deviation | s |",
         "    |---|---|---|---|---|---|---|---|",
     ]
     for run in sorted(runs, key=lambda r: (r["posterior"], r["guide"])):
-        head = f"    | {run['posterior']} | {run['guide']} |"
+        head = f"    | {'✓' if passes(run) else ''} | {run['posterior']} | {run['guide']} |"
         if "error" in run:
-            rows.append(f"{head} | | | | | {run['error'].partition(':')[0]} |")
+            rows.append(f"{head} {run['error'].partition(':')[0]} | | | | |")
             continue
         rows.append(
             f"{head} {run['elbo']:.2f} | {run['pareto_k']:.2f} | {run['mean']:.2f} | "
-            f"{run['deviation']:.2f} | {run['seconds']:.0f} | {'✓' if passes(run) else ''} |"
+            f"{run['deviation']:.2f} | {run['seconds']:.0f} |"
         )
     return "\n".join(rows)
 

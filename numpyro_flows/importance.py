@@ -269,8 +269,8 @@ def verdict(weights: Weights, resampled: bool) -> str:
     )  # for the two to look as different as they are
     if not k < limit:
         text = (
-            f"do not trust: above {limit:.{digits}f}, the limit for {draws} draws; train longer, or use "
-            "a more flexible guide"
+            f"do not trust: above {limit:.{digits}f}, the limit for {draws} draws; train longer, "
+            "or use a more flexible guide"
         )
     elif resampled:
         text = f"{'good' if k < 0.5 else 'usable'}; the draws are resampled by importance"
