@@ -16,6 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from tests.wings import WINGS  # noqa: E402
+from tests.wings.hosts import HOSTS  # noqa: E402
 
 torch.set_num_threads(1)
 # Tests run each program once or twice: compile it quickly, and for all processes together.
@@ -50,3 +51,10 @@ def pytest_runtest_logfinish(nodeid, location):
 def wing(request):
     """The adapter of a wing: each law runs on both."""
     return request.param
+
+
+@pytest.fixture
+def host(wing):
+    """The host of a wing, with an empty parameter store."""
+    HOSTS[wing.name].clear()
+    return HOSTS[wing.name]

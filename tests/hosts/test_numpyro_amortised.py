@@ -27,12 +27,6 @@ GAIN = COVARIANCE @ READS.T / NOISE**2
 BOUNDS = {"mean": 0.2, "deviation": 0.1, "correlation": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def _default_precision():
-    with jax.enable_x64(False):
-        yield
-
-
 def rows(count, key=KEY):
     key, noise = jax.random.split(key)
     z = jax.random.normal(key, (count, 2))

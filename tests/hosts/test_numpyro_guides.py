@@ -53,12 +53,6 @@ def line(y=None):
         return numpyro.sample("y", dist.Normal(trend, NOISE), obs=y)
 
 
-@pytest.fixture(autouse=True)
-def _default_precision():
-    with jax.enable_x64(False):
-        yield
-
-
 def straight(size, key):
     """A flow that is the identity at its start, exactly."""
     return nice(size, layers=2, hidden=(4,), init_scale=0.0, key=key)

@@ -24,12 +24,6 @@ SIZE = {"layers": 2, "hidden": (8,), "activation": "silu"}
 FIX, ERROR = np.array([0.5, 1.0], np.float32), 0.7
 
 
-@pytest.fixture(autouse=True)
-def _default_precision():
-    with jax.enable_x64(False):
-        yield
-
-
 def noisy(tree, seed, scale):
     """The arrays of a tree, each with noise."""
     leaves, structure = jax.tree.flatten(tree)

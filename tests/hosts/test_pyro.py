@@ -1,7 +1,6 @@
 """What only Pyro and PyTorch can test."""
 
 import copy
-import gc
 import math
 
 import numpy as np
@@ -13,7 +12,8 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
-from torch.func import functional_call, grad, jacfwd, jacrev, vmap
+from pyro.nn.module import to_pyro_module_
+from torch.func import vmap
 from torch.testing import assert_close
 
 from pyroflows import (
@@ -28,37 +28,10 @@ from pyroflows import (
     TransformModule,
     flow_distribution,
     glow,
-    nice,
     realnvp,
 )
 from pyroflows.coupling import TanhScale, asinh
-
-FLOWS = {
-    "nice": lambda **options: nice(3, layers=2, hidden=(8,), **options),
-    "realnvp": lambda **options: realnvp(3, layers=3, hidden=(8,), **options),
-    "glow": lambda **options: glow(3, layers=2, hidden=(8,), **options),
-}
-every_flow = pytest.mark.parametrize("name", FLOWS)
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
-
-
-def perturbed(flow):
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return flow
-
-
-def make(name, **options):
-    return perturbed(FLOWS[name](**options))
-
+from tests.hosts.small_pyro import FLOWS, IMAGES, every_flow, make, perturbed
 
 # Inference
 
@@ -176,6 +149,32 @@ def test_as_an_attribute_of_a_pyro_module():
     assert any(key.startswith("flow") for key in pyro.get_param_store())
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_prior_over_images(name):
+    """A noisy image, explained by one of the flow's: SVI and a plate."""
+    flow = IMAGES[name]().requires_grad_(False)
+    for parameter in flow.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    density = flow_distribution(flow)
+    seen = density.sample((6,)) + 0.1
+
+    def model():
+        with pyro.plate("images", 6):
+            image = pyro.sample("image", density)
+            pyro.sample("noisy", dist.Normal(image, 0.5).to_event(3), obs=seen)
+
+    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    losses = np.array([svi.step() for _ in range(60)])
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < losses[:5].mean()
+    with pyro.validation_enabled(False):
+        vmapped = vmap(density.log_prob)(seen)
+    assert_close(vmapped, density.log_prob(seen), rtol=1e-4, atol=1e-4)
+
+
+# Random weights
+
+
 class BayesianNet(PyroModule):
     """A conditioner whose weights are random variables."""
 
@@ -228,6 +227,24 @@ def test_random_module():
     trace.compute_log_prob()
     expected = flow_distribution(updated).log_prob(x)
     assert_close(trace.nodes["x"]["log_prob"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_priors_on_weights():
+    flow = realnvp(2, layers=2, hidden=(4,))
+    to_pyro_module_(flow)
+    for module in flow.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            shape = parameter.shape
+            prior = dist.Normal(torch.zeros(shape), torch.ones(shape)).to_event(len(shape))
+            delattr(module, name)
+            setattr(module, name, PyroSample(prior))
+    x = torch.randn(5, 2)
+
+    def model():
+        pyro.sample("x", flow_distribution(flow, "normal").to_event(0), obs=x)
+
+    values = {float(pyro.poutine.trace(model).get_trace().log_prob_sum()) for _ in range(3)}
+    assert len(values) == 3
 
 
 # The host's distributions
@@ -324,243 +341,7 @@ def test_the_hosts_cache_size_changes_nothing(name, cache_size):
     assert_close(cached.log_abs_det_jacobian(z, cached(z)), flow.forward_and_ladj(z)[1])
 
 
-# The memo
-
-
-@every_flow
-def test_a_sample_without_gradients_then_a_density_with(name):
-    flow = make(name)
-    density = flow_distribution(flow)
-    with torch.no_grad():
-        x = density.sample((6,))
-    host = dist.TransformedDistribution(density.base_dist, [flow])
-    for log_prob in (density.log_prob(x), host.log_prob(x)):
-        found = torch.autograd.grad(log_prob.sum(), list(flow.parameters()))
-        expected = torch.autograd.grad(
-            flow_distribution(flow).log_prob(x.clone()).sum(), list(flow.parameters())
-        )
-        for ours, theirs in zip(found, expected, strict=True):
-            assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-        assert any(gradient.abs().max() > 0 for gradient in found)
-
-
-def test_parameters_that_start_to_need_gradients():
-    flow = make("realnvp").requires_grad_(False)
-    density = flow_distribution(flow)
-    x = density.rsample((6,))
-    assert not density.log_prob(x).requires_grad
-    flow.requires_grad_(True)
-    gradients = torch.autograd.grad(density.log_prob(x).sum(), list(flow.parameters()))
-    assert any(gradient.abs().max() > 0 for gradient in gradients)
-
-
-@every_flow
-def test_gradients_through_a_sample_and_its_density(name):
-    """The pathwise gradient of the entropy, with and without the memo."""
-    original, found = make(name).double(), []
-    for clone in (False, True):
-        flow = copy.deepcopy(original)
-        torch.manual_seed(5)
-        density = flow_distribution(flow)
-        x = density.rsample((7,))
-        log_prob = density.log_prob(x.clone() if clone else x)
-        found.append(torch.autograd.grad(log_prob.sum(), flow.parameters(), allow_unused=True))
-    for ours, theirs in zip(*found, strict=True):
-        # A shift does not appear in the log-determinant at all, or its gradients cancel.
-        ours = torch.zeros_like(theirs) if ours is None else ours
-        assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
-
-
-@every_flow
-def test_several_backward_passes_of_one_batch(name):
-    flow, x = make(name), torch.randn(5, 3)
-    density = flow_distribution(flow)
-    for _ in range(3):
-        density.log_prob(x).sum().backward()
-        flow.inv(x).sum().backward()
-        z = flow.inv(x)
-        flow.log_abs_det_jacobian(z, x).sum().backward()
-
-
-@every_flow
-def test_changes_in_place_are_seen(name):
-    flow = make(name)
-    density = flow_distribution(flow)
-    with torch.no_grad():
-        z = torch.randn(5, 3)
-        x = flow(z)
-        x.mul_(2.0)
-        assert_close(density.log_prob(x), copy.deepcopy(density).log_prob(x.clone()))
-        x = flow(z)
-        z.add_(1.0)
-        assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
-        x = flow(z)
-        x.data.add_(1.0)
-        assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
-        x = torch.randn(5, 3)
-        z = flow.inv(x)
-        x.add_(1.0)
-        ladj = copy.deepcopy(flow).log_abs_det_jacobian(z.clone(), x.clone())
-        assert_close(flow.log_abs_det_jacobian(z, x), ladj)
-
-
-@every_flow
-def test_changes_of_the_context_are_seen(name):
-    flow, context = make(name, context_dim=2).requires_grad_(False), torch.zeros(2)
-    density = flow_distribution(flow, context=context)
-    x = density.sample((5,))
-    context.add_(1.0)
-    expected = flow_distribution(flow, context=torch.ones(2)).log_prob(x.clone())
-    assert_close(density.log_prob(x), expected)
-
-
-def test_replaced_modules_and_buffers_are_seen():
-    flow = make("glow").requires_grad_(False)
-    x = flow(torch.randn(5, 3))
-    flow.layers[1] = ActNorm(3).requires_grad_(False)
-    flow.layers[1].loc.fill_(1.0)
-    assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
-    x = flow(torch.randn(5, 3))
-    flow.layers[0].layers[0].layers[1].signs.neg_()
-    assert_close(flow.inv(x), copy.deepcopy(flow).inv(x.clone()))
-
-
-class Unusual(torch.nn.Module):
-    """A conditioner with all that a memo cannot see, or only just."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.listed = [torch.nn.Linear(inputs, 8)]
-        self.dropout = torch.nn.Dropout(0.5)
-        self.last = torch.nn.Linear(8, outputs)
-        self.factor = 1.0
-
-    def forward(self, x):
-        return self.factor * self.last(self.dropout(self.listed[0](x).tanh()))
-
-
-class Listless(Unusual):
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs)
-        self.inner = self.listed.pop()
-        del self.listed
-
-    def forward(self, x):
-        return self.factor * self.last(self.dropout(self.inner(x).tanh()))
-
-
-def first(flow):
-    return flow.layers[0].layers[0].layers[0]
-
-
-BOUND = torch.tensor(0.1)
-
-
-def bounded(r):
-    return BOUND * torch.tanh(r)
-
-
-# What is changed between a sample and its density, and in which flow.
-CHANGES = {
-    "function": ({"scale": bounded}, lambda flow: BOUND.add_(0.4)),
-    "list": ({"network": Unusual}, lambda flow: first(flow).network.listed[0].bias.data.add_(1)),
-    "eval": ({"network": Listless}, lambda flow: flow.eval()),
-    "float": ({"network": Listless}, lambda flow: setattr(first(flow).network, "factor", 3.0)),
-    "squash": ({}, lambda flow: setattr(first(flow), "squash", False)),
-    "limit": ({}, lambda flow: setattr(first(flow).scale, "limit", 0.01)),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_nothing_that_changes_is_remembered(change):
-    options, act = CHANGES[change]
-    flow = perturbed(realnvp(4, layers=2, **options)).requires_grad_(False)
-    density = flow_distribution(flow)
-    x = 3.0 * density.sample((50,))
-    x = flow(x)
-    act(flow)
-    torch.manual_seed(5)
-    found = density.log_prob(x)
-    torch.manual_seed(5)
-    assert_close(found, density.log_prob(x.clone()))
-
-
-def test_a_context_within_a_chain_is_seen():
-    context = torch.zeros(2)
-    inner = make("realnvp", context_dim=2).requires_grad_(False)
-    flow = Chain([inner.condition(context), ActNorm(3)]).requires_grad_(False)
-    x = flow(torch.randn(5, 3))
-    context.add_(1.0)
-    assert_close(flow.inv(x), flow.inv(x.clone()))
-
-
-@every_flow
-def test_what_is_remembered_is_a_copy(name):
-    flow = make(name).requires_grad_(False)
-    z = torch.randn(5, 3)
-    before = z.clone()
-    flow.inv(flow(z)).zero_()
-    assert_close(z, before)
-
-
-class OfItsSample(torch.nn.Module):
-    """What a functional call may be made of: a sample and its density in one go."""
-
-    def __init__(self, flow):
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, z):
-        x = self.flow(z)
-        return flow_distribution(self.flow).log_prob(x).sum() + x.square().sum()
-
-
-@every_flow
-def test_gradients_through_a_functional_call(name):
-    """Taken after the call, when the module has its own parameters again."""
-    module = OfItsSample(make(name))
-    given = {k: (v + 0.1).detach().requires_grad_() for k, v in module.named_parameters()}
-    z = torch.randn(5, 3)
-    found = torch.autograd.grad(functional_call(module, given, (z,)), list(given.values()))
-    own = copy.deepcopy(module)
-    own.load_state_dict(given, strict=False)
-    wanted = torch.autograd.grad(own(z), list(own.parameters()))
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@every_flow
-def test_second_derivatives_at_a_sample(name):
-    density = flow_distribution(make(name))
-    x = density.rsample((5,))
-    results = []
-    for point in (x, x.detach().clone().requires_grad_()):
-        (first,) = torch.autograd.grad(density.log_prob(point).sum(), point, create_graph=True)
-        (second,) = torch.autograd.grad(first.square().sum(), point, retain_graph=True)
-        results += [(first, second)]
-    for ours, theirs in zip(*results, strict=True):
-        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("outer", [jacfwd, jacrev])
-@pytest.mark.parametrize("inner", [jacfwd, jacrev])
-@every_flow
-def test_nested_derivatives(name, inner, outer):
-    density = flow_distribution(make(name).double().requires_grad_(False))
-    x = torch.randn(3, dtype=torch.float64)
-    found = outer(inner(density.log_prob))(x)
-    assert_close(found, torch.autograd.functional.hessian(density.log_prob, x))
-    step = 1e-5 * torch.eye(3, dtype=torch.float64)
-    slope = jacrev(density.log_prob)
-    differences = [(slope(x + s) - slope(x - s)) / 2e-5 for s in step]
-    assert_close(found, torch.stack(differences), rtol=1e-5, atol=1e-6)
-
-
-def test_couplings_share_no_scale_of_ones_own():
-    scale = TanhScale((2,))
-    for build in (glow, realnvp):
-        flow = build(4, layers=3, scale=scale)
-        assert len({id(m) for m in flow.modules() if isinstance(m, TanhScale)} | {id(scale)}) == 4
+# Precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -583,154 +364,6 @@ def test_asinh(dtype):
     assert_close(asinh(x).double(), torch.asinh(exact), rtol=4 * eps, atol=4 * eps)
     (slope,) = torch.autograd.grad(asinh(x).sum(), x)
     assert_close(slope.double(), (1 + exact**2).rsqrt(), rtol=8 * eps, atol=4 * eps)
-
-
-def test_the_memo_lets_go():
-    """A sample that is dropped takes what was remembered with it."""
-
-    def tensors(shape):
-        return [t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape == shape]
-
-    flow = make("realnvp").requires_grad_(False)
-    for call in (flow, flow.inv):
-        z = torch.randn(1000, 3)
-        x = call(z)
-        held = tensors((1000, 3))
-        assert len(held) >= 2
-        del x, z, held
-        gc.collect()
-        assert not tensors((1000, 3))
-
-
-def test_inference_mode():
-    flow = make("glow")
-    density = flow_distribution(flow)
-    outside = density.log_prob(torch.ones(4, 3))
-    with torch.inference_mode():
-        x = density.sample((4,))
-        inside = density.log_prob(x)
-        assert_close(density.log_prob(torch.ones(4, 3)), outside)
-    assert_close(density.log_prob(x.clone()), inside, rtol=1e-4, atol=1e-4)
-
-
-# torch.func and torch.compile
-
-
-@every_flow
-def test_vmap(name):
-    flow, x = make(name), torch.randn(6, 3)
-    density = flow_distribution(flow)
-    assert_close(vmap(flow)(x), flow(x))
-    assert_close(vmap(flow.inv)(x), flow.inv(x))
-    with pyro.validation_enabled(False):
-        density = flow_distribution(flow)
-        assert_close(vmap(density.log_prob)(x), density.log_prob(x))
-
-        def both(z):
-            y = flow(z)
-            return density.log_prob(y)
-
-        assert_close(vmap(both)(x), density.log_prob(flow(x)), rtol=1e-4, atol=1e-4)
-
-
-@every_flow
-def test_functional_derivatives(name):
-    flow = make(name).double()
-    x = torch.randn(3, dtype=torch.float64)
-    y, ladj = flow.forward_and_ladj(x)
-    for jacobian in (jacrev(flow)(x), jacfwd(flow)(x)):
-        assert_close(torch.linalg.slogdet(jacobian).logabsdet, ladj)
-    with pyro.validation_enabled(False):
-        density = flow_distribution(flow)
-        leaf = x.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(density.log_prob(leaf), leaf)
-        assert_close(grad(density.log_prob)(x), expected)
-        per_row = vmap(grad(density.log_prob))(x.expand(4, 3))
-        assert_close(per_row, expected.expand(4, 3))
-
-
-@every_flow
-def test_functional_call_is_fresh(name):
-    """With other parameter values after a sample, whose memo is of the flow's own values."""
-    flow = make(name)
-    x = flow_distribution(flow).sample((4,))
-    other = {key: value.detach() + 0.2 for key, value in flow.named_parameters()}
-    updated = copy.deepcopy(flow)
-    updated.load_state_dict(other, strict=False)
-
-    class LogProb(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.flow = flow
-
-        def forward(self, value):
-            return flow_distribution(self.flow).log_prob(value)
-
-    module = LogProb()
-    given = {f"flow.{key}": value for key, value in other.items()}
-    expected = flow_distribution(updated).log_prob(x.clone())
-    assert_close(functional_call(module, given, (x,)), expected)
-    assert_close(functional_call(flow, other, (x,)), updated(x.clone()))
-    with pyro.validation_enabled(False):
-        ours = grad(lambda values: functional_call(module, values, (x,)).sum())(given)
-        leaves = list(updated.parameters())
-        theirs = torch.autograd.grad(flow_distribution(updated).log_prob(x.clone()).sum(), leaves)
-        for key, gradient in zip(dict(updated.named_parameters()), theirs, strict=True):
-            assert_close(ours[f"flow.{key}"], gradient, rtol=1e-3, atol=1e-3)
-        stacked = {key: torch.stack([value, value + 0.1]) for key, value in given.items()}
-        ensemble = vmap(lambda values: functional_call(module, values, (x,)))(stacked)
-        assert ensemble.shape == (2, 4)
-        assert_close(ensemble[0], expected)
-    assert_close(flow_distribution(flow).log_prob(x), flow_distribution(flow).log_prob(x.clone()))
-
-
-COMPILED = {
-    **FLOWS,
-    "by_hand": lambda: Chain(
-        [
-            AffineCoupling(3, hidden=(4,)),
-            AffineCoupling(3, hidden=(4,), partition="alternating"),
-            AffineCoupling(3, hidden=(4,), partition=[True, False, False]),
-        ]
-    ),
-}
-every_compiled = pytest.mark.parametrize("name", COMPILED)
-
-
-def compiled(function):
-    """In one graph, without a break."""
-    torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, backend="aot_eager")
-
-
-IMAGES = {
-    "nice": lambda: nice((1, 4, 4), hidden=(8,)),
-    "realnvp": lambda: realnvp((1, 4, 4), channels=3, blocks=1),
-    "glow": lambda: glow((1, 4, 4), levels=2, steps=2, channels=3),
-}
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_a_prior_over_images(name):
-    """A noisy image, explained by one of the flow's: SVI and a plate."""
-    flow = IMAGES[name]().requires_grad_(False)
-    for parameter in flow.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
-    density = flow_distribution(flow)
-    seen = density.sample((6,)) + 0.1
-
-    def model():
-        with pyro.plate("images", 6):
-            image = pyro.sample("image", density)
-            pyro.sample("noisy", dist.Normal(image, 0.5).to_event(3), obs=seen)
-
-    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    losses = np.array([svi.step() for _ in range(60)])
-    assert np.isfinite(losses).all()
-    assert losses[-5:].mean() < losses[:5].mean()
-    with pyro.validation_enabled(False):
-        vmapped = vmap(density.log_prob)(seen)
-    assert_close(vmapped, density.log_prob(seen), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -759,92 +392,6 @@ def test_autocast_leaves_matrices_alone(layer):
     exact = layer.inv(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer.inverse_and_ladj(x)[0], exact)
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_compiled_images(name):
-    flow = perturbed(IMAGES[name]())
-    x = flow(torch.randn(5, 16)).detach()
-    call = compiled(lambda x: flow_distribution(flow).log_prob(x))
-    assert_close(call(x), flow_distribution(flow).log_prob(x), rtol=1e-4, atol=1e-4)
-
-
-@every_compiled
-def test_compiled_log_prob(name):
-    flow, x = perturbed(COMPILED[name]()), torch.randn(6, 3)
-
-    def log_prob(x):
-        return flow_distribution(flow).log_prob(x)
-
-    fast = compiled(log_prob)
-    for _ in range(2):
-        assert_close(fast(x), log_prob(x), rtol=1e-4, atol=1e-4)
-        found = torch.autograd.grad(fast(x).sum(), list(flow.parameters()))
-        expected = torch.autograd.grad(log_prob(x).sum(), list(flow.parameters()))
-        for ours, theirs in zip(found, expected, strict=True):
-            assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-        perturbed(flow)
-
-
-@every_compiled
-@pytest.mark.parametrize("call", ["forward_and_ladj", "inverse_and_ladj"])
-def test_compiled_pair(name, call):
-    flow, x = perturbed(COMPILED[name]()), torch.randn(6, 3)
-    pair = compiled(getattr(flow, call))
-    for ours, theirs in zip(pair(x), getattr(flow, call)(x), strict=True):
-        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@every_compiled
-def test_compiled_calls(name):
-    flow, x = perturbed(COMPILED[name]()), torch.randn(6, 3)
-    host = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [flow])
-    assert_close(compiled(lambda z: flow(z))(x), flow(x), rtol=1e-4, atol=1e-4)
-    assert_close(compiled(lambda y: flow.inv(y))(x), flow.inv(x), rtol=1e-4, atol=1e-4)
-    expected = host.log_prob(x)
-    with pyro.validation_enabled(False):
-        host = dist.TransformedDistribution(host.base_dist, [flow])
-        assert_close(compiled(host.log_prob)(x), expected, rtol=1e-4, atol=1e-4)
-
-
-@every_compiled
-def test_compiled_condition(name):
-    if name == "by_hand":
-        flow = Chain([AffineCoupling(3, hidden=(4,), context_dim=2), InvertibleLinear(3)])
-    else:
-        flow = FLOWS[name](context_dim=2)
-    flow, x, context = perturbed(flow), torch.randn(6, 3), torch.randn(6, 2)
-
-    def log_prob(x, context):
-        return flow_distribution(flow, context=context).log_prob(x)
-
-    assert_close(compiled(log_prob)(x, context), log_prob(x, context), rtol=1e-4, atol=1e-4)
-
-
-@every_compiled
-def test_compiled_rsample(name):
-    density = flow_distribution(perturbed(COMPILED[name]()))
-    draw = compiled(lambda: density.rsample((6,)))
-    torch.manual_seed(3)
-    ours = draw()
-    torch.manual_seed(3)
-    assert_close(ours, density.rsample((6,)), rtol=1e-4, atol=1e-4)
-
-    def both():
-        x = density.rsample((6,))
-        return x, density.log_prob(x)
-
-    x, log_prob = compiled(both)()
-    assert_close(log_prob, density.log_prob(x.clone()), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@every_flow
-def test_compile_by_inductor(name):
-    torch.compiler.reset()
-    flow, x = make(name), torch.randn(6, 3)
-    fast = torch.compile(lambda x: flow_distribution(flow).log_prob(x), fullgraph=True)
-    assert_close(fast(x), flow_distribution(flow).log_prob(x), rtol=1e-4, atol=1e-4)
 
 
 # Devices
@@ -934,6 +481,16 @@ def test_a_layer_of_ones_own_sees_the_context():
         assert_close(y, torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
         back = flow.condition(torch.tensor([2.0])).inv(y)
         assert_close(back, torch.tensor([[-1.0, -1.0], [0.0, 0.0]]))
+
+
+# Modules and imports
+
+
+def test_couplings_share_no_scale_of_ones_own():
+    scale = TanhScale((2,))
+    for build in (glow, realnvp):
+        flow = build(4, layers=3, scale=scale)
+        assert len({id(m) for m in flow.modules() if isinstance(m, TanhScale)} | {id(scale)}) == 4
 
 
 def test_no_side_effects_of_importing():

@@ -3,7 +3,6 @@
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch.testing import assert_close
@@ -17,14 +16,6 @@ COVARIANCE = torch.linalg.inv(torch.eye(2) + READS.T @ READS / NOISE**2)
 GAIN = COVARIANCE @ READS.T / NOISE**2
 # How far posteriors may be off, in root mean squares over rows.
 BOUNDS = {"mean": 0.2, "deviation": 0.1, "correlation": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
 
 
 def rows(count):

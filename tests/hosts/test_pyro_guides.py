@@ -60,14 +60,6 @@ def line(y=DATA):
         return pyro.sample("y", dist.Normal(trend, NOISE), obs=y)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
-
-
 def straight(size):
     """A flow that is the identity at its start, exactly."""
     return nice(size, layers=2, hidden=(4,), init_scale=0.0)

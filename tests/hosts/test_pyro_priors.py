@@ -24,14 +24,6 @@ SIZE = {"layers": 2, "hidden": (8,), "activation": "silu"}
 FIX, ERROR = torch.tensor([0.5, 1.0]), 0.7
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
-
-
 def bent():
     """A flow far from the identity, with a standardisation; its determinant varies much."""
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Diagnostics: round trips measured, guides weighed, and both handed to the user's ArviZ."""
+"""Diagnostics: guides weighed, and handed to the user's ArviZ."""
 
 import copy
 import importlib
@@ -7,26 +7,16 @@ import re
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import numpyro
-import numpyro.distributions
-import numpyro.infer.autoguide
-import pyro
-import pyro.distributions
-import pyro.infer.autoguide
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from numpyro.infer.initialization import init_to_value as numpyro_init_to_value
-from pyro.infer.autoguide.initialization import init_to_value as pyro_init_to_value
 from scipy import stats
 
 import numpyro_flows
-import pyroflows
 from tests.specs.registry import case
+from tests.wings.hosts import HOSTS
 
 matplotlib.use("Agg")
 
@@ -34,70 +24,6 @@ Y = np.array([0.3, 1.9, 1.1, -0.4, 2.0])
 PRECISION = 1.0 + len(Y)
 MEAN, SCALE = Y.sum() / PRECISION, PRECISION**-0.5
 EVIDENCE = stats.multivariate_normal.logpdf(Y, cov=np.eye(len(Y)) + 1.0)
-
-
-class PyroHost:
-    """Pyro, as far as a test needs it."""
-
-    name = "pyro"
-    dist = pyro.distributions
-    guides = pyro.infer.autoguide
-    init_to_value = staticmethod(pyro_init_to_value)
-    sample, plate, factor = staticmethod(pyro.sample), pyro.plate, staticmethod(pyro.factor)
-    deterministic = staticmethod(pyro.deterministic)
-    scale, mask = staticmethod(pyro.poutine.scale), staticmethod(pyro.poutine.mask)
-    where, log, stack = torch.where, torch.log, torch.stack
-
-    def array(self, x):
-        return torch.as_tensor(np.asarray(x, dtype="float64"))
-
-    def params(self, guide, *args):
-        return {}
-
-    def to_arviz(self, posterior, model=None, seed=0, params=None, **options):
-        return pyroflows.to_arviz(posterior, model, seed=seed, **options)
-
-
-class NumPyroHost:
-    """NumPyro, as far as a test needs it."""
-
-    name = "numpyro"
-    dist = numpyro.distributions
-    guides = numpyro.infer.autoguide
-    init_to_value = staticmethod(numpyro_init_to_value)
-    sample, plate, factor = (
-        staticmethod(numpyro.sample),
-        numpyro.plate,
-        staticmethod(numpyro.factor),
-    )
-    deterministic = staticmethod(numpyro.deterministic)
-    scale, mask = numpyro.handlers.scale, numpyro.handlers.mask
-    where, log, stack = staticmethod(jnp.where), staticmethod(jnp.log), staticmethod(jnp.stack)
-
-    def array(self, x):
-        return jnp.asarray(x, dtype="float64")
-
-    def params(self, guide, *args):
-        """The parameters that a guide starts with."""
-        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
-        trace = numpyro.handlers.trace(seeded).get_trace(*args)
-        return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-
-    def to_arviz(self, posterior, model=None, seed=0, **options):
-        return numpyro_flows.to_arviz(posterior, model, key=jax.random.key(seed), **options)
-
-
-HOSTS = {host.name: host for host in (PyroHost(), NumPyroHost())}
-
-
-@pytest.fixture(autouse=True)
-def _no_parameters():
-    pyro.clear_param_store()
-
-
-@pytest.fixture
-def host(wing):
-    return HOSTS[wing.name]
 
 
 def conjugate(host):
@@ -295,7 +221,7 @@ def test_draws_outside_of_the_support_have_no_weight(host):
 def test_a_joint_density_that_is_not_a_number_has_no_weight(host):
     def model():
         mean = host.sample("mean", normal(host, 0.0, 1.0))
-        host.factor("half", 0.0 * host.log(mean))
+        host.factor("half", 0.0 * host.np.log(mean))
 
     data = host.to_arviz(normal(host, 0.0, 1.0), model)
     draws = only(data, "posterior", "mean")
@@ -341,7 +267,7 @@ def schools(host):
             host.sample("cell", normal(host, 0.0, 1.0))
         with host.plate("pupil", 6, dim=-2), host.plate("school_", 4, dim=-1):
             host.sample("y", host.dist.Normal(mean + effect, 1.0), obs=y)
-        both = host.dist.Normal(host.stack([mean, mean]), host.array(1.0)).to_event(1)
+        both = host.dist.Normal(host.np.stack([mean, mean]), host.array(1.0)).to_event(1)
         with host.plate("pair", 5):
             host.sample("pairs", both, obs=pairs)
 
@@ -653,89 +579,3 @@ def test_numpyro_parameters():
         host.to_arviz(guide, params=(params,), args=args)
     with pytest.raises(TypeError, match="`key` is 0, expected one of jax.random.key"):
         numpyro_flows.to_arviz(guide, params=params, args=args, key=0)
-
-
-# Round trips
-
-
-class PyroBroken(pyroflows.TransformModule):
-    """A layer whose inverse forgets the shift and whose log-determinant is twice too large."""
-
-    def forward_and_ladj(self, x):
-        return 2 * x + 1, x.new_full(x.shape[:-1], 3 * math.log(2))
-
-    def inverse_and_ladj(self, y):
-        return y / 2, y.new_full(y.shape[:-1], -6 * math.log(2))
-
-
-class NumPyroBroken(numpyro_flows.TransformModule):
-    """As Pyro's."""
-
-    def forward_and_ladj(self, x):
-        return 2 * x + 1, jnp.full(x.shape[:-1], 3 * math.log(2))
-
-    def inverse_and_ladj(self, y):
-        return y / 2, jnp.full(y.shape[:-1], -6 * math.log(2))
-
-
-def points(rows=64, size=3, magnitude=10.0, dtype="float32"):
-    rng = np.random.default_rng(0)
-    return (magnitude * rng.standard_normal((rows, size))).astype(dtype)
-
-
-def test_a_permutation_inverts_itself_exactly(wing):
-    layer = wing.new("Permutation", [2, 0, 1])
-    found = wing.package.check_invertible(layer, wing.array(points()))
-    assert found == (0.0, 0.0)
-    assert found.error == found.ladj_error == 0.0
-
-
-def test_a_deep_flow_inverts_itself_up_to_rounding(wing):
-    flow = wing.build(case("realnvp", 8, layers=64), dtype="float32", noise=0.01)
-    found = wing.package.check_invertible(flow, wing.array(points(size=8)))
-    assert 0 < found.error < 1e-4
-    assert 0 <= found.ladj_error < 1e-3
-
-
-def test_a_broken_layer_does_not(wing):
-    broken = {"pyro": PyroBroken, "numpyro": NumPyroBroken}[wing.name](3)
-    x = points(dtype="float64")
-    found = wing.package.check_invertible(broken, wing.array(x))
-    assert found.error == pytest.approx((1 / np.maximum(1, abs(x).max(-1))).max())
-    assert found.ladj_error == pytest.approx(3 * math.log(2))
-
-
-def test_round_trips_of_images_and_contexts(wing):
-    images = wing.build(case("glow", (1, 4, 4), levels=1, steps=1, channels=4), dtype="float32")
-    x = points(6, 16).reshape(2, 3, 1, 4, 4)
-    assert wing.package.check_invertible(images, wing.array(x)).error < 1e-4
-    flow = wing.build(case("nice", 3, context_dim=2), dtype="float32")
-    context = wing.array(points(64, 2))
-    found = wing.package.check_invertible(flow.condition(context), wing.array(points()))
-    assert found.error < 1e-4
-
-
-def test_a_round_trip_to_nowhere(wing):
-    layer = wing.build(case("DiagonalScaling", 3), noise=0)
-    state = wing.state(layer)
-    layer = wing.load(layer, {name: np.full_like(v, np.nan) for name, v in state.items()})
-    found = wing.package.check_invertible(layer, wing.array(points(dtype="float64")))
-    assert found == (math.inf, math.inf)
-
-
-def test_bad_input_of_a_round_trip(wing):
-    check, flow = wing.package.check_invertible, wing.build(case("nice", 3, layers=2))
-    with pytest.raises(TypeError, match="`flow` is a function, expected a TransformModule"):
-        check(lambda x: x, wing.array(points()))
-    with pytest.raises(ValueError, match=r"`x` has shape \(64, 2\)"):
-        check(flow, wing.array(points(size=2)))
-    with pytest.raises(ValueError, match="has no rows"):
-        check(flow, wing.array(points(rows=0)))
-    bad = points()
-    bad[5, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 64 rows with NaN or inf; the first is row 5"):
-        check(flow, wing.array(bad))
-    with pytest.raises(TypeError, match="`x` has dtype .*int"):
-        check(flow, wing.array(points().astype("int32")))
-    with pytest.raises(ValueError, match="`context` is missing"):
-        check(wing.build(case("nice", 3, context_dim=2)), wing.array(points()))

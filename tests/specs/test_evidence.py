@@ -6,13 +6,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from tests.wings.hosts import HOSTS, of_density, small
-
-
-@pytest.fixture
-def host(wing):
-    pyro.clear_param_store()
-    return HOSTS[wing.name]
+from tests.wings.hosts import of_density, small
 
 
 def bent(xp, x):

@@ -2,24 +2,15 @@
 
 import jax
 import numpy as np
-import pyro
-import pyro.distributions
-import pyro.infer.autoguide
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 from torch.autograd.function import once_differentiable
 
-from tests.wings.hosts import DRAWS, HOSTS, gaussian, of_density, started
+from tests.wings.hosts import DRAWS, gaussian, of_density, started
 
 KINDS = ("AutoNICE", "AutoRealNVP", "AutoGlow")
-
-
-@pytest.fixture
-def host(wing):
-    pyro.clear_param_store()
-    return HOSTS[wing.name]
 
 
 def log_ratio(fitted, log_density):

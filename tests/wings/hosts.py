@@ -63,8 +63,10 @@ class PyroHost:
     name, package, np, Fitted = "pyro", pyroflows, torch, PyroFitted
     dist, guides = pyro.distributions, pyro.infer.autoguide
     sample, factor, plate = staticmethod(pyro.sample), staticmethod(pyro.factor), pyro.plate
+    deterministic = staticmethod(pyro.deterministic)
     init_to_value = staticmethod(pyro_init_to_value)
-    block = staticmethod(pyro.poutine.block)
+    block, scale = staticmethod(pyro.poutine.block), staticmethod(pyro.poutine.scale)
+    mask = staticmethod(pyro.poutine.mask)
 
     def array(self, x):
         return torch.as_tensor(np.asarray(x, dtype="float64"))
@@ -75,6 +77,13 @@ class PyroHost:
     def clear():
         """Forget all parameters."""
         pyro.clear_param_store()
+
+    def params(self, guide, *args):
+        """The parameters that a guide starts with, where they are not in a store."""
+        return {}
+
+    def to_arviz(self, posterior, model=None, seed=0, params=None, **options):
+        return pyroflows.to_arviz(posterior, model, seed=seed, **options)
 
     @torch.no_grad()
     def drawn(self, guide, result):
@@ -96,9 +105,7 @@ class NumPyroFitted:
 
     def __init__(self, model, guide, *args):
         self.model, self.guide, self.args = model, guide, args
-        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
-        trace = numpyro.handlers.trace(seeded).get_trace(*args)
-        self.params = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
+        self.params = HOSTS["numpyro"].params(guide, *args)
 
     def train(self, steps, rate=1e-2, particles=16):
         loss = numpyro.infer.Trace_ELBO(particles)
@@ -137,9 +144,9 @@ class NumPyroHost:
     name, package, np, Fitted = "numpyro", numpyro_flows, jnp, NumPyroFitted
     dist, guides = numpyro.distributions, numpyro.infer.autoguide
     sample, factor = staticmethod(numpyro.sample), staticmethod(numpyro.factor)
-    plate = numpyro.plate
+    plate, deterministic = numpyro.plate, staticmethod(numpyro.deterministic)
     init_to_value = staticmethod(numpyro_init_to_value)
-    block = numpyro.handlers.block
+    block, scale, mask = numpyro.handlers.block, numpyro.handlers.scale, numpyro.handlers.mask
 
     def array(self, x):
         return jnp.asarray(x, dtype="float64")
@@ -149,6 +156,15 @@ class NumPyroHost:
     @staticmethod
     def clear():
         """As Pyro's: nothing is kept."""
+
+    def params(self, guide, *args):
+        """As Pyro's."""
+        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
+        trace = numpyro.handlers.trace(seeded).get_trace(*args)
+        return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+    def to_arviz(self, posterior, model=None, seed=0, **options):
+        return numpyro_flows.to_arviz(posterior, model, key=jax.random.key(seed), **options)
 
     def drawn(self, guide, result):
         """As Pyro's."""

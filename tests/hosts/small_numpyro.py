@@ -1,0 +1,37 @@
+"""Small flows for the tests of what only NumPyro and JAX can do."""
+
+import equinox as eqx
+import jax
+import pytest
+
+from numpyro_flows import glow, nice, realnvp
+from numpyro_flows.tree import trainable
+
+KEY = jax.random.key(0)
+FLOWS = {
+    "nice": lambda **options: nice(3, layers=2, hidden=(8,), key=KEY, **options),
+    "realnvp": lambda **options: realnvp(3, layers=3, hidden=(8,), key=KEY, **options),
+    "glow": lambda **options: glow(3, layers=2, hidden=(8,), key=KEY, **options),
+}
+every_flow = pytest.mark.parametrize("name", FLOWS)
+IMAGES = {
+    "nice": lambda: nice((1, 4, 4), hidden=(8,), key=KEY),
+    "realnvp": lambda: realnvp((1, 4, 4), channels=3, blocks=1, key=KEY),
+    "glow": lambda: glow((1, 4, 4), levels=2, steps=2, channels=3, key=KEY),
+}
+
+
+def perturbed(flow, seed=1, scale=0.3):
+    parameters, state = eqx.partition(flow, trainable(flow))
+    leaves, tree = jax.tree.flatten(parameters)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return eqx.combine(jax.tree.unflatten(tree, noisy), state)
+
+
+def make(name, **options):
+    return perturbed(FLOWS[name](**options))
+
+
+def normal(shape, seed=2):
+    return jax.random.normal(jax.random.key(seed), shape)
