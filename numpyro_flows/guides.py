@@ -62,7 +62,7 @@ class AutoFlow(AutoContinuous):
             `functools.partial`, or a function of one's own.
         prefix: what the names of the guide's sites and parameters begin with.
         init_loc_fn: where each site starts, one of NumPyro's strategies; by default
-            `init_to_uniform`, or `init_to_median` where that finds no finite density.
+            `init_to_uniform`, or where that finds no finite density `init_to_median` or zero.
         create_plates: makes the plates of subsampled data, as in NumPyro's `AutoGuide`.
         init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
             host's guides do.
@@ -136,21 +136,28 @@ class AutoFlow(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._setup_prototype(*args, **kwargs)
-        except RuntimeError:  # the host has found no place with a finite density
-            if self.init_loc_fn is not init_to_uniform:
-                raise
-            self.init_loc_fn = init_to_median
-            try:
-                super()._setup_prototype(*args, **kwargs)
-            except RuntimeError:
-                self.init_loc_fn = init_to_uniform
-                raise
+        except (RuntimeError, ValueError) as error:  # no finite density there, or no model at all
+            self._set_up_elsewhere(error, *args, **kwargs)
         size, dtype = self.latent_dim, self._init_latent.dtype
         # Not traced: the arrays that are not parameters stay on the guide.
         with jax.ensure_compile_time_eval():
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
+
+    def _set_up_elsewhere(self, error: Exception, *args: Any, **kwargs: Any) -> None:
+        """Begin where the model can be evaluated, with parameters out of range on the way."""
+        own, strategies = self.init_loc_fn, [self.init_loc_fn]
+        if own is init_to_uniform:
+            strategies += [init_to_median, init_to_uniform(radius=0.0)]
+        with numpyro.validation_enabled(False):
+            for strategy in strategies:
+                self.init_loc_fn = strategy
+                try:
+                    return super()._setup_prototype(*args, **kwargs)
+                except RuntimeError:
+                    self.init_loc_fn = own
+        raise error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Draw each site, as in NumPyro's guides."""

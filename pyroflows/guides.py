@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
@@ -20,7 +21,7 @@ from pyroflows.checks import as_count, as_scale
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling, TanhScale
 from pyroflows.distribution import FlowDistribution
 from pyroflows.flows import glow
-from pyroflows.latent import latents
+from pyroflows.latent import alone, latents
 from pyroflows.linear import LowerTriangular, Permutation, Preconditioner
 from pyroflows.normalization import ActNorm
 from pyroflows.partition import as_partition
@@ -143,11 +144,24 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            super()._setup_prototype(*args, **kwargs)
+            sound = self._traced(*args, **kwargs)
             self.transform = self._made(*args, **kwargs)
+            if not sound:  # a wrong model raises its error at the start, too
+                with poutine.block():
+                    poutine.condition(self.model, self.median())(*args, **kwargs)
         except BaseException:  # Ctrl-C, too: the next call sets the guide up from the beginning
             self.prototype_trace = None
             raise
+
+    def _traced(self, *args: Any, **kwargs: Any) -> bool:
+        """Set up what the host does, and return whether the model is sound where it begins."""
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except ValueError:  # parameters out of range, if only at these draws of the prior
+            with alone():
+                super()._setup_prototype(*args, **kwargs)
+            return False
+        return True
 
     def _made(self, *args: Any, **kwargs: Any) -> TransformModule:
         """Return a new flow behind the start, which is looked for or recalled."""

@@ -119,6 +119,21 @@ def test_the_start_is_better_than_laplace(host, name):
     assert ratio.mean() > max(laplace.mean(), -2.0)
 
 
+def test_rounding_errors_are_no_evidence(host):
+    """Far out, where the density of a funnel is highest, they are of any size and sign."""
+
+    def narrowing(xp, x):
+        rest = log_normal(xp, x[..., 1:], 0.0, xp.exp(-x[..., :1] / 2)).sum(-1)
+        return log_normal(xp, x[..., 0], 0.0, 4.0) + rest
+
+    def log_density(xp, x):
+        far = xp.exp(x[..., 0])
+        return narrowing(xp, x) + (far * 1.1 / 1.1 - far)  # nothing
+
+    ratio = log_ratio(gaussian(host, of_density(host, log_density, size=10)), narrowing)
+    assert ratio.mean() > -10.0
+
+
 def test_starts_outside_of_the_support_are_passed_over(host):
     """Where the density is zero, or neither it nor its gradient a number."""
 
@@ -131,6 +146,38 @@ def test_starts_outside_of_the_support_are_passed_over(host):
     ratio = log_ratio(fitted, log_density)
     assert abs(ratio.mean()) < 0.05
     assert ratio.std() < 0.1
+
+
+def test_models_that_raise_errors_far_from_their_data(host):
+    """At most of its prior's draws this one's rates are no longer positive."""
+    x = np.array([-4000.0, -1000.0, 2000.0, 5000.0])
+
+    def model():
+        slope = host.sample("slope", host.dist.Normal(host.array(0.0), host.array(5.0)))
+        rates = host.np.exp(host.array(x) * slope)
+        host.sample("y", host.dist.Exponential(rates).to_event(1), obs=host.array(np.ones(4)))
+
+    with host.validation(True):
+        draws, _ = gaussian(host, model).draws()
+    grid = np.linspace(-0.002, 0.002, 4001)
+    log_density = (x * grid[:, None] - np.exp(x * grid[:, None])).sum(1)
+    weights = np.exp(log_density - log_density.max())
+    mean = np.average(grid, weights=weights)
+    sd = np.sqrt(np.average((grid - mean) ** 2, weights=weights))
+    assert_allclose(draws.mean(), mean, atol=0.3 * sd)
+    assert_allclose(draws.std(), sd, rtol=0.3)
+
+
+@pytest.mark.filterwarnings("ignore:the search for a start has found no")
+def test_models_that_are_wrong_everywhere(host):
+    """Theirs is the error that tells what is wrong, as for the host's own guides."""
+
+    def model():
+        scale = host.sample("scale", host.dist.HalfNormal(host.array(1.0)))
+        host.sample("y", host.dist.Normal(0.0, -scale), obs=host.array(1.0))
+
+    with host.validation(True), pytest.raises(ValueError, match="scale"):
+        gaussian(host, model)
 
 
 def test_a_start_without_a_search(host):
