@@ -59,10 +59,11 @@ def test_arrays_on_the_device_and_in_memory():
 
 
 def test_double_precision():
-    result = fit(flow().astype("float64"), X.astype("float64"), **QUICK)
-    arrays = result.flow.state_dict().values()
-    assert all(a.dtype == jnp.float64 for a in arrays if jnp.issubdtype(a.dtype, jnp.floating))
-    np.testing.assert_allclose(result.losses, fit(flow(), X, **QUICK).losses, rtol=1e-4)
+    with jax.enable_x64(True):
+        result = fit(flow().astype("float64"), X.astype("float64"), **QUICK)
+        arrays = result.flow.state_dict().values()
+        assert all(a.dtype == jnp.float64 for a in arrays if jnp.issubdtype(a.dtype, jnp.floating))
+        np.testing.assert_allclose(result.losses, fit(flow(), X, **QUICK).losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
