@@ -136,7 +136,7 @@ class AutoFlow(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._setup_prototype(*args, **kwargs)
-        except (RuntimeError, ValueError) as error:  # no finite density there, or no model at all
+        except (RuntimeError, ValueError) as error:  # no finite density, or out of range
             self._set_up_elsewhere(error, *args, **kwargs)
         size, dtype = self.latent_dim, self._init_latent.dtype
         # Not traced: the arrays that are not parameters stay on the guide.
@@ -147,15 +147,20 @@ class AutoFlow(AutoContinuous):
 
     def _set_up_elsewhere(self, error: Exception, *args: Any, **kwargs: Any) -> None:
         """Begin where the model can be evaluated, with parameters out of range on the way."""
-        own, strategies = self.init_loc_fn, [self.init_loc_fn]
+        own = self.init_loc_fn
+        strategies = [own] if isinstance(error, ValueError) else []
         if own is init_to_uniform:
             strategies += [init_to_median, init_to_uniform(radius=0.0)]
         with numpyro.validation_enabled(False):
             for strategy in strategies:
                 self.init_loc_fn = strategy
                 try:
-                    return super()._setup_prototype(*args, **kwargs)
-                except RuntimeError:
+                    super()._setup_prototype(*args, **kwargs)
+                    own = strategy  # the one to stay with
+                    return
+                except (RuntimeError, ValueError):
+                    continue
+                finally:
                     self.init_loc_fn = own
         raise error
 

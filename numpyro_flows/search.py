@@ -23,7 +23,7 @@ FEW, MANY = 16, 256
 NEWTON_STEPS, QUASI_NEWTON_STEPS = 50, 200
 HALVINGS = 15
 ROUNDS = 30
-# How much the change of a log-density in a draw's last digit weighs against the draw.
+# How much the change of a log-density in a draw's last digits weighs against the draw.
 DOUBT = 10.0
 
 LogDensity = Callable[[Array], Array]
@@ -141,16 +141,17 @@ def _noise(key: Array, draws: int, like: Array) -> Array:
 
 def _scored(target: LogDensity, gaussian: Preconditioner, noise: Array) -> Found:
     draws, ladj = gaussian.forward_and_ladj(noise)
-    elbo = _sure(target, draws) + ladj.mean()
+    elbo = _sure(target, draws, noise) + ladj.mean()
     return Found(gaussian, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
 
 
-def _sure(target: LogDensity, draws: Array) -> Array:
+def _sure(target: LogDensity, draws: Array, noise: Array) -> Array:
     """Return the mean log-density of draws, less what may be no more than rounding errors.
 
-    A funnel's log-density rises without end where it cancels more and more of its digits.
+    A funnel's log-density rises without end where it cancels more and more of its digits. The
+    noise's signs say to which side each coordinate is moved.
     """
-    nearby = draws * (1 + 2 * jnp.finfo(draws.dtype).eps)
+    nearby = draws * (1 + 2 * jnp.finfo(draws.dtype).eps * jnp.sign(noise))
     values, others = jnp.split(jax.vmap(target)(jnp.concatenate([draws, nearby])), 2)
     return (values - DOUBT * jnp.abs(others - values)).mean()
 
@@ -305,7 +306,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array)
         slopes = jax.vmap(jax.grad(whitened))(draws)
         loc, factor = _matched(last, draws, slopes, batch * size / (count + 1.0))
         x, ladj = start.gaussian.forward_and_ladj(loc + noise @ factor.T)
-        elbo = _sure(target, x) + ladj.mean() + jnp.linalg.slogdet(factor)[1]
+        elbo = _sure(target, x, noise) + ladj.mean() + jnp.linalg.slogdet(factor)[1]
         new = _Matched(loc, factor, elbo)
         sound = jnp.isfinite(factor).all() & jnp.isfinite(loc).all()
         last = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, last)

@@ -9,7 +9,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
@@ -143,40 +142,39 @@ class AutoFlow(AutoContinuous):
         return state
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        wrong = None
         try:
-            sound = self._traced(*args, **kwargs)
-            self.transform = self._made(*args, **kwargs)
-            if not sound:  # a wrong model raises its error at the start, too
-                with poutine.block():
-                    poutine.condition(self.model, self.median())(*args, **kwargs)
+            try:
+                super()._setup_prototype(*args, **kwargs)
+            except ValueError as error:  # out of range, if only at these draws of the prior
+                wrong = error
+                with alone():
+                    super()._setup_prototype(*args, **kwargs)
+            self.transform = self._made(wrong, *args, **kwargs)
         except BaseException:  # Ctrl-C, too: the next call sets the guide up from the beginning
             self.prototype_trace = None
             raise
 
-    def _traced(self, *args: Any, **kwargs: Any) -> bool:
-        """Set up what the host does, and return whether the model is sound where it begins."""
-        try:
-            super()._setup_prototype(*args, **kwargs)
-        except ValueError:  # parameters out of range, if only at these draws of the prior
-            with alone():
-                super()._setup_prototype(*args, **kwargs)
-            return False
-        return True
+    def _made(self, wrong: ValueError | None, *args: Any, **kwargs: Any) -> TransformModule:
+        """Return a new flow behind the start, which is looked for or recalled.
 
-    def _made(self, *args: Any, **kwargs: Any) -> TransformModule:
-        """Return a new flow behind the start, which is looked for or recalled."""
+        What was wrong with the model is raised unless there is a start.
+        """
         size, loc = self.latent_dim, self._init_loc()
         with seeded(self.seed):
             flow = self.build(size) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _preconditioner(loc, self.init_scale)
         transform = Chain([Chain([flow, affine]), start]).to(loc)
-        if not self._is_stored(transform) and self.init == "search":
-            self._search(start, *args, **kwargs)
+        found = self._is_stored(transform)
+        if not found and self.init == "search":
+            found = self._search(start, *args, **kwargs)
+        if wrong is not None and not found:
+            raise wrong
         return transform
 
-    def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> None:
-        """Set the start to the Gaussian that fits the posterior best."""
+    def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> bool:
+        """Set the start to the Gaussian that fits the posterior best, if there is one."""
         try:
             where, loc, log_density, batched = latents(
                 self.model, self.init_loc_fn, *args, **kwargs
@@ -193,11 +191,12 @@ class AutoFlow(AutoContinuous):
                 found, elbo = search(log_density, whole, starts, budget)
         except Exception as error:  # whatever a model does where it is not run as one of Pyro's
             _warn(f"cannot follow the model ({type(error).__name__}: {error})")
-            return
-        if elbo.isfinite():
-            start.marginal(found, own)
-        else:
+            return False
+        if not elbo.isfinite():
             _warn("has found no Gaussian with a finite evidence lower bound")
+            return False
+        start.marginal(found, own)
+        return True
 
     def _is_stored(self, transform: TransformModule) -> bool:
         """Whether Pyro's parameter store holds this guide: its start need not be looked for."""

@@ -17,7 +17,7 @@ HISTORY = 10
 # Products of the Hessian with random vectors, for its diagonal.
 PROBES = 8
 HALVINGS = 15
-# How much the change of a log-density in a draw's last digit weighs against the draw.
+# How much the change of a log-density in a draw's last digits weighs against the draw.
 DOUBT = 10.0
 
 
@@ -111,17 +111,18 @@ def _noise(draws: int, like: Tensor) -> Tensor:
 @torch.no_grad()
 def _scored(target: LogDensity, gaussian: Preconditioner, noise: Tensor) -> Found:
     draws, ladj = gaussian.forward_and_ladj(noise)
-    elbo = _sure(target, draws) + ladj.mean()
+    elbo = _sure(target, draws, noise) + ladj.mean()
     return Found(gaussian, elbo.nan_to_num(-torch.inf, torch.inf, -torch.inf))
 
 
 @torch.no_grad()
-def _sure(target: LogDensity, draws: Tensor) -> Tensor:
+def _sure(target: LogDensity, draws: Tensor, noise: Tensor) -> Tensor:
     """Return the mean log-density of draws, less what may be no more than rounding errors.
 
-    A funnel's log-density rises without end where it cancels more and more of its digits.
+    A funnel's log-density rises without end where it cancels more and more of its digits. The
+    noise's signs say to which side each coordinate is moved.
     """
-    nearby = draws * (1 + 2 * torch.finfo(draws.dtype).eps)
+    nearby = draws * (1 + 2 * torch.finfo(draws.dtype).eps * noise.sign())
     values, others = target(torch.cat([draws, nearby])).chunk(2)
     return (values - DOUBT * (others - values).abs()).mean()
 
@@ -306,7 +307,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Tensor, rounds: in
         if not (loc.isfinite().all() and factor.isfinite().all()):
             continue
         x, ladj = start.gaussian.forward_and_ladj(loc + noise @ factor.mT)
-        elbo = _sure(target, x) + ladj.mean() + torch.linalg.slogdet(factor).logabsdet
+        elbo = _sure(target, x, noise) + ladj.mean() + torch.linalg.slogdet(factor).logabsdet
         last = _Matched(loc, factor, elbo)
         best = last if last.elbo > best.elbo else best
     if not best.elbo > start.elbo:

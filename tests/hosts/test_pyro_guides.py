@@ -326,6 +326,22 @@ def test_a_parameter_store_loaded_after_the_set_up(tmp_path):
     assert_close(drawn(new), expected)
 
 
+@pytest.mark.filterwarnings("ignore:the search for a start has found no")
+def test_a_failed_set_up_leaves_nothing():
+    def model(sign):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(1.0)))
+        pyro.sample("y", dist.Normal(0.0, sign * scale), obs=torch.tensor(1.0))
+
+    guide = small(model)
+    with pytest.raises(ValueError, match="scale"):
+        guide(-1.0)
+    assert not list(pyro.get_param_store())
+    guide(1.0)
+    fresh = small(model, name="fresh")
+    fresh(1.0)
+    assert_allclose(guide.median()["scale"], fresh.median()["scale"], rtol=0.05)
+
+
 def test_an_interrupted_set_up_starts_again(monkeypatch):
     """Ctrl-C during a search leaves a guide as if it had never been called."""
 
