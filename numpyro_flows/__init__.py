@@ -10,21 +10,17 @@ except ImportError as error:
         "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
     ) from error
 
+from numpyro_flows.affine import LowerTriangular, Preconditioner
+from numpyro_flows.autoflow import AutoFlow
 from numpyro_flows.chain import Chain, Stack
 from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.diagnostics import check_invertible, to_arviz
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
 from numpyro_flows.evidence import GuideFitResult, fit_guide
 from numpyro_flows.flows import glow, nice, realnvp
-from numpyro_flows.guides import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP
+from numpyro_flows.guides import AutoGlow, AutoNICE, AutoRealNVP
 from numpyro_flows.image import Flatten, MultiScale, Squeeze
-from numpyro_flows.linear import (
-    InvertibleConv1x1,
-    InvertibleLinear,
-    LowerTriangular,
-    Permutation,
-    Preconditioner,
-)
+from numpyro_flows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
 from numpyro_flows.networks import ConvNet, DenseNet, ResNet
 from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.partition import (

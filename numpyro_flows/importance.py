@@ -264,9 +264,8 @@ def verdict(weights: Weights, resampled: bool) -> str:
     """Say in one line whether the draws can be trusted."""
     draws, k = len(weights.log_weight), weights.pareto_k
     limit = min(1 - 1 / math.log10(draws), 0.7)
-    digits = (
-        2 if f"{k:.2f}" != f"{limit:.2f}" else 4
-    )  # for the two to look as different as they are
+    # As many as tell the two apart.
+    digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4
     if not k < limit:
         text = (
             f"do not trust: above {limit:.{digits}f}, the limit for {draws} draws; train longer, "

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from numpyro_flows.linear import Preconditioner
+from numpyro_flows.affine import Preconditioner
 from numpyro_flows.tree import replace
 
 # Up to so many coordinates the search has Hessians and the covariance any correlations.

@@ -6,21 +6,17 @@ try:
 except ImportError as error:
     raise ImportError("pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'") from error
 
+from pyroflows.affine import LowerTriangular, Preconditioner
+from pyroflows.autoflow import AutoFlow
 from pyroflows.chain import Chain, Stack
 from pyroflows.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.diagnostics import check_invertible, to_arviz
 from pyroflows.distribution import FlowDistribution, flow_distribution
 from pyroflows.evidence import GuideFitResult, fit_guide
 from pyroflows.flows import glow, nice, realnvp
-from pyroflows.guides import AutoFlow, AutoGlow, AutoNICE, AutoRealNVP
+from pyroflows.guides import AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.image import Flatten, MultiScale, Squeeze
-from pyroflows.linear import (
-    InvertibleConv1x1,
-    InvertibleLinear,
-    LowerTriangular,
-    Permutation,
-    Preconditioner,
-)
+from pyroflows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
 from pyroflows.networks import ConvNet, DenseNet, ResNet
 from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.partition import Checkerboard, Partition, alternating, channels, checkerboard, halves

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyroflows.linear import Preconditioner
+from pyroflows.affine import Preconditioner
 
 # Up to so many coordinates the search has Hessians and the covariance any correlations.
 DENSE = 256

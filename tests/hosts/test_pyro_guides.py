@@ -350,7 +350,7 @@ def test_an_interrupted_set_up_starts_again(monkeypatch):
 
     guide = small()
     with monkeypatch.context() as patch:
-        patch.setattr("pyroflows.guides.search", interrupted)
+        patch.setattr("pyroflows.autoflow.search", interrupted)
         with pytest.raises(KeyboardInterrupt):
             guide()
     guide()
