@@ -1,0 +1,179 @@
+"""Guides in Pyro's parameter store: begun, interrupted, stored, copied and gone on with."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch.testing import assert_close
+
+from pyroflows import AutoGlow, AutoNICE, AutoRealNVP, fit_guide
+from tests.hosts.small_pyro_guides import MEAN, SCALE, drawn, learn, small
+
+
+def test_a_parameter_store_loaded_after_the_set_up(tmp_path):
+    """All of the guide is as it was, also what is no parameter and comes of another seed."""
+    guide = small(make=AutoGlow, layers=4)
+    learn(guide)
+    expected = drawn(guide)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    new = small(make=AutoGlow, layers=4, seed=5)
+    learn(new)
+    assert drawn(new) != expected
+    state = torch.load(tmp_path / "store", weights_only=False)
+    pyro.get_param_store().set_state(state)
+    assert_close(drawn(new), expected)
+
+
+@pytest.mark.filterwarnings("ignore:the search for a start has found no")
+def test_a_failed_set_up_leaves_nothing():
+    def model(sign):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(1.0)))
+        pyro.sample("y", dist.Normal(0.0, sign * scale), obs=torch.tensor(1.0))
+
+    guide = small(model)
+    with pytest.raises(ValueError, match="scale"):
+        guide(-1.0)
+    assert not list(pyro.get_param_store())
+    guide(1.0)
+    fresh = small(model, name="fresh")
+    fresh(1.0)
+    assert_allclose(guide.median()["scale"], fresh.median()["scale"], rtol=0.05)
+
+
+def test_an_interrupted_set_up_starts_again(monkeypatch):
+    """Ctrl-C during a search leaves a guide as if it had never been called."""
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    guide = small()
+    with monkeypatch.context() as patch:
+        patch.setattr("pyroflows.autoflow.search", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            guide()
+    guide()
+    assert_allclose(guide.median()["level"], MEAN[0], atol=0.2 * SCALE[0])
+
+
+def test_two_guides_of_different_names():
+    """Each has its own parameters."""
+    guide, other = small(), small(name="other")
+    learn(guide)
+    expected = drawn(guide)
+    learn(other)
+    assert_close(drawn(guide), expected)
+    assert {key.partition(".")[0] for key in pyro.get_param_store()} == {"AutoRealNVP", "other"}
+
+
+def test_an_early_interruption_keeps_what_is_learned(monkeypatch):
+    """That of the unfinished stretch."""
+    guide, calls = small(), []
+
+    def step(self, closure=None, step=torch.optim.Adam.step):
+        calls.append(1)
+        if len(calls) == 60:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    result = fit_guide(guide, steps=5000, progress=False)
+    assert (result.stopped, len(result.losses)) == ("interrupted", 60)
+    assert np.isfinite(result.loss)
+
+
+def test_a_state_makes_the_same_guide():
+    """Of a new one that has been called once."""
+    for make in (AutoNICE, AutoRealNVP, AutoGlow):
+        guide, new = small(make=make), small(make=make)
+        learn(guide)
+        pyro.clear_param_store()
+        new()
+        new.load_state_dict(guide.state_dict())
+        assert_close(drawn(new), drawn(guide))
+
+
+def test_copies():
+    """By pickle, by copy and by torch, as far as the host keeps a guide without its model."""
+    guide = small()
+    learn(guide)
+    expected, medians = drawn(guide), guide.median()
+    stream = io.BytesIO()
+    torch.save(guide, stream)
+    stream.seek(0)
+    copies = [
+        pickle.loads(pickle.dumps(guide)),
+        copy.deepcopy(guide),
+        torch.load(stream, weights_only=False),
+    ]
+    for copied in copies:
+        assert_close(drawn(copied), expected)
+        assert_close(copied.median(), medians)
+
+
+@pytest.mark.parametrize("make", [AutoRealNVP, AutoGlow])
+def test_the_parameter_store(make, tmp_path):
+    """Saved and loaded, it makes the same guide of a new one."""
+    guide = small(make=make)
+    learn(guide)
+    expected = drawn(guide)
+    pyro.get_param_store().save(tmp_path / "store")
+    pyro.clear_param_store()
+    state = torch.load(tmp_path / "store", weights_only=False)
+    pyro.get_param_store().set_state(state)
+    new = small(make=make)
+    pyro.set_rng_seed(1)
+    with pytest.warns(UserWarning, match=f"{make.__name__}'.* goes on with its parameters"):
+        new()
+    assert_close(drawn(new), expected)
+
+
+def test_a_guide_that_the_parameter_store_knows_goes_on_learning():
+    """What the optimiser changes is what the guide draws with."""
+    learn(small())
+    guide = small()
+    with pytest.warns(UserWarning, match="goes on with its parameters"):
+        guide()
+    before = drawn(guide)
+    learn(guide)
+    assert drawn(guide) != before
+
+
+def test_a_guide_for_another_model():
+    """It does not take the first one's parameters, nor change them."""
+
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    guide, other = small(), small(model)
+    learn(guide)
+    expected = drawn(guide)
+    with pytest.raises(ValueError, match="holds another guide by the name of 'AutoRealNVP'"):
+        other()
+    assert_close(drawn(guide), expected)
+
+
+def test_copies_learn_on_their_own():
+    """And the guide keeps the model that the copy has not."""
+    guide = small()
+    learn(guide)
+    copied = copy.deepcopy(guide)
+    assert guide.model is not None
+    for this, other in [(copied, guide), (guide, copied)]:
+        before, expected = drawn(this), drawn(other)
+        learn(this)
+        assert drawn(this) != before
+        assert_close(drawn(other), expected)
+    assert not list(pyro.get_param_store().keys() ^ expected_names("AutoRealNVP", "AutoRealNVP_1"))
+
+
+def expected_names(*names):
+    """What the parameter store holds of guides of these names."""
+    shared = {key.partition(".")[2] for key in pyro.get_param_store()}
+    return {f"{name}.{part}" for name in names for part in shared}
