@@ -70,12 +70,12 @@ def main() -> None:
     sections = [
         machine(settings, glow),
         *(wing_section(name, in_fresh_process(measure, name, settings)) for name in WINGS),
-        compile_section("NumPyro wing", "couplings", compiled, COMPILE_BAR),
+        compile_section("in NumPyro", "couplings", compiled, COMPILE_BAR),
         *(
             wing_section(f"Glow, {name}", in_fresh_process(measure, name, glow), GLOW_BARS)
             for name in WINGS
         ),
-        compile_section("NumPyro wing's Glow", "steps a level", glow_compiled, GLOW_COMPILE_BAR),
+        compile_section("of Glow in NumPyro", "steps per level", glow_compiled, GLOW_COMPILE_BAR),
     ]
     report = "\n\n".join(sections)
     print(report)
@@ -178,9 +178,9 @@ def machine(settings: Settings, glow: Settings) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     clock = "" if settings.clock == "wall" else ", processor time"
     return (
-        f"{datetime.date.today()}; {processor()}, {os.cpu_count()} cores, of which "
-        f"{settings.threads} used{clock}; Python {platform.python_version()}; {versions}. "
-        f"{settings.rounds} rounds, {glow.rounds} of Glow."
+        f"{datetime.date.today()}; {processor()}, {os.cpu_count()} cores, "
+        f"{settings.threads} of them used{clock}; Python {platform.python_version()}; {versions}. "
+        f"{settings.rounds} rounds, {glow.rounds} for Glow."
     )
 
 
@@ -194,7 +194,7 @@ def processor() -> str:
 
 def wing_section(name: str, measured: tuple[dict, float, dict[str, int]], bars=BARS) -> str:
     results, unrest, memory = measured
-    verdict = "quiet" if unrest < QUIET else "busy: read the shortest times, and with caution"
+    verdict = "quiet" if unrest < QUIET else "busy: compare the shortest times, and with caution"
     titles = ["", "training step", "`log_prob`", "`sample`"]
     rows = [[who, *(cell(works[task]) for task in TASKS)] for who, works in results.items()]
     if memory:
@@ -213,7 +213,8 @@ def wing_section(name: str, measured: tuple[dict, float, dict[str, int]], bars=B
         [
             f"### {name}",
             table(titles, rows),
-            f"The floor takes {floor}. Its median is {unrest:.2f} times its shortest: {verdict}.",
+            f"The floor takes {floor}. Its median is {unrest:.2f} times its shortest. "
+            f"The machine was {verdict}.",
             table(["", "task", "measured", "bar", "met"], verdicts),
         ]
     )
@@ -225,7 +226,7 @@ def compile_section(title: str, unit: str, seconds: dict[int, float], bar: float
     rows = [[str(depth), f"{value:.2f} s"] for depth, value in seconds.items()]
     return "\n\n".join(
         [
-            f"### Compile time of the {title}",
+            f"### Compile time {title}",
             table([unit, "tracing and compiling"], rows),
             f"{last} {unit} take {growth:.2f} times as long as {first}; "
             f"bar {bar:.2f}, met: {answer(growth <= bar)}.",

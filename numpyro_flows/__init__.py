@@ -10,20 +10,47 @@ except ImportError as error:
         "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
     ) from error
 
-from numpyro_flows.affine import LowerTriangular, Preconditioner
-from numpyro_flows.autoflow import AutoFlow
-from numpyro_flows.chain import Chain, Stack
-from numpyro_flows.coupling import AdditiveCoupling, AffineCoupling
-from numpyro_flows.diagnostics import check_invertible, to_arviz
+from numpyro_flows.diagnostics import check_invertible
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
-from numpyro_flows.evidence import GuideFitResult, fit_guide
 from numpyro_flows.flows import glow, nice, realnvp
-from numpyro_flows.guides import AutoGlow, AutoNICE, AutoRealNVP
-from numpyro_flows.image import Flatten, MultiScale, Squeeze
-from numpyro_flows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
+from numpyro_flows.guides import (
+    AutoFlow,
+    AutoGlow,
+    AutoNICE,
+    AutoRealNVP,
+    GuideFitResult,
+    Preconditioner,
+    fit_guide,
+    to_arviz,
+)
+from numpyro_flows.layers import (
+    ActNorm,
+    AdditiveCoupling,
+    AffineCoupling,
+    BatchNorm,
+    Chain,
+    DiagonalScaling,
+    Flatten,
+    InvertibleConv1x1,
+    InvertibleLinear,
+    Logit,
+    LogTails,
+    LowerTriangular,
+    MultiScale,
+    Permutation,
+    SinhArcsinh,
+    Squeeze,
+    Stack,
+    Standardization,
+    dequantize,
+)
 from numpyro_flows.networks import ConvNet, DenseNet, ResNet
-from numpyro_flows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
-from numpyro_flows.partition import (
+from numpyro_flows.storage import load, save
+from numpyro_flows.training import FitResult, fit
+from numpyro_flows.transform import Conditioned, TransformModule
+from numpyro_flows.tree import trainable
+from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.partition import (
     Checkerboard,
     Partition,
     alternating,
@@ -31,11 +58,6 @@ from numpyro_flows.partition import (
     checkerboard,
     halves,
 )
-from numpyro_flows.pixels import Logit, bits_per_dim, dequantize
-from numpyro_flows.storage import load, save
-from numpyro_flows.tails import LogTails, SinhArcsinh
-from numpyro_flows.training import FitResult, fit
-from numpyro_flows.transform import TransformModule
 
 __all__ = [
     "ActNorm",
@@ -48,6 +70,7 @@ __all__ = [
     "BatchNorm",
     "Chain",
     "Checkerboard",
+    "Conditioned",
     "ConvNet",
     "DenseNet",
     "DiagonalScaling",
@@ -86,4 +109,5 @@ __all__ = [
     "realnvp",
     "save",
     "to_arviz",
+    "trainable",
 ]

@@ -9,8 +9,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions.util import validate_sample
 
-from numpyro_flows.checks import check_shape
 from numpyro_flows.transform import TransformModule
+from pyroflows_common.checks import check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
 

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_flows.checks import as_scale, as_widths
+from numpyro_flows.tree import replace
+from pyroflows_common.checks import as_scale, as_widths
+
+Moments = TypeVar("Moments", bound="RunningMoments")
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -29,6 +32,46 @@ def activation_named(name: str) -> Callable[[Array], Array]:
     if name not in ACTIVATIONS:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+class DataDependent(eqx.Module):
+    """A network with state that is learned from data by `initialize` and `update` of its flow."""
+
+    def absorb(self, x: Array, first: bool) -> "DataDependent":
+        """Return the network after a batch of inputs.
+
+        Args:
+            x: `(n, in_dim)`, for images `(n, in_channels, H, W)`.
+            first: true in `initialize`, which starts what has not yet been started; false in
+                `update`, which moves it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement absorb")
+
+
+class RunningMoments(eqx.Module):
+    """Running averages of the data's mean and variance: state, not parameters."""
+
+    buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
+
+    running_mean: eqx.AbstractVar[Array]
+    running_var: eqx.AbstractVar[Array]
+    initialized: eqx.AbstractVar[Array]
+
+    def _moved(self: Moments, mean: Array, variance: Array, momentum: float, first: bool) -> Moments:
+        """Return the averages moved towards the moments of a batch, or started from these."""
+        start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
+        weight = 0.0 if first else momentum  # one row says nothing of the variance
+        old, kind = (self.running_mean, self.running_var), self.running_mean.dtype
+        mean, variance = (
+            jnp.where(self.initialized, o + weight * (n - o), s).astype(kind)
+            for o, n, s in zip(old, (mean, variance), (mean, start), strict=True)
+        )
+        return replace(
+            self,
+            running_mean=mean,
+            running_var=variance,
+            initialized=jnp.ones_like(self.initialized),
+        )
 
 
 class DenseNet(eqx.Module):
@@ -156,7 +199,7 @@ class ConvNet(eqx.Module):
         return last(x) * jnp.exp(3.0 * self.log_scale)
 
 
-class ResNet(eqx.Module):
+class ResNet(DataDependent):
     """RealNVP's residual network: blocks of two 3×3 convolutions, their weights normalised.
 
     A 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and a 1×1
@@ -269,10 +312,8 @@ class ResNet(eqx.Module):
         return centred * jax.lax.rsqrt(variance + 1e-5)
 
 
-class RunningNorm(eqx.Module):
+class RunningNorm(RunningMoments):
     """`(x − running_mean) / √(running_var + 1e-5)` for each channel: state, not parameters."""
-
-    buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
 
     running_mean: Array
     running_var: Array
@@ -285,8 +326,7 @@ class RunningNorm(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalise `(channels, H, W)`."""
-        mean, variance = jax.lax.stop_gradient((self.running_mean, self.running_var))
-        return (x - mean) / jnp.sqrt(variance + 1e-5)
+        return (x - self.running_mean) / jnp.sqrt(self.running_var + 1e-5)
 
     def absorb(self, x: Array, first: bool) -> "RunningNorm":
         """Move the averages towards a batch, or start them from one, if that is still to do.
@@ -295,15 +335,7 @@ class RunningNorm(eqx.Module):
         """
         mean = jax.lax.pmean(x.mean((1, 2), keepdims=True), BATCH)
         variance = jax.lax.pmean(jnp.square(x - mean).mean((1, 2), keepdims=True), BATCH)
-        start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
-        weight = 0.0 if first else MOMENTUM
-        old, kind = (self.running_mean, self.running_var), self.running_mean.dtype
-        new = [
-            jnp.where(self.initialized, o + weight * (n - o), s).astype(kind)
-            for o, n, s in zip(old, (mean, variance), (mean, start), strict=True)
-        ]
-        fields = (*new, jnp.ones_like(self.initialized))
-        return eqx.tree_at(lambda n: (n.running_mean, n.running_var, n.initialized), self, fields)
+        return self._moved(mean, variance, MOMENTUM, first)
 
 
 class Conv2d(eqx.Module):

@@ -1,30 +1,26 @@
-"""The base of every layer: one pair of methods in, a NumPyro transform out; their composition."""
+"""The base of every layer: one pair of methods in, a NumPyro transform out."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
-from numpyro_flows.checks import (
-    as_count,
-    as_event_shape,
-    check_context,
-    check_event,
-    check_finite,
-    check_shape,
-)
-from numpyro_flows.event import Event
-from numpyro_flows.partition import Partition
-from numpyro_flows.recipe import Recipe
-from numpyro_flows.tree import Module, named, replace, restored
+from numpyro_flows.tree import Module, frozen, named, replace, restored
+from pyroflows_common.checks import as_count, as_event_shape, check_rows, check_shape
+from pyroflows_common.recipe import Recipe
 
 Flow = TypeVar("Flow", bound="TransformModule")
+Pair = tuple[Array, Array]  # a value, and the log-determinant of the map that gave it
 
 
 class _HostTransform(Transform):
@@ -39,8 +35,11 @@ class TransformModule(eqx.Module, _HostTransform):
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
     `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
-    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. A layer with a
-    `context_dim` is given the context, `(*batch, context_dim)`, as a second argument of the two.
+    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. The context is the
+    second argument of the pair; a layer that takes none may leave it out.
+
+    The two methods map one event, `(*event_shape)`, with its context, `(context_dim,)`: inputs are
+    checked, and batches mapped over, before a layer sees them. Callers pass any batch shape.
 
     Args:
         event_shape: shape of the data's events, an int or a tuple of ints.
@@ -61,12 +60,10 @@ class TransformModule(eqx.Module, _HostTransform):
         ...         self.log_scale = jnp.ones(self.event_shape)
         ...
         ...     def forward_and_ladj(self, x):
-        ...         ladj = jnp.broadcast_to(self.log_scale.sum(), x.shape[:-1])
-        ...         return x * jnp.exp(self.log_scale), ladj
+        ...         return x * jnp.exp(self.log_scale), self.log_scale.sum()
         ...
         ...     def inverse_and_ladj(self, y):
-        ...         ladj = jnp.broadcast_to(self.log_scale.sum(), y.shape[:-1])
-        ...         return y * jnp.exp(-self.log_scale), -ladj
+        ...         return y * jnp.exp(-self.log_scale), -self.log_scale.sum()
         >>> scale = Scale(2)
         >>> scale.log_abs_det_jacobian(jnp.ones((3, 2)), scale(jnp.ones((3, 2)))).tolist()
         [2.0, 2.0, 2.0]
@@ -74,6 +71,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Floating-point arrays of a class that are state, not parameters.
     buffers: ClassVar[tuple[str, ...]] = ()
+    _takes_context: ClassVar[bool] = True
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
     base_shape: tuple[int, ...] = eqx.field(static=True)
@@ -93,51 +91,75 @@ class TransformModule(eqx.Module, _HostTransform):
         self.context_dim = as_count(context_dim, "context_dim", 0)
         self.base = "normal"
         self.recipe = None
+        if self.context_dim and not self._takes_context:
+            raise TypeError(
+                f"`context_dim` is {context_dim}, but {type(self).__name__}'s forward_and_ladj and "
+                "inverse_and_ladj take no context: add a second argument, `context`, to both"
+            )
 
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Map base to data: `(*batch, *base_shape)` to `(y, log|det dy/dx|)`."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, unchecked in _PAIR.items():
+            method = vars(cls).get(name)
+            if method is not None:
+                cls._takes_context = len(inspect.signature(method).parameters) > 2
+                setattr(cls, unchecked, _with_context(method, cls._takes_context))
+                setattr(cls, name, _checked(method))
+
+    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+        """Map base to data.
+
+        Args:
+            x: base samples `(*batch, *base_shape)`.
+            context: `(*batch, context_dim)` of a conditional layer.
+
+        Returns:
+            `y`, `(*batch, *event_shape)`, and `log|det dy/dx|`, `(*batch,)`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Map data to base: `(*batch, *event_shape)` to `(x, log|det dx/dy|)`."""
+    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+        """Map data to base.
+
+        Args:
+            y: data `(*batch, *event_shape)`.
+            context: `(*batch, context_dim)` of a conditional layer.
+
+        Returns:
+            `x`, `(*batch, *base_shape)`, and `log|det dx/dy|`, `(*batch,)`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement inverse_and_ladj")
-
-    # How a flow passes an event on. Layers that look at its parts override it.
-
-    def _forward_event(self, event: Event) -> tuple[Event, Array]:
-        context = [event.context] if self.context_dim else []
-        y, ladj = self.forward_and_ladj(event.whole(), *context)
-        return event.to(y), ladj
-
-    def _inverse_event(self, event: Event) -> tuple[Event, Array]:
-        context = [event.context] if self.context_dim else []
-        x, ladj = self.inverse_and_ladj(event.whole(), *context)
-        return event.to(x), ladj
-
-    def _absorb(self, event: Event, first: bool) -> "tuple[TransformModule, Event]":
-        """Learn the data's moments on the way from data to base (see `initialize`, `update`)."""
-        return self, self._inverse_event(event)[0]
-
-    def _end_partition(self, last: bool) -> Partition | None:
-        """Return the partition that the layer at one end works on, if it is a coupling."""
-        return None
-
-    def _unpacked(self) -> "TransformModule":
-        """Return the module whose fields have the names and shapes of PyTorch's wing."""
-        return self
-
-    def _packed(self, unpacked: Any) -> Any:
-        """Undo `_unpacked`."""
-        return unpacked
 
     # Data-dependent state
 
-    def initialize(self: Flow, x: Array, context: Array | None = None) -> Flow:
-        """Initialise what starts from data: ActNorm and batch normalisations.
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> "tuple[TransformModule, Array]":
+        """Learn moments from data `(n, *event_shape)` (see `initialize`, `update`); encode it."""
+        return self, self._encoded(y, context)
 
-        Each such layer that is not yet initialised takes the moments of the batch as the layers
-        between it and the data have encoded it. `fit` calls this on its first batch; nothing
-        else does.
+    def _encoded(self, y: Array, context: Array | None) -> Array:
+        return jax.vmap(lambda y, context: self._inverse_pair(y, context)[0])(y, context)
+
+    def _standardize(
+        self, parts: Iterator[Array]
+    ) -> "tuple[TransformModule, Iterator[Array] | None]":
+        """Let the layer at the data's end learn the moments of data that comes in parts.
+
+        Returns:
+            The new layer; and None where it has learned, or encoded parts where the layer before
+            it is to learn theirs.
+        """
+        raise ValueError(
+            f"`standardize` is true, but the flow ends in {type(self).__name__}: append "
+            f"Standardization({self.event_shape})"
+        )
+
+    def initialize(self: Flow, x: Array, context: Array | None = None) -> Flow:
+        """Initialise the layers that start from data: ActNorm and batch normalisation.
+
+        Each such layer that is not yet initialised takes the moments of the batch as encoded by
+        the layers between it and the data. `fit` calls this on its first batch; nothing else does.
 
         Args:
             x: data `(*batch, *event_shape)`.
@@ -147,18 +169,21 @@ class TransformModule(eqx.Module, _HostTransform):
             The new flow.
 
         Raises:
-            ValueError: where `x` has no rows or some that are not finite.
+            ValueError: where `x` has no rows, or rows that are not finite.
         """
-        x = check_finite(x, self.event_shape, "x")
-        return _absorbed(self, self._entry(x, context).value, context, True)
+        return self._learned(x, context, True)
 
     def update(self: Flow, x: Array, context: Array | None = None) -> Flow:
         """Move the running averages of every batch normalisation towards a batch of data.
 
         `fit` calls this before every step. Arguments, result and errors as for `initialize`.
         """
-        x = check_finite(x, self.event_shape, "x")
-        return _absorbed(self, self._entry(x, context).value, context, False)
+        return self._learned(x, context, False)
+
+    def _learned(self: Flow, x: Array, context: Array | None, first: bool) -> Flow:
+        x, context = self._entry(x, context)
+        check_finite(x, self.event_shape)
+        return _absorbed(self, x, context, first)
 
     def scale_penalty(self) -> Array:
         """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
@@ -182,21 +207,36 @@ class TransformModule(eqx.Module, _HostTransform):
         """
         return Conditioned(self, context)
 
-    def _entry(self, x: Array, context: Array | None = None, *, at_base: bool = False) -> Event:
-        """Check an input and its context, and return them as the event that a flow passes on."""
+    # The pair for one event, without checks: what a layer calls on the layers in it.
+
+    def _forward_pair(self, x: Array, context: Array | None) -> Pair:
+        return self.forward_and_ladj(x, context)
+
+    def _inverse_pair(self, y: Array, context: Array | None) -> Pair:
+        return self.inverse_and_ladj(y, context)
+
+    def _outermost(self, x: Array, context: Array | None, forward: bool) -> Pair:
+        """Check a batch of events, and map over it."""
+        x, context = self._entry(x, context, at_base=forward)
+        return _mapped(self, x, context, forward)
+
+    def _entry(
+        self, x: Array, context: Array | None = None, *, at_base: bool = False
+    ) -> tuple[Array, Array | None]:
+        """Check an input and its context; broadcast both to their joint batch shape."""
         event_shape = self.base_shape if at_base else self.event_shape
         x = check_event(x, event_shape)
         if context is not None:
             check_context(context, self.context_dim)
-            batch = len(x.shape) - len(event_shape)
-            joint = jnp.broadcast_shapes(x.shape[:batch], context.shape[:-1])
+            joint = jnp.broadcast_shapes(x.shape[: x.ndim - len(event_shape)], context.shape[:-1])
             x = jnp.broadcast_to(x, (*joint, *event_shape))
+            context = jnp.broadcast_to(context, (*joint, self.context_dim))
         elif self.context_dim:
             raise ValueError(
                 f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
                 "use flow.condition(context)"
             )
-        return Event(x, None, context)
+        return x, context
 
     # What NumPyro asks for
 
@@ -220,8 +260,8 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Check the shape of some events, and return its batch shape."""
-        shape = check_shape(shape, event_shape)
-        return shape[: len(shape) - len(event_shape)]
+        check_shape(shape, event_shape)
+        return tuple(shape[: len(shape) - len(event_shape)])
 
     @property
     def inv(self) -> Transform:
@@ -243,6 +283,22 @@ class TransformModule(eqx.Module, _HostTransform):
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
         # The host has just called `inv`: XLA merges the two forward passes.
         return -self.inverse_and_ladj(y)[1] if intermediates is None else intermediates
+
+    def eq(self, other: object, static: bool = False) -> Any:
+        """Whether another transform is built alike and has equal arrays.
+
+        Args:
+            other: the other one.
+            static: whether the answer is a plain bool, also within `jit`: traced arrays are equal
+                then if they are the same.
+        """
+        if type(other) is not type(self):
+            return False
+        if not static:
+            return eqx.tree_equal(self, other)
+        leaves, others = jax.tree.leaves(self), jax.tree.leaves(other)
+        alike = jax.tree.structure(self) == jax.tree.structure(other)
+        return alike and all(map(_same, leaves, others))
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         """Flatten as the host's transforms do; JAX itself flattens a flow as an Equinox module."""
@@ -290,28 +346,70 @@ class TransformModule(eqx.Module, _HostTransform):
         return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
 
 
-class OnEvents(TransformModule):
-    """A transform that is told how it passes an event on, in parts or whole.
+_PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}
 
-    To be subclassed, not used: a subclass has `_forward_event` and `_inverse_event`.
-    """
 
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
-        """Map base to data."""
-        return run(self, self._entry(x, at_base=True).value, None, True)
+def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[..., Pair]:
+    """Return a layer's method with a context as its last argument, which is passed on if taken."""
 
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
-        """Map data to base."""
-        return run(self, self._entry(y).value, None, False)
+    @functools.wraps(method)
+    def plain(self: TransformModule, x: Array, context: Array | None = None) -> Pair:
+        if not takes_context:
+            return method(self, x)
+        return method(self, x, context if self.context_dim else None)
+
+    return plain
+
+
+def _checked(method: Callable[..., Pair]) -> Callable[..., Pair]:
+    """Return a layer's method for batches, its inputs checked, as its users call it."""
+    forward = method.__name__ == "forward_and_ladj"
+
+    @functools.wraps(method)
+    def checked(self: TransformModule, x: Array, context: Array | None = None) -> Pair:
+        return self._outermost(x, context, forward)
+
+    return checked
+
+
+# A flow runs under jit even where its user does not: a bare scan would be compiled at every call.
+@eqx.filter_jit
+def _mapped(flow: TransformModule, x: Array, context: Array | None, forward: bool) -> Pair:
+    """Map events, each with its context, from base to data or back."""
+    flow = frozen(flow)
+    pair: Callable[..., Pair] = flow._forward_pair if forward else flow._inverse_pair
+    for _ in range(x.ndim - len(flow.base_shape if forward else flow.event_shape)):
+        pair = jax.vmap(pair)
+    y, ladj = pair(x, context)
+    return y, ladj.astype(y.dtype)
+
+
+@eqx.filter_jit
+def _absorbed(flow: Flow, x: Array, context: Array | None, first: bool) -> Flow:
+    rows = x.reshape(-1, *flow.event_shape)
+    contexts = None if context is None else context.reshape(-1, flow.context_dim)
+    return flow._absorb(rows, contexts, first)[0]  # type: ignore[return-value]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b or not (eqx.is_array(a) and eqx.is_array(b)):
+        return a is b or bool(a == b)
+    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return False
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
 
 
 class Conditioned(TransformModule):
-    """A conditional flow together with a context: a plain transform.
+    """A conditional flow with a context: a plain transform.
 
     Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
+
+    Args:
+        flow: the conditional flow.
+        context: `(*batch, context_dim)`.
     """
 
-    buffers: ClassVar[tuple[str, ...]] = ("context",)
+    inputs: ClassVar[tuple[str, ...]] = ("context",)  # not trained, but differentiable
 
     flow: TransformModule
     context: Array
@@ -331,35 +429,62 @@ class Conditioned(TransformModule):
         """As the flow's."""
         return self.flow.codomain
 
-    def forward_and_ladj(self, x: Array) -> tuple[Array, Array]:
+    def forward_and_ladj(self, x: Array) -> Pair:
         """Map base to data, given the context."""
-        x = self.flow._entry(x, self.context, at_base=True).value
-        return run(self.flow, x, self.context, True)
+        return self.flow._forward_pair(x, self.context)
 
-    def inverse_and_ladj(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_ladj(self, y: Array) -> Pair:
         """Map data to base, given the context."""
-        return run(self.flow, self.flow._entry(y, self.context).value, self.context, False)
+        return self.flow._inverse_pair(y, self.context)
 
-    def _absorb(self, event: Event, first: bool) -> tuple[TransformModule, Event]:
-        flow, encoded = self.flow._absorb(self.flow._entry(event.whole(), self.context), first)
-        return replace(self, flow=flow), event.to(encoded.whole())
+    def _outermost(self, x: Array, context: Array | None, forward: bool) -> Pair:
+        return self.flow._outermost(x, self.context, forward)
+
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> tuple[TransformModule, Array]:
+        contexts = jnp.broadcast_to(self.context, (len(y), self.flow.context_dim))
+        flow, x = self.flow._absorb(y, contexts, first)
+        return replace(self, flow=flow), x
+
+    def _learned(self, x: Array, context: Array | None, first: bool) -> "Conditioned":
+        return replace(self, flow=self.flow._learned(x, self.context, first))
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
         batch = super()._batch(shape, event_shape)
         return jnp.broadcast_shapes(batch, self.context.shape[:-1])
 
 
-# A flow runs under jit even where its user does not: a bare scan would be compiled at every call.
-@eqx.filter_jit
-def run(
-    flow: TransformModule, x: Array, context: Array | None, forward: bool
-) -> tuple[Array, Array]:
-    """Take an event through a flow, from base to data or back."""
-    event = Event(x, None, context)
-    event, ladj = (flow._forward_event if forward else flow._inverse_event)(event)
-    return event.whole(), ladj
+def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Array:
+    """Check that `x` is a real floating-point array of events, and return it as JAX's."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a jax.Array")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point array such as float32"
+        )
+    check_shape(x.shape, event_shape, name)
+    return jnp.asarray(x)
 
 
-@eqx.filter_jit
-def _absorbed(flow: Any, x: Array, context: Array | None, first: bool) -> Any:
-    return flow._absorb(Event(x, None, context), first)[0]
+def check_context(context: Any, context_dim: int) -> None:
+    """Check that the flow was built for this context."""
+    if not context_dim:
+        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+    if not hasattr(context, "dtype") or not jnp.issubdtype(context.dtype, jnp.floating):
+        raise TypeError("`context` must be a floating-point jax.Array")
+    if context.ndim == 0 or context.shape[-1] != context_dim:
+        size = context.shape[-1] if context.ndim else "none"
+        raise ValueError(
+            f"`context` has last dimension {size}, but this flow was built with "
+            f"context_dim={context_dim}"
+        )
+
+
+def check_finite(x: Array, event_shape: tuple[int, ...], name: str = "`x`") -> None:
+    """Check that data has rows, all of them finite unless they are traced."""
+    rows = x.reshape(-1, math.prod(event_shape))
+    if not len(rows):
+        raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")
+    if not isinstance(x, jax.core.Tracer):
+        check_rows(np.asarray(jnp.isfinite(rows).all(-1)), name)

@@ -1,4 +1,4 @@
-"""Modules as trees of named arrays: which are trained, what they are called, new ones in place."""
+"""Modules as trees of named arrays: which are trained, what they are called, how they stack."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 Module = TypeVar("Module", bound=eqx.Module)
 
@@ -21,17 +21,72 @@ def replace(module: Module, **changes: Any) -> Module:
     return new
 
 
+class Blocks(eqx.Module):
+    """A sequence of modules built alike, their arrays stacked along a first axis.
+
+    Args:
+        modules: the modules.
+
+    Raises:
+        ValueError: where they are not built alike.
+    """
+
+    stacked: Any
+    depth: int = eqx.field(static=True)
+
+    def __init__(self, modules: Iterable[Any]) -> None:
+        modules = list(modules)
+        arrays, static = zip(*(eqx.partition(one, eqx.is_array) for one in modules), strict=True)
+        shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
+        if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
+            raise ValueError("`layers` of a Stack must be built alike; use a Chain for others")
+        self.stacked = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
+        self.depth = len(modules)
+
+    def __len__(self) -> int:
+        return self.depth
+
+    def __getitem__(self, index: int) -> Any:
+        if not -self.depth <= index < self.depth:
+            raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
+        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.stacked)
+
+
 def trainable(flow: Module) -> Module:
     """Return the flow's pytree with true at parameters and false at state, for `eqx.partition`.
 
-    State is what a module, a network of one's own too, names in its class variable `buffers`.
-    """
+    State is what a module, also a custom network, lists in its class variable `buffers`; a context
+    that was given to a flow is not trained either.
 
-    def has_state(node: Any) -> bool:
-        return isinstance(node, eqx.Module) and isinstance(getattr(node, "buffers", None), tuple)
+    Examples:
+        >>> import equinox as eqx
+        >>> from numpyro_flows import BatchNorm, trainable
+        >>> flow = BatchNorm(2)
+        >>> parameters, state = eqx.partition(flow, trainable(flow))
+        >>> parameters.running_mean is None
+        True
+    """
+    return _marked(flow, ("buffers", "inputs"))
+
+
+def frozen(flow: Module) -> Module:
+    """Return the flow with its buffers cut off from gradients; those of inputs pass."""
+    rest, buffers = eqx.partition(flow, _marked(flow, ("buffers",)))
+    stopped = jax.tree.map(lambda a: lax.stop_gradient(a) if eqx.is_array(a) else a, buffers)
+    return eqx.combine(rest, stopped)
+
+
+def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
+    """Return the flow's pytree with true at floating-point arrays that no class lists as these."""
+
+    def listed(node: Any) -> tuple[str, ...]:
+        return sum((getattr(node, kind, ()) for kind in kinds), ())
+
+    def lists(node: Any) -> bool:
+        return isinstance(node, eqx.Module) and bool(listed(node))
 
     def mark(node: Any) -> Any:
-        if not has_state(node):
+        if not lists(node):
             return eqx.is_inexact_array(node)
         changes = {}
         for field in dataclasses.fields(node):
@@ -39,12 +94,12 @@ def trainable(flow: Module) -> Module:
                 value = getattr(node, field.name)
                 changes[field.name] = (
                     jax.tree.map(lambda _: False, value)
-                    if field.name in node.buffers
-                    else jax.tree.map(mark, value, is_leaf=has_state)
+                    if field.name in listed(node)
+                    else jax.tree.map(mark, value, is_leaf=lists)
                 )
         return replace(node, **changes)
 
-    return mark(flow)
+    return jax.tree.map(mark, flow, is_leaf=lists)
 
 
 def named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
@@ -61,8 +116,8 @@ def restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
     if eqx.is_array(node):
         return jnp.asarray(state[prefix.removesuffix(".")])
     children = {n: restored(child, f"{prefix}{n}.", state) for n, child in _children(node)}
-    if hasattr(node, "_unpacked"):
-        return node._packed(replace(node._unpacked(), **children))
+    if isinstance(node, Blocks):
+        return Blocks(children.values())
     if isinstance(node, eqx.Module):
         return replace(node, **children)
     if isinstance(node, tuple | list):
@@ -71,10 +126,9 @@ def restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:
-    node = node._unpacked() if hasattr(node, "_unpacked") else node
+    if isinstance(node, Blocks | tuple | list):
+        return [(str(i), child) for i, child in enumerate(node)]
     if isinstance(node, eqx.Module):
         fields = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
         return [(name, getattr(node, name)) for name in fields]
-    if isinstance(node, tuple | list):
-        return [(str(i), child) for i, child in enumerate(node)]
     return list(node.items()) if isinstance(node, dict) else []

@@ -6,25 +6,53 @@ try:
 except ImportError as error:
     raise ImportError("pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'") from error
 
-from pyroflows.affine import LowerTriangular, Preconditioner
-from pyroflows.autoflow import AutoFlow
-from pyroflows.chain import Chain, Stack
-from pyroflows.coupling import AdditiveCoupling, AffineCoupling
-from pyroflows.diagnostics import check_invertible, to_arviz
+from pyroflows.diagnostics import check_invertible
 from pyroflows.distribution import FlowDistribution, flow_distribution
-from pyroflows.evidence import GuideFitResult, fit_guide
 from pyroflows.flows import glow, nice, realnvp
-from pyroflows.guides import AutoGlow, AutoNICE, AutoRealNVP
-from pyroflows.image import Flatten, MultiScale, Squeeze
-from pyroflows.linear import InvertibleConv1x1, InvertibleLinear, Permutation
+from pyroflows.guides import (
+    AutoFlow,
+    AutoGlow,
+    AutoNICE,
+    AutoRealNVP,
+    GuideFitResult,
+    Preconditioner,
+    fit_guide,
+    to_arviz,
+)
+from pyroflows.layers import (
+    ActNorm,
+    AdditiveCoupling,
+    AffineCoupling,
+    BatchNorm,
+    Chain,
+    DiagonalScaling,
+    Flatten,
+    InvertibleConv1x1,
+    InvertibleLinear,
+    Logit,
+    LogTails,
+    LowerTriangular,
+    MultiScale,
+    Permutation,
+    SinhArcsinh,
+    Squeeze,
+    Stack,
+    Standardization,
+    dequantize,
+)
 from pyroflows.networks import ConvNet, DenseNet, ResNet
-from pyroflows.normalization import ActNorm, BatchNorm, DiagonalScaling, Standardization
-from pyroflows.partition import Checkerboard, Partition, alternating, channels, checkerboard, halves
-from pyroflows.pixels import Logit, bits_per_dim, dequantize
 from pyroflows.storage import load, save
-from pyroflows.tails import LogTails, SinhArcsinh
 from pyroflows.training import FitResult, fit
-from pyroflows.transform import TransformModule
+from pyroflows.transform import Conditioned, TransformModule
+from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.partition import (
+    Checkerboard,
+    Partition,
+    alternating,
+    channels,
+    checkerboard,
+    halves,
+)
 
 __all__ = [
     "ActNorm",
@@ -37,6 +65,7 @@ __all__ = [
     "BatchNorm",
     "Chain",
     "Checkerboard",
+    "Conditioned",
     "ConvNet",
     "DenseNet",
     "DiagonalScaling",

@@ -1,22 +1,12 @@
-"""Diagnostics: whether a flow inverts itself, and whether a guide can be trusted."""
+"""Diagnostics: how well a flow inverts itself in floating point."""
 
-import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import pyro
 import torch
-from pyro import poutine
-from pyro.infer import Predictive
 from torch import Tensor
 
-from pyroflows import importance
-from pyroflows.checks import as_count, check_finite
-from pyroflows.latent import alone
-from pyroflows.seeds import seeded
-from pyroflows.transform import TransformModule
+from pyroflows.transform import TransformModule, check_event, check_finite
 
 
 class Invertibility(NamedTuple):
@@ -56,208 +46,11 @@ def check_invertible(flow: TransformModule, x: Tensor) -> Invertibility:
     """
     if not isinstance(flow, TransformModule):
         raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
-    check_finite(x, flow.event_shape, "x")
+    check_event(x, flow.event_shape)
+    check_finite(x, flow.event_shape)
     z, inverse_ladj = flow.inverse_and_ladj(x)
     back, ladj = flow.forward_and_ladj(z)
     rows, error = (a.abs().reshape(-1, math.prod(flow.event_shape)).amax(-1) for a in (x, x - back))
     errors = error / rows.clamp(min=1), (ladj + inverse_ladj).abs()
     worst = (float(error.max()) for error in errors)
     return Invertibility(*(math.inf if math.isnan(error) else error for error in worst))
-
-
-def to_arviz(
-    posterior: Any,
-    model: Callable[..., Any] | None = None,
-    *,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    draws: int = 1000,
-    coords: Mapping[str, Any] | None = None,
-    dims: Mapping[str, Sequence[str]] | None = None,
-    posterior_predictive: bool = False,
-    resample: bool = False,
-    seed: int = 0,
-) -> Any:
-    r"""Draw from a guide, weigh the draws against its model, and hand both to ArviZ.
-
-    Each draw has an importance ratio, and a generalised Pareto distribution is fitted to the
-    largest ones:
-
-    $$r_s = \frac{p(x, \theta_s)}{q(\theta_s)}, \qquad \theta_s \sim q, \qquad s = 1, \dots, S.$$
-
-    Its shape $\hat k$ says whether the guide can be trusted. Below 0.5 it is good; below
-    $\min(1 - 1/\log_{10} S, 0.7)$ its draws are usable after importance resampling; above, not
-    at all. A guide that is too wide is good in this sense, too, since its draws can be weighed:
-    the verdict then says to resample them. It speaks of where the draws are: of a mode that the
-    guide has missed altogether no draw tells. Where there may be several, fit guides from several
-    starts, by `init_loc_fn`, and compare their evidence lower bounds.
-
-    The draws are independent and make up one chain, for which ArviZ gives no R-hat: it compares
-    chains, and those of one guide agree however wrong the guide is. $\hat k$ takes its place.
-    ArviZ takes the draws for the posterior's: before `arviz.loo`, resample those that cannot be
-    used as they are, or its own $\hat k$ will be too high.
-
-    Args:
-        posterior: an automatic or hand-written guide; or a Pyro distribution, such as
-            `flow_distribution(flow, context=observation)`, over the only latent site of the
-            model, which has to be real.
-        model: the model, with its data as observed sites. Default: the one that an automatic
-            guide was made for. A guide made for a part of a model, by `poutine.block`, needs it.
-        args: positional arguments of the model and of the guide.
-        kwargs: keyword arguments of both.
-        draws: number of draws, at least 25.
-        coords: coordinates of dimensions, as in `arviz.from_dict`.
-        dims: names of the dimensions of sites, as in `arviz.from_dict`. Default: the names of the
-            plates.
-        posterior_predictive: whether to simulate the observed sites, too.
-        resample: whether to draw again from the draws in proportion to their smoothed weights
-            (systematic resampling). A draw that is taken several times stands several times in a
-            row, so that ArviZ's effective sample size counts it about once.
-        seed: of all random numbers; the global ones are not touched.
-
-    Returns:
-        What the installed ArviZ works with: `InferenceData` of ArviZ 0.2x, an `xarray.DataTree`
-        of 1.x. Its groups are `posterior` (with the deterministic sites); `log_likelihood` (of
-        each observation, without `poutine.scale`, and without factors); `observed_data`;
-        `posterior_predictive` where asked for; and `sample_stats`: `lp` is the log joint density,
-        `log_importance_ratio` the ratio (minus infinity where it is not finite) and `log_weight`
-        its normalised, smoothed logarithm, which is that of equal weights once the draws have
-        been resampled. Its attributes are `pareto_k` (minus infinity where all ratios are
-        equal); `elbo`, the mean log ratio; `importance_ess`, the effective number of the weighted
-        draws; and `verdict`, in words. The group `posterior` has them, too, and they are of the
-        draws before resampling. A slash in a site's name becomes a dot.
-
-    Raises:
-        ValueError: where `model` is missing, or posterior and model do not fit each other:
-            latent sites that the guide does not draw (discrete ones have to be summed out in the
-            model), a guide of points, plates that take a subsample of the data.
-        TypeError: where `posterior`, `model` or `args` is of the wrong kind.
-        ImportError: where ArviZ is not installed.
-
-    References:
-        Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (JMLR 2024);
-        Yao, Vehtari, Simpson and Gelman, "Yes, but did it work?" (ICML 2018).
-
-    Examples:
-        >>> import pyro, torch
-        >>> import pyro.distributions as dist
-        >>> from pyroflows import to_arviz
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("people", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> data = to_arviz(dist.Normal(0.8, 0.55), model, args=(torch.ones(3),))
-        >>> data.attrs["verdict"]
-        'k̂ = ...: good; the draws can be used as they are'
-        >>> data.log_likelihood["y"].dims
-        ('chain', 'draw', 'people')
-    """
-    psis, gather = _arviz()
-    draws = as_count(draws, "draws", importance.FEWEST)
-    model = importance.model_of(posterior, model)
-    inputs = importance.as_inputs(args, kwargs)
-    # Without validation: a draw on the border of a site's support is one without weight.
-    with seeded(as_count(seed, "seed", 0)), torch.no_grad(), alone():
-        drawn = importance.draw(posterior, model, inputs, draws)
-        latent, observed, deterministic = drawn.sites
-        log_p, log_q = drawn.log_p.double().cpu().numpy(), drawn.log_q.double().cpu().numpy()
-        ratio = np.nan_to_num(log_p - log_q, nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
-        weights = importance.weigh(psis, ratio)
-        kept, log_weight = np.arange(draws), weights.log_weight
-        if resample:
-            kept = importance.resample(log_weight, float(torch.rand(())))
-            log_weight = np.full(draws, -math.log(draws))
-        values = {name: value[kept] for name, value in drawn.values.items()}
-        predicted = {}
-        if posterior_predictive:
-            predict = Predictive(poutine.uncondition(model), values, return_sites=list(observed))
-            predicted = {
-                name: value.reshape(draws, *observed[name]["value"].shape)
-                for name, value in predict(*inputs[0], **inputs[1]).items()
-            }
-
-    def chain(arrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        return {name: array.cpu().numpy()[None] for name, array in arrays.items()}
-
-    groups = {
-        "posterior": chain({**values, **{n: v[kept] for n, v in drawn.deterministic.items()}}),
-        "posterior_predictive": chain(predicted),
-        "log_likelihood": chain({n: value[kept] for n, value in drawn.log_likelihood.items()}),
-        "sample_stats": {
-            "lp": log_p[None, kept],
-            "log_importance_ratio": ratio[None, kept],
-            "log_weight": log_weight[None],
-        },
-        "observed_data": {
-            n: torch.as_tensor(s["value"]).cpu().numpy() for n, s in observed.items()
-        },
-    }
-    sites = {**latent, **deterministic, **observed}
-    names = {name: _dim_names(site, sites) for name, site in sites.items()}
-    attrs = {
-        "inference_library": "pyro",
-        "inference_library_version": pyro.__version__,
-        "pareto_k": weights.pareto_k,
-        "elbo": float(ratio.mean()),
-        "importance_ess": weights.ess,
-        "verdict": importance.verdict(weights, resample),
-    }
-    return gather(groups, coords, {**names, **dict(dims or {})}, attrs)
-
-
-def _arviz() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return what smooths log ratios and what makes groups: all that differs between ArviZ's."""
-    try:
-        arviz = importlib.import_module("arviz")
-    except ImportError as error:
-        raise ImportError("to_arviz needs ArviZ: pip install 'pyroflows[arviz]'") from error
-    old = arviz.__version__.startswith("0.")
-
-    def psis(log_ratio: np.ndarray) -> tuple[np.ndarray, float]:
-        if old:
-            return arviz.psislw(log_ratio)
-        stats = importlib.import_module("arviz_stats.base").array_stats
-        try:
-            return stats.psislw(-log_ratio)  # it takes log-likelihoods, and inverts them
-        except ValueError:  # no tail to fit
-            return log_ratio - np.logaddexp.reduce(log_ratio), math.inf
-
-    def gather(
-        groups: dict[str, dict[str, np.ndarray]],
-        coords: Any,
-        dims: Mapping[str, Any],
-        attrs: dict[str, Any],
-    ) -> Any:
-        # Neither NetCDF nor xarray's trees allow a slash in a name.
-        groups = {
-            group: {name.replace("/", "."): array for name, array in arrays.items()}
-            for group, arrays in groups.items()
-            if arrays
-        }
-        names = {
-            name.replace("/", "."): [dim.replace("/", ".") for dim in value]
-            for name, value in dims.items()
-        }
-        if old:
-            return arviz.from_dict(
-                **groups, coords=coords, dims=names, attrs=attrs, posterior_attrs=attrs
-            )
-        everywhere = {"/": attrs, "posterior": attrs}
-        return arviz.from_dict(groups, coords=coords, dims=names, attrs=everywhere)
-
-    return psis, gather
-
-
-def _dim_names(site: Any, sites: Mapping[str, Any]) -> list[str]:
-    """Name the dimensions of a site by its plates."""
-    shape = tuple(torch.as_tensor(site["value"]).shape)
-    names = [f"{site['name']}_dim_{i}" for i in range(len(shape))]
-    plates = [plate for plate in site["cond_indep_stack"] if plate.dim is not None]
-    batch = len(shape) - site["fn"].event_dim
-    if site["infer"].get("_deterministic"):  # its own event_dim does not tell
-        batch = len(shape) if max((-plate.dim for plate in plates), default=0) == len(shape) else 0
-    for plate in plates:
-        axis = batch + plate.dim
-        if axis >= 0 and shape[axis] == plate.size and plate.name not in {"chain", "draw", *sites}:
-            names[axis] = plate.name
-    return names

@@ -1,13 +1,14 @@
 """Densities: a base distribution and a flow as one Pyro distribution."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyroflows.checks import check_shape
 from pyroflows.transform import TransformModule
+from pyroflows_common.checks import check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
 
@@ -18,12 +19,30 @@ class FlowDistribution(dist.TransformedDistribution):
     Made by `flow_distribution`.
     """
 
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw, with the log-density of each draw, in one evaluation of each network.
+
+        Args:
+            sample_shape: shape of the independent draws.
+
+        Returns:
+            Draws `(*sample_shape, *batch, *event_shape)` and their log-densities, both functions
+            of the flow's parameters.
+        """
+        (flow,) = self.transforms
+        x = self.base_dist.rsample(torch.Size(sample_shape))
+        y, ladj = flow.forward_and_ladj(x)
+        return y, self._log_prob(x, -ladj)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of `value`, `(*batch, *event_shape)`, by the change of variables."""
         if self._validate_args and not torch.compiler.is_compiling():
             self._validate_sample(value)
         (flow,) = self.transforms
-        x, ladj = flow._inverse_pair(value)
+        return self._log_prob(*flow.inverse_and_ladj(value))
+
+    def _log_prob(self, x: Tensor, ladj: Tensor) -> Tensor:
+        (flow,) = self.transforms
         surplus = tuple(range(len(flow.event_shape) - self.event_dim, 0))
         return self.base_dist.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows.checks import as_scale, as_widths
+from pyroflows_common.checks import as_scale, as_widths
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -26,6 +26,43 @@ def activation_named(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+class DataDependent(nn.Module):
+    """A network with state that is learned from data by `initialize` and `update` of its flow."""
+
+    def absorb(self, x: Tensor, first: bool) -> None:
+        """Learn from a batch of inputs.
+
+        Args:
+            x: `(n, in_dim)`, for images `(n, in_channels, H, W)`.
+            first: true in `initialize`, which starts what has not yet been started; false in
+                `update`, which moves it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement absorb")
+
+
+class RunningMoments(nn.Module):
+    """Running averages of the data's mean and variance: state, not parameters."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    initialized: Tensor
+
+    def _register_moments(self, shape: Sequence[int]) -> None:
+        """Start from mean 0 and variance 1, not yet initialised."""
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_var", torch.ones(shape))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def _move_moments(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
+        """Move the averages towards the moments of a batch, or start them from these."""
+        if not self.initialized:  # one row says nothing of the variance
+            variance = torch.where(variance > 0, variance, torch.ones_like(variance))
+        weight = momentum if self.initialized else 1.0
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
+        self.initialized.fill_(True)
 
 
 class DenseNet(nn.Module):
@@ -145,7 +182,7 @@ class ConvNet(nn.Module):
         return y * (3.0 * self.log_scale).exp().to(y.dtype)
 
 
-class ResNet(nn.Module):
+class ResNet(DataDependent):
     """RealNVP's residual network: blocks of two 3×3 convolutions, their weights normalised.
 
     A 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and a 1×1
@@ -235,18 +272,12 @@ class ResNet(nn.Module):
         return x if self.norm is None else F.instance_norm(x)
 
 
-class RunningNorm(nn.Module):
+class RunningNorm(RunningMoments, DataDependent):
     """`(x − running_mean) / √(running_var + 1e-5)` for each channel: state, not parameters."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    initialized: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("running_mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("running_var", torch.ones(channels, 1, 1))
-        self.register_buffer("initialized", torch.tensor(False))
+        self._register_moments((channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(*batch, channels, H, W)`."""
@@ -255,15 +286,9 @@ class RunningNorm(nn.Module):
 
     def absorb(self, x: Tensor, first: bool) -> None:
         """Move the averages towards a batch, or start them from one, if that is still to do."""
-        if first and self.initialized:
-            return
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-        if not self.initialized:
-            variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-        weight = MOMENTUM if self.initialized else 1.0
-        self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), weight)
-        self.running_var.lerp_(variance[0].to(self.running_var.dtype), weight)
-        self.initialized.fill_(True)
+        if not (first and self.initialized):
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+            self._move_moments(mean[0], variance[0], MOMENTUM)
 
 
 class Conv2d(nn.Conv2d):

@@ -1,26 +1,22 @@
-"""The base of every layer: one pair of methods in, a Pyro transform out; and their composition."""
+"""The base of every layer: one pair of methods in, a Pyro transform out."""
 
-from collections.abc import Sequence
+import functools
+import inspect
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.torch_transform import TransformModule as PyroTransformModule
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.checks import (
-    as_count,
-    as_event_shape,
-    check_context,
-    check_event,
-    check_finite,
-    check_shape,
-)
-from pyroflows.event import Event
-from pyroflows.memo import Memo, has_storage, plain
-from pyroflows.recipe import Recipe
+from pyroflows_common.checks import as_count, as_event_shape, check_rows, check_shape
+from pyroflows_common.recipe import Recipe
+
+Pair = tuple[Tensor, Tensor]  # a value, and the log-determinant of the map that gave it
 
 
 class TransformModule(PyroTransformModule):
@@ -28,8 +24,9 @@ class TransformModule(PyroTransformModule):
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
     `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
-    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. A layer with a
-    `context_dim` is given the context, `(*batch, context_dim)`, as a second argument of the two.
+    flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. The context,
+    `(*batch, context_dim)`, is the second argument of the pair; a layer that takes none may leave
+    it out. Inputs are checked before a layer sees them.
 
     Args:
         event_shape: shape of the data's events, an int or a tuple of ints.
@@ -59,6 +56,7 @@ class TransformModule(PyroTransformModule):
     """
 
     bijective = True
+    _takes_context = True
 
     def __init__(
         self,
@@ -73,41 +71,70 @@ class TransformModule(PyroTransformModule):
         self.context_dim = as_count(context_dim, "context_dim", 0)
         self.base = "normal"
         self.recipe: Recipe | None = None
-        self._memo: Memo | None = None
+        self._memo: _Memo | None = None
+        if self.context_dim and not self._takes_context:
+            raise TypeError(
+                f"`context_dim` is {context_dim}, but {type(self).__name__}'s forward_and_ladj and "
+                "inverse_and_ladj take no context: add a second argument, `context`, to both"
+            )
 
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base to data: `(*batch, *base_shape)` to `(y, log|det dy/dx|)`."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, unchecked in _PAIR.items():
+            method = vars(cls).get(name)
+            if method is not None:
+                cls._takes_context = len(inspect.signature(method).parameters) > 2
+                plain = _with_context(method, cls._takes_context)
+                setattr(cls, unchecked, plain)
+                setattr(cls, name, _checked(method, plain))
+
+    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        """Map base to data.
+
+        Args:
+            x: base samples `(*batch, *base_shape)`.
+            context: `(*batch, context_dim)` of a conditional layer.
+
+        Returns:
+            `y`, `(*batch, *event_shape)`, and `log|det dy/dx|`, `(*batch,)`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to base: `(*batch, *event_shape)` to `(x, log|det dx/dy|)`."""
+    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> Pair:
+        """Map data to base.
+
+        Args:
+            y: data `(*batch, *event_shape)`.
+            context: `(*batch, context_dim)` of a conditional layer.
+
+        Returns:
+            `x`, `(*batch, *base_shape)`, and `log|det dx/dy|`, `(*batch,)`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement inverse_and_ladj")
-
-    # How a flow passes an event on. Layers that look at its parts override it.
-
-    def _forward_event(self, event: Event) -> tuple[Event, Tensor]:
-        context = [event.context] if self.context_dim else []
-        y, ladj = self.forward_and_ladj(event.whole(), *context)
-        return event.to(y), ladj
-
-    def _inverse_event(self, event: Event) -> tuple[Event, Tensor]:
-        context = [event.context] if self.context_dim else []
-        x, ladj = self.inverse_and_ladj(event.whole(), *context)
-        return event.to(x), ladj
-
-    def _absorb(self, event: Event, first: bool) -> Event:
-        """Learn the data's moments on the way from data to base (see `initialize`, `update`)."""
-        return self._inverse_event(event)[0]
 
     # Data-dependent state
 
+    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+        """Learn moments from data `(n, *event_shape)` (see `initialize`, `update`); encode it."""
+        return self._inverse_pair(y, context)[0]
+
+    def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor] | None:
+        """Let the layer at the data's end learn the moments of data that comes in parts.
+
+        Returns:
+            None where it has; encoded parts where the layer before it is to learn theirs.
+        """
+        raise ValueError(
+            f"`standardize` is true, but the flow ends in {type(self).__name__}: append "
+            f"Standardization({self.event_shape})"
+        )
+
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
-        """Initialise what starts from data: ActNorm and batch normalisations.
+        """Initialise the layers that start from data: ActNorm and batch normalisation.
 
-        Each such layer that is not yet initialised takes the moments of the batch as the layers
-        between it and the data have encoded it. `fit` calls this on its first batch; nothing
-        else does.
+        Each such layer that is not yet initialised takes the moments of the batch as encoded by
+        the layers between it and the data. `fit` calls this on its first batch; nothing else does.
 
         Args:
             x: data `(*batch, *event_shape)`.
@@ -117,9 +144,11 @@ class TransformModule(PyroTransformModule):
             The flow itself.
 
         Raises:
-            ValueError: where `x` has no rows or some that are not finite.
+            ValueError: where `x` has no rows, or rows that are not finite.
         """
-        self._absorb(self._entry(check_finite(x, self.event_shape, "x"), context), True)
+        x = self._entry(x, context)
+        check_finite(x, self.event_shape)
+        self._absorb(x, context, True)
         return self
 
     @torch.no_grad()
@@ -128,7 +157,9 @@ class TransformModule(PyroTransformModule):
 
         `fit` calls this before every step. Arguments, result and errors as for `initialize`.
         """
-        self._absorb(self._entry(check_finite(x, self.event_shape, "x"), context), False)
+        x = self._entry(x, context)
+        check_finite(x, self.event_shape)
+        self._absorb(x, context, False)
         return self
 
     def scale_penalty(self) -> Tensor:
@@ -152,8 +183,16 @@ class TransformModule(PyroTransformModule):
         """
         return Conditioned(self, context)
 
-    def _entry(self, x: Tensor, context: Tensor | None = None, *, at_base: bool = False) -> Event:
-        """Check an input and its context, and return them as the event that a flow passes on."""
+    # The pair without checks: what a layer calls on the layers in it.
+
+    def _forward_pair(self, x: Tensor, context: Tensor | None) -> Pair:
+        return self.forward_and_ladj(x, context)
+
+    def _inverse_pair(self, y: Tensor, context: Tensor | None) -> Pair:
+        return self.inverse_and_ladj(y, context)
+
+    def _entry(self, x: Tensor, context: Tensor | None = None, *, at_base: bool = False) -> Tensor:
+        """Check an input and its context; broadcast the input to their joint batch shape."""
         event_shape = self.base_shape if at_base else self.event_shape
         check_event(x, event_shape)
         if context is not None:
@@ -166,7 +205,7 @@ class TransformModule(PyroTransformModule):
                 f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
                 "use flow.condition(context)"
             )
-        return Event(x, None, context)
+        return x
 
     # What Pyro asks for
 
@@ -190,8 +229,8 @@ class TransformModule(PyroTransformModule):
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
         """Check the shape of some events, and return its batch shape."""
-        shape = check_shape(shape, event_shape)
-        return shape[: len(shape) - len(event_shape)]
+        check_shape(shape, event_shape)
+        return torch.Size(shape[: len(shape) - len(event_shape)])
 
     def with_cache(self, cache_size: int = 1) -> "TransformModule":
         """Return the flow itself: nothing here depends on the size of Pyro's cache."""
@@ -201,77 +240,33 @@ class TransformModule(PyroTransformModule):
         """Forget the last evaluation. Never needed for correct results."""
         self._memo = None
 
+    # The host asks for a value and its log-determinant one by one, and both come out of one
+    # evaluation: the memo hands the second on. It knows the pair by its two tensors, so that no
+    # change of the flow makes it stale: it is the log-determinant of the map between these two.
+
     def _call(self, x: Tensor) -> Tensor:
         y, ladj = self.forward_and_ladj(x)
-        self._remember(y, x, ladj, forward=True)
+        self._remember(x, y, ladj)
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        x, ladj = self._inverse_pair(y)
-        self._remember(x, y, ladj, forward=False)
+        x, ladj = self.inverse_and_ladj(y)
+        self._remember(x, y, -ladj)
         return x
-
-    def _inverse_pair(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `inverse_and_ladj(y)`, free of charge where `y` has just come out of the flow."""
-        # What is remembered is a function of the base, without the gradient in y that y has.
-        tracked = torch.is_grad_enabled() and y.requires_grad
-        memo = None if tracked else self._recall(y, forward=True)
-        if memo is None:
-            return self.inverse_and_ladj(y)
-        return memo.other.clone(), -memo.ladj
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
-        memo = self._recall(y, forward=True)
-        if memo is None or memo.other is not x:
-            memo = self._recall(x, forward=False)
-            if memo is None or memo.other is not y:
-                return -self.inverse_and_ladj(y)[1]
-        # Once only: a second use might want to go backward through a graph that is freed by then.
-        self._memo = None
-        return memo.ladj if memo.forward else -memo.ladj
+        if self._memo is not None and not torch.compiler.is_compiling():
+            memo, self._memo = self._memo, None
+            ladj = memo.recall(x, y)
+            if ladj is not None:
+                return ladj
+        return -self.inverse_and_ladj(y)[1]
 
-    # The host calls a value and its log-determinant one by one. The memo holds what the last call
-    # has computed for as long as its output lives, and is believed only while all that the output
-    # was computed from is unchanged. Version counters cannot tell: pyro.optim.ClippedAdam, among
-    # others, writes through `.data`. So the memo compares the numbers themselves.
-
-    def _state(self) -> tuple[list[Tensor], list[Any]] | None:
-        """List the tensors and settings that a call depends on; None where that cannot be known."""
-        tensors: list[Tensor] = []
-        settings: list[Any] = []
-        modules: list[nn.Module] = [self]
-        # As `parameters()` and `buffers()`, which take as long as a coupling.
-        while modules:
-            module = modules.pop()
-            if isinstance(module, PyroModule):  # its parameters may be random variables
-                return None
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    tensors.append(value)
-                elif name not in _INTERNAL:
-                    settings.append(plain(value))
-                    if settings[-1] is NotImplemented:  # a function, for one, may look at anything
-                        return None
-            tensors += [t for t in module._parameters.values() if t is not None]
-            tensors += [t for t in module._buffers.values() if t is not None]
-            modules += [m for m in module._modules.values() if m is not None]
-        return tensors, settings
-
-    def _remember(self, output: Tensor, other: Tensor, ladj: Tensor, forward: bool) -> None:
-        if torch.compiler.is_compiling() or output is other or not has_storage(output):
-            return
-        state = self._state()
-        if state is not None:
-            self._memo = Memo(output, other, ladj, forward, *state)
-
-    def _recall(self, output: Tensor, forward: bool) -> Memo | None:
-        if torch.compiler.is_compiling():
-            return None
-        memo = self._memo
-        if memo is None or memo.forward is not forward or memo.output() is not output:
-            return None
-        return memo if memo.holds(output, self._state()) else None
+    def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
+        # Inference tensors have no version to compare.
+        if not (torch.compiler.is_compiling() or x.is_inference() or y.is_inference()):
+            self._memo = _Memo(x, y, ladj)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_memo": None}
@@ -280,36 +275,69 @@ class TransformModule(PyroTransformModule):
         return nn.Module.__repr__(self)
 
 
-# What torch and Pyro keep on every module, and a flow for others.
-_INTERNAL = (set(vars(nn.Module())) - {"training"}) | {
-    "_memo", "_inv", "_cache_size", "_cached_x_y", "base", "recipe",
-}  # fmt: skip
-
 # Registered, not inherited: PyroModule cannot take in a class whose metaclass is ABCMeta.
 ConditionalTransform.register(TransformModule)
 
+_PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}
 
-class OnEvents(TransformModule):
-    """A transform that is told how it passes an event on, in parts or whole.
 
-    To be subclassed, not used: a subclass has `_forward_event` and `_inverse_event`.
-    """
+def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[..., Pair]:
+    """Return a layer's method with a context as its last argument, which is passed on if taken."""
 
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map base to data."""
-        event, ladj = self._forward_event(self._entry(x, at_base=True))
-        return event.whole(), ladj
+    @functools.wraps(method)
+    def plain(self: TransformModule, x: Tensor, context: Tensor | None = None) -> Pair:
+        if not takes_context:
+            return method(self, x)
+        return method(self, x, context if self.context_dim else None)
 
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to base."""
-        event, ladj = self._inverse_event(self._entry(y))
-        return event.whole(), ladj
+    return plain
+
+
+def _checked(method: Callable[..., Pair], plain: Callable[..., Pair]) -> Callable[..., Pair]:
+    """Return a layer's method with its inputs checked, as its users call it."""
+    at_base = method.__name__ == "forward_and_ladj"
+
+    @functools.wraps(method)
+    def checked(self: TransformModule, x: Tensor, context: Tensor | None = None) -> Pair:
+        return plain(self, self._entry(x, context, at_base=at_base), context)
+
+    return checked
+
+
+class _Memo:
+    """The log-determinant of the last pair, for one use and for as long as both tensors live."""
+
+    __slots__ = ("__weakref__", "x", "y", "state", "ladj")
+
+    def __init__(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
+        memo = weakref.ref(self)
+
+        def forget(_: Any) -> None:
+            dead = memo()
+            if dead is not None:
+                dead.ladj = None
+
+        self.x, self.y = weakref.ref(x, forget), weakref.ref(y, forget)
+        self.state, self.ladj = self._state(x, y), ladj
+
+    def recall(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the log-determinant if this is the pair, unchanged, in the same grad mode."""
+        known = self.x() is x and self.y() is y and self.state == self._state(x, y)
+        return self.ladj if known else None
+
+    @staticmethod
+    def _state(x: Tensor, y: Tensor) -> tuple[int, int, bool]:
+        return x._version, y._version, torch.is_grad_enabled()
 
 
 class Conditioned(TransformModule):
-    """A conditional flow together with a context: a plain transform.
+    """A conditional flow with a context: a plain transform.
 
     Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
+
+    Args:
+        flow: the conditional flow.
+        context: `(*batch, context_dim)`.
     """
 
     flow: TransformModule
@@ -331,21 +359,50 @@ class Conditioned(TransformModule):
         """As the flow's."""
         return self.flow.codomain
 
-    def forward_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_and_ladj(self, x: Tensor) -> Pair:
         """Map base to data, given the context."""
-        event, ladj = self.flow._forward_event(self.flow._entry(x, self.context, at_base=True))
-        return event.whole(), ladj
+        return self.flow.forward_and_ladj(x, self.context)
 
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_and_ladj(self, y: Tensor) -> Pair:
         """Map data to base, given the context."""
-        event, ladj = self.flow._inverse_event(self.flow._entry(y, self.context))
-        return event.whole(), ladj
+        return self.flow.inverse_and_ladj(y, self.context)
 
-    def _absorb(self, event: Event, first: bool) -> Event:
-        return event.to(
-            self.flow._absorb(self.flow._entry(event.whole(), self.context), first).whole()
-        )
+    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+        return self.flow._absorb(self.flow._entry(y, self.context), self.context, first)
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
         batch = super()._batch(shape, event_shape)
         return torch.broadcast_shapes(batch, self.context.shape[:-1])
+
+
+def check_event(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> None:
+    """Check that `x` is a real floating-point tensor of events."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
+    if not x.dtype.is_floating_point:
+        raise TypeError(
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32"
+        )
+    check_shape(x.shape, event_shape, name)
+
+
+def check_context(context: Tensor, context_dim: int) -> None:
+    """Check that the flow was built for this context."""
+    if not context_dim:
+        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
+        raise TypeError("`context` must be a floating-point torch.Tensor")
+    if context.ndim == 0 or context.shape[-1] != context_dim:
+        size = context.shape[-1] if context.ndim else "none"
+        raise ValueError(
+            f"`context` has last dimension {size}, but this flow was built with "
+            f"context_dim={context_dim}"
+        )
+
+
+def check_finite(x: Tensor, event_shape: tuple[int, ...], name: str = "`x`") -> None:
+    """Check that data has rows, all of them finite."""
+    rows = x.reshape(-1, math.prod(event_shape))
+    if not len(rows):
+        raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")
+    check_rows(rows.isfinite().all(-1).cpu().numpy(), name)

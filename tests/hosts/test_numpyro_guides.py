@@ -208,6 +208,21 @@ def test_a_start_in_plain_numbers():
     assert_allclose(guide.median(initial(guide, Y))["level"], MEAN[0], atol=0.2 * SCALE[0])
 
 
+def test_rounding_errors_are_no_evidence():
+    """In single precision they outweigh all else in a beta density of large parameters."""
+    counts = jnp.array([3.0, 5.0, 2.0, 6.0, 4.0, 1.0, 5.0, 3.0, 2.0, 4.0, 6.0, 3.0])
+
+    def model():
+        mean = numpyro.sample("mean", dist.Beta(1.0, 1.0))
+        size = numpyro.sample("size", dist.Pareto(1.0, 1.5))
+        with numpyro.plate("groups", len(counts)):
+            rate = numpyro.sample("rate", dist.Beta(mean * size, (1 - mean) * size))
+            numpyro.sample("y", dist.Binomial(25, rate), obs=counts)
+
+    guide = AutoFlow(model, straight)
+    assert guide.median(initial(guide))["size"] < 1e4
+
+
 def test_a_model_without_a_finite_density_around_the_origin():
     """The search starts from the medians."""
 

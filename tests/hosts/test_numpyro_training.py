@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from numpyro_flows import fit, realnvp
-from numpyro_flows.step import losses_of, step
+from numpyro_flows.training.step import losses_of, step
 
 X = np.random.default_rng(0).normal(size=(96, 2)).astype("float32")
 QUICK = {"steps": 9, "progress": False, "batch_size": 32, "learning_rate": 1e-2}

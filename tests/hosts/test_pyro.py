@@ -25,7 +25,8 @@ from pyroflows import (
     glow,
     realnvp,
 )
-from pyroflows.coupling import TanhScale, asinh
+from pyroflows.layers.coupling import asinh
+from pyroflows.layers.scales import TanhScale
 from tests.hosts.small_pyro import FLOWS, IMAGES, every_flow, make, perturbed
 
 # The host's distributions

@@ -11,7 +11,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pyroflows.archive
+from pyroflows_common import archive
 from tests.wings import WINGS
 from tests.wings.stored import SMALL, same, tampered, used
 
@@ -235,7 +235,7 @@ def test_a_large_file_of_nothing(wing, path):
     empty = {f"a{i}": np.zeros((0, HUGE), "float32") for i in range(3000)}
     arguments = {"event_shape": 3, "layers": 40, "hidden": [4] * 30}
     about = {"builder": "realnvp", "arguments": arguments, "base": "normal"}
-    pyroflows.archive.write(path, {**about, "event_shape": [3], "context_dim": 0}, empty)
+    archive.write(path, {**about, "event_shape": [3], "context_dim": 0}, empty)
     start = time.process_time()
     with pytest.raises(ValueError, match="larger"):
         wing.package.load(path)

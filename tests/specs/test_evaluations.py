@@ -4,12 +4,11 @@ import pytest
 
 from tests.specs.registry import CASES
 
-# One case of each kind: scales and activations do not matter here. But a scale that is a plain
-# function may look at anything, so what it gave is not remembered.
+# One case of each kind: scales and activations do not matter here.
 COUPLED = {
     (case.name, case.context_dim, case.options.get("network")): case
     for case in CASES
-    if case.conditioners and case.options.get("scale") != "own"
+    if case.conditioners
 }.values()
 pytestmark = pytest.mark.parametrize("case", COUPLED, ids=str)
 
@@ -48,7 +47,15 @@ def test_sample_then_log_prob_in_the_host(wing, case):
     flow, count = wing.spied(wing.build(case))
     density = wing.host_density(flow, wing.normal_base(case.base_shape, 0.0, 1.0), case.context())
     wing.sample_and_log_prob(density, (3,))
-    assert count() == case.conditioners
+    assert count() == wing.evaluations_of_sample_and_log_prob * case.conditioners
+
+
+def test_log_prob_in_the_host(wing, case):
+    """The host asks for the inverse first, and then for the log-determinant."""
+    flow, count = wing.spied(wing.build(case))
+    base = wing.normal_base(case.base_shape, 0.0, 1.0)
+    wing.log_prob(wing.host_density(flow, base, case.context()), case.points(3))
+    assert count() == wing.evaluations_of_log_prob * case.conditioners
 
 
 def test_gradients(wing, case):

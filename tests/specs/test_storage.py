@@ -3,15 +3,13 @@
 import copy
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from numpy.testing import assert_array_equal
 
-import numpyro_flows.archive
-import pyroflows.archive
+import numpyro_flows.tree
 from tests.specs.registry import FLOWS, LAYERS, case
 from tests.wings import WINGS
 from tests.wings.stored import SMALL, about, same, used, with_base
@@ -313,13 +311,6 @@ def test_like_of_another_size(wing, path):
 
 
 # The format
-
-
-def test_the_format_is_the_same_in_both_wings():
-    ours, theirs = (
-        Path(m.__file__).read_text() for m in (pyroflows.archive, numpyro_flows.archive)
-    )
-    assert ours == theirs
 
 
 def test_what_a_file_says(writer, path):

@@ -1,7 +1,6 @@
 """Laws of `fit`: what it learns, what it leaves alone and what it shows."""
 
 import functools
-import sys
 import tracemalloc
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import make_moons
 
+from pyroflows_common import rows
 from tests.wings.base import disturbed
 from tests.wings.training import (
     GAUSSIAN,
@@ -103,11 +103,11 @@ def test_standardization_goes_through_the_data_in_parts(wing, monkeypatch):
             taken.append(index)
             return x[index]
 
-    monkeypatch.setattr(sys.modules[f"{wing.package.__name__}.data"], "CHUNK", 64)
+    monkeypatch.setattr(rows, "CHUNK", 64)
     parts = fit(wing, small(wing), x, standardize=True, steps=1)
-    rows = fit(wing, small(wing), Sorted(), standardize=True, steps=1)
+    items = fit(wing, small(wing), Sorted(), standardize=True, steps=1)
     assert len(np.unique(taken)) == len(x)
-    for result in (parts, rows):
+    for result in (parts, items):
         for name, value in wing.state(result.flow).items():
             assert_allclose(value, wing.state(whole.flow)[name], rtol=1e-5, err_msg=name)
     constant = np.full((200, 2), 0.1, dtype="float32")

@@ -35,6 +35,8 @@ def own_scale(r):
 
 class PyroWing(base.Wing):
     name = "pyro"
+    # The host's distribution keeps nothing of a sample for its density.
+    evaluations_of_sample_and_log_prob, evaluations_of_log_prob = 2, 1
     drawn_dtypes = ("float32", "float64")
     package = pyroflows
     own_network = OwnNetwork
@@ -150,12 +152,15 @@ class PyroWing(base.Wing):
             return self.numpy(density.sample(shape))
 
     def sample_and_log_prob(self, density, shape, seed=0):
-        """A sample and its log-density in the host's cheapest way."""
-        # Without gradients: the sample's own could be asked for, which takes another evaluation.
-        with torch.random.fork_rng(), torch.no_grad():
+        """A sample and its log-density in the cheapest way."""
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
-            x = density.sample(shape)
-            return self.numpy(x), self.numpy(density.log_prob(x))
+            if isinstance(density, pyroflows.FlowDistribution):
+                x, log_prob = density.rsample_and_log_prob(shape)
+            else:
+                x = density.rsample(shape)
+                log_prob = density.log_prob(x)
+            return self.numpy(x), self.numpy(log_prob)
 
     def drawn(self, density, shape):
         """A sample and its log-density, with the host's own objects that must stay alive."""

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.testing import assert_array_equal
 
-import numpyro_flows.archive
-import pyroflows.archive
+import numpyro_flows.tree
+from pyroflows_common import archive
 from tests.specs.registry import case
 
 SMALL = case("glow", 3, layers=2, hidden=(4,))
@@ -38,12 +38,12 @@ def same(wing, one, other):
 
 
 def about(path):
-    return pyroflows.archive.read(path)[0]
+    return archive.read(path)[0]
 
 
 def tampered(path, change):
     """Change what a file holds, with a checksum that is right."""
-    about, arrays = pyroflows.archive.read(path)
+    about, arrays = archive.read(path)
     arrays = dict(arrays)
     change(about, arrays)
-    pyroflows.archive.write(path, about, arrays)
+    archive.write(path, about, arrays)

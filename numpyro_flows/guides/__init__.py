@@ -1,0 +1,18 @@
+"""Guides: flows as variational posteriors, their training and the verdict on them."""
+
+from numpyro_flows.guides.arviz import to_arviz
+from numpyro_flows.guides.autoflow import AutoFlow
+from numpyro_flows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
+from numpyro_flows.guides.fit import GuideFitResult, fit_guide
+from numpyro_flows.guides.preconditioner import Preconditioner
+
+__all__ = [
+    "AutoFlow",
+    "AutoGlow",
+    "AutoNICE",
+    "AutoRealNVP",
+    "GuideFitResult",
+    "Preconditioner",
+    "fit_guide",
+    "to_arviz",
+]

@@ -1,0 +1,267 @@
+"""A guide of any flow: where it starts, what it learns and what it says."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.initialization import init_to_median, init_to_uniform
+
+from numpyro_flows.distribution import FlowDistribution
+from numpyro_flows.guides.model import Latents, latents, unblocked
+from numpyro_flows.guides.path_gradient import PathDistribution
+from numpyro_flows.guides.preconditioner import Preconditioner
+from numpyro_flows.guides.search import DENSE, HISTORY, search
+from numpyro_flows.layers.chain import Chain
+from numpyro_flows.layers.elementwise import ActNorm
+from numpyro_flows.layers.linear import LowerTriangular
+from numpyro_flows.layers.tails import SinhArcsinh
+from numpyro_flows.rng import check_key
+from numpyro_flows.transform import TransformModule
+from pyroflows_common.checks import as_scale
+
+# Points that the search starts from: the model's own, the origin and random ones around it.
+STARTS = 8
+# Draws that medians and quantiles are taken of.
+DRAWS = 4096
+
+
+class AutoFlow(AutoContinuous):
+    r"""A guide whose posterior is a flow of one's own over all latent variables.
+
+    In the unconstrained space of the D latent numbers the posterior is that of
+
+    $$x = m + L (b + A \cdot \mathrm{flow}(z))$$
+
+    for z from a Student-t distribution. Location m and scale L are found when the guide is set up,
+    by a search for the Gaussian that fits best, and stay fixed: one learning rate then suits every
+    model, whatever its units. Shift b and lower-triangular A are learned with the flow, from 0 and
+    the identity. In more than 256 dimensions L is diagonal plus a matrix of low rank, and A
+    diagonal. A flow takes two coordinates at least: the guide of a single latent number has a
+    learned monotone function in its place.
+
+    All else is as in NumPyro's own guides, with SVI, `Predictive`, `NeuTraReparam` and the like.
+
+    Args:
+        model: a NumPyro model with continuous latent variables.
+        build: makes the flow, given D and a `key`: any builder of this package, with arguments by
+            `functools.partial`, or a function of one's own.
+        prefix: what the names of the guide's sites and parameters begin with.
+        init_loc_fn: where each site starts, one of NumPyro's strategies; by default
+            `init_to_uniform`, or where that finds no finite density `init_to_median` or zero.
+        create_plates: makes the plates of subsampled data, as in NumPyro's `AutoGuide`.
+        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
+            host's guides do.
+        init_scale: standard deviation of every coordinate at the start without a search, or where
+            it finds nothing better.
+        degrees_of_freedom: of the Student-t base; None for a normal one.
+        path_gradient: whether the gradient of an evidence lower bound goes through the samples
+            alone ("sticking the landing"), each of limited weight. Switch it off for the
+            importance weighted bounds of `RenyiELBO`, for which it is biased, and for
+            forward-mode differentiation.
+        key: random key of the flow's first weights; always the same one by default.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
+
+    References:
+        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194); Agrawal, Sheldon and
+        Domke, "Advances in black-box VI" (arXiv:2006.10343).
+
+    Examples:
+        >>> import functools, jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from numpyro_flows import AutoFlow, nice
+        >>> def model():
+        ...     numpyro.sample("x", dist.Normal(5.0, 0.1).expand([2]).to_event(1))
+        >>> guide = AutoFlow(model, functools.partial(nice, layers=2))
+        >>> svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=4))
+        >>> params = svi.run(jax.random.key(0), 10, progress_bar=False).params
+        >>> guide.sample_posterior(jax.random.key(1), params, sample_shape=(3,))["x"].shape
+        (3, 2)
+    """
+
+    init_loc_fn: Any
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        build: Callable[..., TransformModule],
+        *,
+        prefix: str = "auto",
+        init_loc_fn: Callable[..., Any] | None = None,
+        create_plates: Callable[..., Any] | None = None,
+        init: str = "search",
+        init_scale: float = 0.1,
+        degrees_of_freedom: float | None = 20.0,
+        path_gradient: bool = True,
+        key: Array | None = None,
+    ) -> None:
+        _check_function(build, "build", "a function of D and a key that makes a flow")
+        if init_loc_fn is not None:
+            _check_function(init_loc_fn, "init_loc_fn", "one of NumPyro's strategies")
+        if init not in ("search", "location"):
+            raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
+        as_scale(init_scale, "init_scale", zero=False)
+        if degrees_of_freedom is not None:
+            as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+        key = jax.random.key(0) if key is None else key
+        check_key(key)
+        super().__init__(
+            model,
+            prefix=prefix,
+            init_loc_fn=init_to_uniform if init_loc_fn is None else init_loc_fn,
+            create_plates=create_plates,
+        )
+        self.build = build
+        self.init, self.init_scale = init, init_scale
+        self.degrees_of_freedom = degrees_of_freedom
+        self.path_gradient = path_gradient
+        self.key = key
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:  # no finite density, or out of range
+            self._set_up_elsewhere(error, *args, **kwargs)
+        size, dtype = self.latent_dim, self._init_latent.dtype
+        # Not traced: the arrays that are not parameters stay on the guide.
+        with jax.ensure_compile_time_eval():
+            flow = self.build(size, key=self.key) if size > 1 else _monotone()
+            affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
+            self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
+
+    def _set_up_elsewhere(self, error: Exception, *args: Any, **kwargs: Any) -> None:
+        """Begin where the model can be evaluated, with parameters out of range on the way."""
+        own = self.init_loc_fn
+        strategies = [own] if isinstance(error, ValueError) else []
+        if own is init_to_uniform:
+            strategies += [init_to_median, init_to_uniform(radius=0.0)]
+        with numpyro.validation_enabled(False):
+            for strategy in strategies:
+                self.init_loc_fn = strategy
+                try:
+                    super()._setup_prototype(*args, **kwargs)
+                    own = strategy  # the one to stay with
+                    return
+                except (RuntimeError, ValueError):
+                    continue
+                finally:
+                    self.init_loc_fn = own
+        raise error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw each site, as in NumPyro's guides."""
+        self._inputs = args, kwargs  # for the start of new parameters
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            del self._inputs
+
+    def _start(self, key: Array) -> tuple[Any, Array]:
+        """Return the parameters of a new guide, and their unit."""
+        inner, preconditioner = self._flow.layers
+        start = preconditioner.at(self._init_latent, self.init_scale)
+        if self.init == "search":
+            start = self._searched(start, key)
+        params = eqx.filter(Chain([inner, start]), eqx.is_inexact_array)
+        return params, jnp.ones((), start.loc.dtype)
+
+    def _searched(self, start: Preconditioner, key: Array) -> Preconditioner:
+        """Return the Gaussian that fits the posterior best."""
+        key, start_key, search_key = jax.random.split(key, 3)
+        latents = self._latents(key)
+        if latents is None:
+            return start
+        where = latents.where
+        own = np.concatenate([where[name] for name in self._init_locs])
+        loc = latents.loc.at[own].set(start.loc)
+        uniform = jax.random.uniform(start_key, (STARTS - 2, len(loc)), loc.dtype, -2.0, 2.0)
+        starts = jnp.concatenate([loc[None], jnp.zeros_like(loc)[None], uniform])
+        whole = _preconditioner(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
+
+        found, elbo = jax.jit(functools.partial(search, latents.log_density))(
+            whole, starts, search_key
+        )
+        sound = jnp.isfinite(elbo)
+        if not isinstance(sound, jax.core.Tracer) and not sound:
+            _warn("has found no Gaussian with a finite evidence lower bound")
+        found = start.marginal(found, own)
+        return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
+
+    def _latents(self, key: Array) -> Latents | None:
+        args, kwargs = self._inputs
+        if unblocked(self.model) is self.model:  # all that the host has found already
+            locs = jax.tree.map(jnp.asarray, self._init_locs)
+            return Latents(locs, self._potential_fn_gen(*args, **kwargs))
+        try:
+            return latents(key, self.model, self.init_loc_fn, *args, **kwargs)
+        except Exception as error:  # whatever a model does where it is not run as NumPyro's
+            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+            return None
+
+    def _transform(self) -> TransformModule:
+        params, unit = numpyro.param(f"{self.prefix}_flow$params", self._start)
+        inner, start = eqx.combine(params, self._flow).layers
+        # What is fixed is among the parameters, too. Decoupled weight decay shrinks all of them by
+        # one factor, up to rounding: that of the unit.
+        return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)])
+
+    def _get_posterior(self) -> FlowDistribution:
+        kind = PathDistribution if self.path_gradient else FlowDistribution
+        return kind(self.get_base_dist(), [self._transform()])
+
+    def get_base_dist(self) -> Any:
+        """Return the distribution of z: Student-t or normal."""
+        zeros = jnp.zeros_like(self._flow.layers[-1].loc)
+        if self.degrees_of_freedom is None:
+            return dist.Normal(zeros, 1.0).to_event(1)
+        return dist.StudentT(self.degrees_of_freedom, zeros, 1.0).to_event(1)
+
+    def get_transform(self, params: Any) -> TransformModule:
+        """Return the transform of z to the unconstrained latent numbers, with these parameters."""
+        return handlers.substitute(self._transform, params)()
+
+    def get_posterior(self, params: Any) -> FlowDistribution:
+        """Return the posterior of the unconstrained latent numbers, with these parameters."""
+        return FlowDistribution(self.get_base_dist(), [self.get_transform(params)])
+
+    def median(self, params: Any) -> dict[str, Array]:
+        """Return the median of each latent number, of 4096 draws that are always the same."""
+        return {name: draws[0] for name, draws in self.quantiles(params, [0.5]).items()}
+
+    def quantiles(self, params: Any, quantiles: Sequence[float]) -> dict[str, Array]:
+        """Return quantiles of each latent number, of 4096 draws that are always the same."""
+        draws = self.sample_posterior(jax.random.key(0), params, sample_shape=(DRAWS,))
+        levels = jnp.asarray(quantiles)
+        return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
+
+
+def _check_function(value: Any, name: str, expected: str) -> None:
+    if not callable(value) or isinstance(value, TransformModule):
+        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
+
+
+def _preconditioner(size: int) -> Preconditioner:
+    return Preconditioner(size, rank=None if size <= DENSE else 2 * HISTORY)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
+        stacklevel=2,
+    )
+
+
+def _monotone() -> TransformModule:
+    """Return a flexible bijection of one number, which couplings cannot give."""
+    return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

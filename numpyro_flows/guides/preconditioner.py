@@ -1,0 +1,131 @@
+"""The fixed affine map in front of a guide: the location, scale and correlations it starts from."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from numpyro_flows.layers.linear import exact_product, vector_size
+from numpyro_flows.transform import Pair, TransformModule
+from numpyro_flows.tree import replace
+from pyroflows_common.checks import as_count
+
+
+class Preconditioner(TransformModule):
+    r"""A fixed location and scale, correlations among them: where a guide starts.
+
+    $$y = s \odot (x + Q ((e^{\lambda} - 1) \odot Q^\top x)) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \log s_j + \sum_k \lambda_k$$
+
+    with orthonormal columns Q: as many as coordinates for any covariance, fewer for a diagonal one
+    plus one of low rank. It is not trained, and the identity until it is set.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        rank: number of columns of Q; by default D.
+
+    Raises:
+        ValueError: where `event_shape` is that of an image, or `rank` is more than D.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Preconditioner
+        >>> layer = Preconditioner(2).precondition(jnp.array([1.0, 2.0]), 3.0 * jnp.eye(2))
+        >>> layer(jnp.ones(2)).round(4).tolist()
+        [4.0, 5.0]
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale", "basis", "log_values")
+
+    loc: Array
+    log_scale: Array
+    basis: Array
+    log_values: Array
+
+    def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
+        super().__init__(event_shape)
+        size = vector_size(self.event_shape)
+        rank = size if rank is None else as_count(rank, "rank", 0)
+        if rank > size:
+            raise ValueError(f"`rank` is {rank}, expected at most {size}, the event's size")
+        self.loc = jnp.zeros(size)
+        self.log_scale = jnp.zeros(size)
+        self.basis = jnp.eye(size, rank)
+        self.log_values = jnp.zeros(rank)
+
+    def at(self, loc: Array, scale: float | Array) -> "Preconditioner":
+        """Return the layer set so that N(0, 1) becomes N(loc, scale²), uncorrelated.
+
+        Args:
+            loc: `(D,)`.
+            scale: a positive number, or `(D,)` of them.
+        """
+        return replace(
+            self,
+            loc=loc,
+            log_scale=jnp.log(jnp.broadcast_to(jnp.asarray(scale, loc.dtype), loc.shape)),
+            log_values=jnp.zeros_like(self.log_values),
+        )
+
+    def precondition(self, loc: Array, factor: Array) -> "Preconditioner":
+        """Return the layer set so that N(0, 1) becomes N(loc, factor factorᵀ).
+
+        Args:
+            loc: `(D,)`.
+            factor: `(D, n)` with n at least D, any factor of the covariance.
+        """
+        scale = jnp.linalg.norm(factor, axis=1)
+        # By singular values, not by the eigenvalues of the correlations: those lose their small
+        # ones to rounding.
+        basis, values, _ = jnp.linalg.svd(factor / scale[:, None], full_matrices=False)
+        state = (loc, jnp.log(scale), basis, jnp.log(values))
+        new = [a.astype(self.loc.dtype) for a in state]
+        return replace(self, **dict(zip(self.buffers, new, strict=True)))
+
+    def marginal(self, whole: "Preconditioner", index: np.ndarray) -> "Preconditioner":
+        """Return the layer set so that N(0, 1) becomes some coordinates of what `whole` makes.
+
+        A layer of full rank gets their correlations, too.
+
+        Args:
+            whole: a layer of no fewer dimensions.
+            index: `(D,)`, the coordinates of `whole`, not traced.
+        """
+        if np.array_equal(index, np.arange(len(whole.loc))):
+            return whole
+        factor = (whole(jnp.eye(len(whole.loc), dtype=whole.loc.dtype)) - whole.loc).T[index]
+        if self.basis.shape[0] == self.basis.shape[1]:
+            return self.precondition(whole.loc[index], factor)
+        return self.at(whole.loc[index], jnp.linalg.norm(factor, axis=1))
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data."""
+        loc, log_scale, *rest = self._in_precision_of(x)
+        return _stretched(x, *rest) * jnp.exp(log_scale) + loc, self._ladj(x)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base."""
+        loc, log_scale, basis, log_values = self._in_precision_of(y)
+        return _stretched((y - loc) * jnp.exp(-log_scale), basis, -log_values), -self._ladj(y)
+
+    def _in_precision_of(self, x: Array) -> tuple[Array, ...]:
+        """Return the state, as precise as what it works on."""
+        dtype = jnp.result_type(x, self.loc)
+        loc, log_scale, basis, log_values = (
+            getattr(self, name).astype(dtype) for name in self.buffers
+        )
+        if dtype != self.basis.dtype:  # orthonormal up to rounding, now to a finer one
+            basis = jnp.linalg.qr(basis)[0]
+        return loc, log_scale, basis, log_values
+
+    def _ladj(self, x: Array) -> Array:
+        return self.log_scale.astype(x.dtype).sum() + self.log_values.astype(x.dtype).sum()
+
+
+def _stretched(x: Array, basis: Array, log_values: Array) -> Array:
+    """Multiply along each column of a basis by the exponential of its value."""
+    return x + exact_product(jnp.expm1(log_values) * exact_product(x, basis), basis.T)

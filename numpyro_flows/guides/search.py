@@ -1,0 +1,341 @@
+"""Where a guide starts: a search for the Gaussian that fits a posterior best, on any scale."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from numpyro_flows.guides.preconditioner import Preconditioner
+from numpyro_flows.tree import replace
+
+# Up to so many coordinates the search has Hessians and the covariance any correlations.
+DENSE = 256
+# Pairs of steps and changes of slope that stand for the Hessian of more coordinates.
+HISTORY = 10
+# Products of the Hessian with random vectors, for its diagonal.
+PROBES = 8
+# Draws that score each Gaussian on the way, and those that score the few that are left.
+FEW, MANY = 16, 256
+NEWTON_STEPS, QUASI_NEWTON_STEPS = 50, 200
+HALVINGS = 15
+ROUNDS = 30
+# How much the change of a log-density in a draw's last digits weighs against the draw.
+DOUBT = 10.0
+
+LogDensity = Callable[[Array], Array]
+Derivative = Callable[[LogDensity], Callable[[Array], Array]]
+
+
+class Found(NamedTuple):
+    """A Gaussian and its evidence lower bound, the entropy up to a constant."""
+
+    gaussian: Preconditioner
+    elbo: Array
+
+
+def search(log_density: LogDensity, start: Preconditioner, starts: Array, key: Array) -> Found:
+    r"""Find the Gaussian that fits a posterior best: for a guide to start from.
+
+    From each start a damped Newton path climbs to a mode; the Gaussian \(N(x, |H|^{-1})\) of every
+    point on the way is a candidate, as the mode may be a bad centre. The best of all, by the
+    evidence lower bound, is refined by batch and match. In more than `DENSE` dimensions the path
+    is one of L-BFGS, the covariance diagonal plus one of low rank, and not refined.
+
+    Args:
+        log_density: maps `(D,)` to the log-density of the posterior, up to a constant.
+        start: what scales a candidate at each start has, for where no path leads anywhere.
+        starts: `(n, D)`.
+        key: random key.
+
+    Returns:
+        The Gaussian that is N(0, 1) through a `Preconditioner`, and its evidence lower bound,
+        which is not finite where no candidate's is.
+
+    References:
+        Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
+        for the path of L-BFGS and for scoring along the way; Cai et al., "Batch and match"
+        (arXiv:2402.14758), algorithm 1.
+    """
+
+    def target(x: Array) -> Array:
+        value = log_density(x)
+        return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+
+    dense = starts.shape[-1] <= DENSE
+    few_key, many_key, match_key, probe_key = jax.random.split(key, 4)
+    few, many = _noise(few_key, FEW, starts), _noise(many_key, MANY, starts)
+    path: Callable[..., Preconditioner]
+    if dense:
+        path = functools.partial(_newton_path, hessian=_hessian(target, starts[0]))
+    else:
+        probes = jax.random.rademacher(probe_key, (PROBES, starts.shape[-1]), starts.dtype)
+        products = functools.partial(_products(target, starts[0]), vectors=probes)
+        path = functools.partial(_quasi_newton_path, products=products)
+
+    def plain(point: Array) -> Preconditioner:
+        return replace(start, loc=point)
+
+    candidates = jax.tree.map(
+        lambda a, b: jnp.concatenate([a, b]),
+        lax.map(lambda point: path(target, plain(point), few), starts),
+        jax.vmap(plain)(starts),
+    )
+    scored = lax.map(lambda gaussian: _scored(target, gaussian, many), candidates)
+    best = jax.tree.map(lambda a: a[jnp.argmax(scored.elbo)], scored)
+    return _batch_and_match(target, best, many, match_key) if dense else best
+
+
+def _hessian(target: LogDensity, example: Array) -> Derivative:
+    """Return a way to a model's second derivatives: not all models let both modes be mixed."""
+    for way in (jax.hessian, lambda function: jax.jacrev(jax.grad(function))):
+        if _has(way(target), example):
+            return way
+    return lambda function: functools.partial(_symmetric, function)
+
+
+def _symmetric(target: LogDensity, x: Array) -> Array:
+    rows = _differences(target, x, jnp.eye(len(x), dtype=x.dtype))
+    return (rows + rows.T) / 2
+
+
+def _products(target: LogDensity, example: Array) -> Callable[..., Array]:
+    """Return a function of a point and vectors `(n, D)` to the Hessian's products with them."""
+
+    def products(x: Array, vectors: Array) -> Array:
+        return jax.vmap(jax.vjp(jax.grad(target), x)[1])(vectors)[0]
+
+    if _has(lambda x: products(x, x[None]), example):
+        return products
+    return functools.partial(_differences, target)
+
+
+def _has(derivative: Callable[[Array], Array], example: Array) -> bool:
+    try:
+        jax.eval_shape(derivative, example)
+    except Exception:  # whatever the model's own derivatives raise
+        return False
+    return True
+
+
+def _differences(target: LogDensity, x: Array, vectors: Array) -> Array:
+    """Return the Hessian's products with vectors, by central differences of slopes."""
+    warnings.warn(
+        "the model has no second derivatives: the search for a start takes differences of slopes",
+        stacklevel=2,
+    )
+    widths = jnp.finfo(x.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(vectors @ x))
+    steps = widths[:, None] * vectors
+    above, below = jnp.split(lax.map(jax.grad(target), jnp.concatenate([x + steps, x - steps])), 2)
+    return (above - below) / (2 * widths[:, None])
+
+
+def _noise(key: Array, draws: int, like: Array) -> Array:
+    """Return standard normal draws in pairs of opposite ones, so that their mean is exact."""
+    half = jax.random.normal(key, (draws // 2, like.shape[-1]), like.dtype)
+    return jnp.concatenate([half, -half])
+
+
+def _scored(target: LogDensity, gaussian: Preconditioner, noise: Array) -> Found:
+    draws, ladj = gaussian.forward_and_ladj(noise)
+    elbo = _sure(target, draws, noise) + ladj.mean()
+    return Found(gaussian, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
+
+
+def _sure(target: LogDensity, draws: Array, noise: Array) -> Array:
+    """Return the mean log-density of draws, less what may be no more than rounding errors.
+
+    A funnel's log-density rises without end where it cancels more and more of its digits. The
+    noise's signs say to which side each coordinate is moved.
+    """
+    nearby = draws * (1 + 2 * jnp.finfo(draws.dtype).eps * jnp.sign(noise))
+    values, others = jnp.split(jax.vmap(target)(jnp.concatenate([draws, nearby])), 2)
+    return (values - DOUBT * jnp.abs(others - values)).mean()
+
+
+def _better(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(b.elbo > a.elbo, y, x), a, b)
+
+
+def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[Array, Array]:
+    """Return the best point on a way, of halved steps, and whether it is better than the start."""
+    steps = 0.5 ** jnp.arange(HALVINGS, dtype=x.dtype)
+    points = x + steps[:, None] * way
+    values = jax.vmap(target)(points)
+    values = jnp.where(jnp.isnan(values), -jnp.inf, values)
+    k = jnp.argmax(values)
+    rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+    going = values[k] > value + jnp.maximum(1e-3, rounding)
+    return jnp.where(going, points[k], x), going
+
+
+def _newton_path(
+    target: LogDensity, start: Preconditioner, noise: Array, hessian: Derivative
+) -> Preconditioner:
+    """Climb by damped Newton steps, and return the best Gaussian on the way."""
+
+    def step(state: Any) -> Any:
+        x, best, count, _ = state
+        value, slope = jax.value_and_grad(target)(x)
+        found = _curved(start, x, -hessian(target)(x))
+        best = _better(best, _scored(target, found, noise))
+        # F Fᵀ g, with F the symmetric root of the inverse curvature on the diagonal's scale.
+        scale, turned = jnp.exp(found.log_scale), jnp.exp(2 * found.log_values)
+        way = scale * (found.basis @ (turned * (found.basis.T @ (scale * slope))))
+        x, going = _furthest(target, x, value, way)
+        return x, best, count + 1, going
+
+    value = target(start.loc)
+    best = Found(start, jnp.full_like(value, -jnp.inf))
+    state = lax.while_loop(
+        lambda state: state[-1] & (state[-2] < NEWTON_STEPS),
+        step,
+        (start.loc, best, 0, jnp.isfinite(value)),
+    )
+    return state[1].gaussian
+
+
+def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditioner:
+    """Return N(loc, |precision|⁻¹), the eigenvalues taken on the scale of the diagonal."""
+    diagonal = jnp.abs(jnp.diagonal(precision))
+    scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    values, vectors = jnp.linalg.eigh(scale[:, None] * precision * scale)
+    values = jnp.maximum(jnp.abs(values), 10 * jnp.finfo(precision.dtype).eps)
+    return replace(
+        like,
+        loc=loc,
+        log_scale=jnp.log(scale),
+        basis=vectors,
+        log_values=-0.5 * jnp.log(values),
+    )
+
+
+def _quasi_newton_path(
+    target: LogDensity,
+    start: Preconditioner,
+    noise: Array,
+    products: Callable[[Array], Array],
+) -> Preconditioner:
+    """Climb by L-BFGS, and return the best Gaussian on the way."""
+
+    def step(state: Any) -> Any:
+        x, slope, steps, changes, best, count, _ = state
+        found = _low_rank(start, x, _diagonal(products(x)), steps, changes)
+        best = _better(best, _scored(target, found, noise))
+        scale = jnp.exp(found.log_scale)
+        along = jnp.expm1(2 * found.log_values) * (found.basis.T @ (scale * slope))
+        way = scale * (scale * slope + found.basis @ along)
+        new, going = _furthest(target, x, target(x), way)
+        new_slope = jax.grad(target)(new)
+        s, y = new - x, slope - new_slope
+        curved = s @ y > 1e-8 * (y @ y)
+        steps = jnp.where(curved, jnp.roll(steps, -1, 0).at[-1].set(s), steps)
+        changes = jnp.where(curved, jnp.roll(changes, -1, 0).at[-1].set(y), changes)
+        going &= jnp.isfinite(new_slope).all()
+        return new, new_slope, steps, changes, best, count + 1, going
+
+    value, slope = jax.value_and_grad(target)(start.loc)
+    none = jnp.zeros((HISTORY, len(slope)), slope.dtype)
+    best = Found(start, jnp.full_like(value, -jnp.inf))
+    going = jnp.isfinite(value) & jnp.isfinite(slope).all()
+    state = lax.while_loop(
+        lambda state: state[-1] & (state[-2] < QUASI_NEWTON_STEPS),
+        step,
+        (start.loc, slope, none, none, best, 0, going),
+    )
+    return state[4].gaussian
+
+
+def _diagonal(products: Array) -> Array:
+    """Return a diagonal inverse curvature from the Hessian's products with vectors of ±1.
+
+    Their root mean square estimates the length of each of the Hessian's rows: its diagonal, where
+    it is diagonal, and more than that where it is not.
+    """
+    sizes = jnp.sqrt(jnp.square(products).mean(0))
+    sound = jnp.isfinite(sizes) & (sizes > 0)
+    return jnp.where(sound, 1 / jnp.where(sound, sizes, 1.0), 1.0)
+
+
+def _low_rank(
+    like: Preconditioner, loc: Array, diagonal: Array, steps: Array, changes: Array
+) -> Preconditioner:
+    """Return the Gaussian of L-BFGS's inverse curvature (Pathfinder, equations 10 to 12)."""
+    used = jnp.square(steps).sum(1) > 0
+    inner = jnp.triu(steps @ changes.T) + jnp.diag(jnp.where(used, 0.0, 1.0))
+    inverse = jax.scipy.linalg.solve_triangular(inner, jnp.eye(HISTORY, dtype=loc.dtype))
+    inverse = jnp.where(used[:, None] & used, inverse, 0.0)
+    middle = jnp.diag(jnp.diagonal(inner)) + (changes * diagonal) @ changes.T
+    corner = inverse.T @ jnp.where(used[:, None] & used, middle, 0.0) @ inverse
+    core = jnp.block([[jnp.zeros_like(inverse), -inverse], [-inverse.T, corner]])
+    scale = jnp.sqrt(diagonal)
+    columns = jnp.concatenate([changes * diagonal, steps]) / scale
+    basis, triangle = jnp.linalg.qr(columns.T)
+    values, vectors = jnp.linalg.eigh(triangle @ core @ triangle.T)
+    values = jnp.maximum(1 + values, 10 * jnp.finfo(loc.dtype).eps)
+    return replace(
+        like,
+        loc=loc,
+        log_scale=jnp.log(scale),
+        basis=basis @ vectors,
+        log_values=0.5 * jnp.log(values),
+    )
+
+
+class _Matched(NamedTuple):
+    loc: Array
+    factor: Array
+    elbo: Array
+
+
+def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array) -> Found:
+    """Match the Gaussian's slopes to the posterior's, and return the best Gaussian on the way."""
+    size = len(start.gaussian.loc)
+    batch = min(max(2 * size, 32), 512)
+
+    def whitened(z: Array) -> Array:
+        x, ladj = start.gaussian.forward_and_ladj(z)
+        return target(x) + ladj
+
+    def round_(state: tuple[_Matched, _Matched], inputs: Any) -> Any:
+        (last, best), (count, key) = state, inputs
+        draws = last.loc + jax.random.normal(key, (batch, size), noise.dtype) @ last.factor.T
+        slopes = jax.vmap(jax.grad(whitened))(draws)
+        loc, factor = _matched(last, draws, slopes, batch * size / (count + 1.0))
+        x, ladj = start.gaussian.forward_and_ladj(loc + noise @ factor.T)
+        elbo = _sure(target, x, noise) + ladj.mean() + jnp.linalg.slogdet(factor)[1]
+        new = _Matched(loc, factor, elbo)
+        sound = jnp.isfinite(factor).all() & jnp.isfinite(loc).all()
+        last = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, last)
+        return (last, _better(best, last)), None
+
+    eye = jnp.eye(size, dtype=noise.dtype)
+    state = _Matched(jnp.zeros(size, noise.dtype), eye, start.elbo)
+    inputs = (jnp.arange(ROUNDS), jax.random.split(key, ROUNDS))
+    (_, best), _ = lax.scan(round_, (state, state), inputs)
+    centred = replace(start.gaussian, loc=jnp.zeros_like(best.loc))
+    gaussian = start.gaussian.precondition(start.gaussian(best.loc), centred(best.factor.T).T)
+    found = jax.tree.map(
+        lambda a, b: jnp.where(best.elbo > start.elbo, a, b), gaussian, start.gaussian
+    )
+    return Found(found, best.elbo)
+
+
+def _matched(old: _Matched, draws: Array, slopes: Array, weight: Array) -> tuple[Array, Array]:
+    """Return the Gaussian of one batch-and-match step (Cai et al., equations 9 to 11)."""
+    share = weight / (1 + weight)
+    mean, slope = draws.mean(0), slopes.mean(0)
+    covariance = (draws - mean).T @ (draws - mean) / len(draws)
+    scatter = (slopes - slope).T @ (slopes - slope) / len(draws)
+    gap = old.loc - mean
+    u = weight * scatter + share * jnp.outer(slope, slope)
+    v = old.factor @ old.factor.T + weight * covariance + share * jnp.outer(gap, gap)
+    # Σ U Σ + Σ = V, by a symmetric root: Σ = 2 L (1 + (1 + 4 Lᵀ U L)^½)⁻¹ Lᵀ with L Lᵀ = V.
+    root = jnp.linalg.cholesky(v)
+    values, vectors = jnp.linalg.eigh(root.T @ u @ root)
+    values = 2 / (1 + jnp.sqrt(1 + 4 * jnp.maximum(values, 0.0)))
+    factor = root @ (vectors * jnp.sqrt(values))
+    return (old.loc + weight * (factor @ (factor.T @ slope) + mean)) / (1 + weight), factor

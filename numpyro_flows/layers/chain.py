@@ -1,0 +1,190 @@
+"""Composition: a chain of layers, and a stack of blocks built alike."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import constraints
+
+from numpyro_flows.transform import Conditioned, Pair, TransformModule
+from numpyro_flows.tree import Blocks, replace
+
+
+class Chain(TransformModule):
+    """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
+
+    Args:
+        layers: transforms, the one next to the base first; each takes the events that the one
+            before it gives.
+
+    Raises:
+        ValueError: where there are none, or where shapes or context sizes differ.
+        TypeError: where one is not a `TransformModule`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import AdditiveCoupling, Chain, DiagonalScaling
+        >>> flow = Chain([DiagonalScaling(4), AdditiveCoupling(4, key=jax.random.key(0))])
+        >>> flow(jnp.ones((2, 4))).shape
+        (2, 4)
+    """
+
+    layers: Any  # a tuple, or the blocks of a stack
+
+    def __init__(self, layers: Iterable[TransformModule]) -> None:
+        layers = list(layers)
+        context_dim = check_layers(layers)
+        super().__init__(
+            layers[-1].event_shape, base_shape=layers[0].base_shape, context_dim=context_dim
+        )
+        self.layers = self._held(layers)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """What the first layer takes."""
+        return self.layers[0].domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """What the last layer gives."""
+        return self.layers[-1].codomain
+
+    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+        """Map base to data, through the first layer first."""
+        ladj: Any = 0.0
+        for layer in self.layers:
+            x, step = layer._forward_pair(x, context)
+            ladj = ladj + step
+        return x, ladj
+
+    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+        """Map data to base, through the last layer first."""
+        ladj: Any = 0.0
+        for layer in reversed(self.layers):
+            y, step = layer._inverse_pair(y, context)
+            ladj = ladj + step
+        return y, ladj
+
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> tuple[TransformModule, Array]:
+        layers = []
+        for layer in reversed(self.layers):
+            layer, y = layer._absorb(y, context, first)
+            layers.append(layer)
+        return replace(self, layers=self._held(reversed(layers))), y
+
+    def _standardize(
+        self, parts: Iterator[Array]
+    ) -> tuple[TransformModule, Iterator[Array] | None]:
+        layers, left = list(self.layers), parts
+        for i in reversed(range(len(layers))):
+            layers[i], left = layers[i]._standardize(left)
+            if left is None:
+                break
+        return replace(self, layers=self._held(layers)), left
+
+    def _held(self, layers: Iterable[TransformModule]) -> Any:
+        """Return layers as the chain holds them."""
+        return tuple(layers)
+
+
+class Stack(Chain):
+    """A chain of blocks that are built alike, as the builders repeat them.
+
+    Their arrays are held stacked along a first axis and a scan runs over them, so that compile
+    time does not grow with depth. `stack[k]` is the k-th block.
+
+    Args:
+        layers: the blocks, the one next to the base first.
+
+    Raises:
+        ValueError: where there are none, or where they are not built alike.
+    """
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> TransformModule:
+        return self.layers[index]
+
+    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+        """Map base to data, through the first block first."""
+        return self._scan(x, context, forward=True)
+
+    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+        """Map data to base, through the last block first."""
+        return self._scan(y, context, forward=False)
+
+    def _scan(self, x: Array, context: Array | None, forward: bool) -> Pair:
+        arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
+
+        def step(carry: Pair, arrays: Any) -> tuple[Pair, None]:
+            block, (x, ladj) = eqx.combine(arrays, static), carry
+            x, log_det = (block._forward_pair if forward else block._inverse_pair)(x, context)
+            return (x, ladj + log_det), None
+
+        # The carry keeps one dtype: what the blocks will make of the event.
+        dtype = _dtype(x, arrays)
+        start = x.astype(dtype), jnp.zeros((), dtype)
+        # The length is given, for blocks may have no arrays at all.
+        end, _ = jax.lax.scan(step, start, arrays, len(self), reverse=not forward)
+        return end
+
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> tuple[TransformModule, Array]:
+        arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
+
+        def step(y: Array, arrays: Any) -> tuple[Array, Any]:
+            block, x = eqx.combine(arrays, static)._absorb(y, context, first)
+            return x, eqx.filter(block, eqx.is_array)
+
+        x, arrays = jax.lax.scan(step, y.astype(_dtype(y, arrays)), arrays, len(self), reverse=True)
+        blocks = replace(self.layers, stacked=eqx.combine(arrays, static))
+        return replace(self, layers=blocks), x
+
+    def _held(self, layers: Iterable[TransformModule]) -> Blocks:
+        return Blocks(layers)
+
+
+def _dtype(*values: Any) -> Any:
+    return jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves(values)))
+
+
+def check_layers(layers: Sequence[Any]) -> int:
+    """Refuse layers that do not fit one another; return the size of their context."""
+    check_modules(layers, "layers")
+    for i, (layer, following) in enumerate(pairwise(layers)):
+        if layer.event_shape != following.base_shape:
+            raise ValueError(
+                f"`layers` do not fit: number {i} gives events of shape {layer.event_shape}, but "
+                f"number {i + 1} takes {following.base_shape}"
+            )
+    return check_context_dims(layers, "layers")
+
+
+def check_modules(layers: Sequence[Any], name: str) -> None:
+    """Refuse what is not a sequence of transforms."""
+    if not layers:
+        raise ValueError(f"`{name}` is empty, expected at least one transform")
+    for layer in layers:
+        if not isinstance(layer, TransformModule):
+            raise TypeError(f"`{name}` has a {type(layer).__name__}, expected TransformModules")
+        if isinstance(layer, Conditioned) and layer.context.ndim > 1:
+            raise ValueError(
+                f"`{name}` has a flow with a batch of contexts of shape {layer.context.shape}, "
+                "which cannot be told from the batch of events: condition the whole of them"
+            )
+
+
+def check_context_dims(layers: Sequence[Any], name: str) -> int:
+    """Return the size of the context that the layers take; 0 where they take none."""
+    contexts = {layer.context_dim for layer in layers} - {0}
+    if len(contexts) > 1:
+        raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")
+    return max(contexts, default=0)

@@ -1,0 +1,294 @@
+"""Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from numpyro_flows.networks import RunningMoments
+from numpyro_flows.transform import Pair, TransformModule
+from numpyro_flows.tree import replace
+from pyroflows_common.checks import as_scale
+
+
+class Elementwise(TransformModule):
+    """Base of the layers here: `y = x · exp(log_scale) + loc`, coordinate by coordinate."""
+
+    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
+        raise NotImplementedError
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data."""
+        loc, log_scale = self._broadcast_to(x)
+        return x * jnp.exp(log_scale) + loc, log_scale.sum()
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base."""
+        loc, log_scale = self._broadcast_to(y)
+        return (y - loc) * jnp.exp(-log_scale), -log_scale.sum()
+
+    def _broadcast_to(self, x: Array) -> tuple[Array | float, Array]:
+        loc, log_scale = self._loc_and_log_scale()
+        dtype = jnp.result_type(x, log_scale)
+        return loc, jnp.broadcast_to(log_scale.astype(dtype), x.shape)
+
+
+class DiagonalScaling(Elementwise):
+    r"""NICE's scaling layer.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}), \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    The paper's s, which multiplies on the way from data to base, is `-log_scale`.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+
+    References:
+        Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), section 3.3.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import DiagonalScaling
+        >>> DiagonalScaling(2)(jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    log_scale: Array
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.log_scale = jnp.zeros(self.event_shape)
+
+    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
+        return 0.0, self.log_scale
+
+
+class ActNorm(Elementwise):
+    r"""Glow's activation normalisation: a learned shift and scale that start from data.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    `flow.initialize(x)` sets both so that the encoded batch has mean 0 and variance 1 in each
+    coordinate; until then the layer is the identity. A coordinate that is constant in the batch
+    keeps scale 1.
+
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+
+    Args:
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import ActNorm
+        >>> layer = ActNorm(1).initialize(jnp.array([[1.0], [5.0]]))
+        >>> layer.inv(jnp.array([[1.0], [5.0]])).tolist()
+        [[-1.0], [1.0]]
+    """
+
+    loc: Array
+    log_scale: Array
+    initialized: Array
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.loc = jnp.zeros(parameter_shape(self.event_shape))
+        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
+        self.initialized = jnp.array(False)
+
+    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
+        return self.loc, self.log_scale
+
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> tuple[TransformModule, Array]:
+        layer = self
+        if first:
+            mean, deviation = moments(y, self.event_shape)
+            layer = replace(
+                self,
+                loc=_unless(self.initialized, mean, self.loc),
+                log_scale=_unless(self.initialized, log_deviation(mean, deviation), self.log_scale),
+                initialized=jnp.ones_like(self.initialized),
+            )
+        return layer, layer._encoded(y, context)
+
+
+class Standardization(Elementwise):
+    r"""A fixed shift and scale at the data's end of a flow; the identity until it is set.
+
+    $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
+
+    `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
+
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+
+    Args:
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Standardization
+        >>> layer = Standardization(1).standardize(jnp.array([[1.0], [5.0]]))
+        >>> layer(jnp.array([-1.0, 0.0, 1.0])[:, None]).flatten().tolist()
+        [1.0, 3.0, 5.0]
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
+
+    loc: Array
+    log_scale: Array
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.loc = jnp.zeros(parameter_shape(self.event_shape))
+        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
+
+    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
+        return self.loc, self.log_scale
+
+    def standardize(self, x: Array | Iterator[Array]) -> "Standardization":
+        """Return the layer set so that this data is encoded to mean 0 and variance 1.
+
+        Args:
+            x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
+
+        Raises:
+            ValueError: where its moments are not finite.
+        """
+        if isinstance(x, Iterator):
+            mean, deviation = pooled_moments(x, self.event_shape)
+        else:
+            mean, deviation = moments(x, self.event_shape)
+        traced = isinstance(mean, jax.core.Tracer)
+        if not traced and not jnp.isfinite(mean + deviation).all():
+            raise ValueError(f"the data's moments are not finite as {mean.dtype}")
+        return replace(
+            self,
+            loc=mean.astype(self.loc.dtype),
+            log_scale=log_deviation(mean, deviation).astype(self.log_scale.dtype),
+        )
+
+    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, None]:
+        return self.standardize(parts), None
+
+
+class BatchNorm(Elementwise, RunningMoments):
+    r"""RealNVP's batch normalisation by running averages, as a layer of the flow.
+
+    $$y = x \odot \sqrt{\tilde\sigma^2 + \epsilon} + \tilde\mu, \qquad
+    \log|\det dy/dx| = \tfrac12 \sum_j \log(\tilde\sigma^2_j + \epsilon).$$
+
+    Encoding normalises by the running averages, in training as afterwards, so that a density
+    never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
+    `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
+
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+
+    Args:
+        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+        momentum: weight of the new batch in the running averages.
+        eps: added to the variance.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 3.7 and appendix E.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import BatchNorm
+        >>> layer = BatchNorm(1, eps=0.0).initialize(jnp.array([[1.0], [5.0]]))
+        >>> layer.running_mean.item(), layer.running_var.item()
+        (3.0, 4.0)
+    """
+
+    buffers: ClassVar[tuple[str, ...]] = RunningMoments.buffers
+
+    running_mean: Array
+    running_var: Array
+    initialized: Array
+    momentum: float = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(
+        self, event_shape: int | Sequence[int], *, momentum: float = 0.1, eps: float = 1e-5
+    ) -> None:
+        super().__init__(event_shape)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
+        self.momentum, self.eps = momentum, as_scale(eps, "eps")
+        self.running_mean = jnp.zeros(parameter_shape(self.event_shape))
+        self.running_var = jnp.ones(parameter_shape(self.event_shape))
+        self.initialized = jnp.array(False)
+
+    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
+        return self.running_mean, 0.5 * jnp.log(self.running_var + self.eps)
+
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> tuple[TransformModule, Array]:
+        mean, deviation = moments(y, self.event_shape)
+        layer = self._moved(mean, jnp.square(deviation), self.momentum, first)
+        return layer, layer._encoded(y, context)
+
+
+def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is held for each coordinate of a vector or channel of an image."""
+    return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return mean and standard deviation over the batch, of images also over their pixels."""
+    rows = x.reshape(-1, *event_shape)
+    dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
+    first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
+    # Relative to the first: a constant has deviation 0 then, whatever the rounding of sums. In
+    # units of the largest: squares neither overflow nor underflow then.
+    rest = rows - first
+    unit = jnp.abs(rest).max(dims, keepdims=True)
+    rest = rest / jnp.where(unit == 0, jnp.ones_like(unit), unit)
+    mean = first + unit * rest.mean(dims, keepdims=True)
+    return mean[0], (unit * rest.std(dims, keepdims=True))[0]
+
+
+def pooled_moments(parts: Iterable[Array], event_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return the moments of data that comes in parts; no two of them are held at once."""
+    rows, mean, deviation = 0, np.zeros(()), np.zeros(())
+    for part in parts:
+        rows += len(part)
+        weight = len(part) / rows
+        found, spread = moments(part, event_shape)
+        gap = np.asarray(found, float) - mean
+        mean = mean + weight * gap
+        within = np.hypot(
+            math.sqrt(1 - weight) * deviation, math.sqrt(weight) * np.asarray(spread, float)
+        )
+        deviation = np.hypot(within, math.sqrt(weight * (1 - weight)) * gap)
+    return jnp.asarray(mean, found.dtype), jnp.asarray(deviation, spread.dtype)
+
+
+def log_deviation(mean: Array, deviation: Array) -> Array:
+    """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
+    varies = deviation > jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
+    return jnp.where(varies, jnp.log(jnp.where(varies, deviation, 1.0)), 0.0)
+
+
+def _unless(done: Array, new: Array, old: Array) -> Array:
+    return jnp.where(done, old, new.astype(old.dtype))

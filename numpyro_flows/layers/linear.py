@@ -1,0 +1,288 @@
+"""Layers that mix coordinates: fixed permutations, and learned matrices (Glow, section 3.2)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.linalg import lu, solve_triangular
+
+from numpyro_flows.transform import Pair, TransformModule
+from pyroflows_common.checks import as_scale
+
+
+class Permutation(TransformModule):
+    r"""A fixed reordering of the coordinates.
+
+    $$y_j = x_{\pi(j)}, \qquad \log|\det dy/dx| = 0.$$
+
+    The permutation is state: it is saved, loaded and copied with the flow.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        permutation: π as a sequence of the ints 0 … D − 1.
+
+    Raises:
+        ValueError: where the ints are not a permutation.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Permutation
+        >>> Permutation([2, 0, 1])(jnp.array([10.0, 20.0, 30.0])).tolist()
+        [30.0, 10.0, 20.0]
+    """
+
+    permutation: Array
+
+    def __init__(self, permutation: Sequence[int] | Array) -> None:
+        index = np.asarray(permutation)
+        if index.ndim != 1 or sorted(index.tolist()) != list(range(len(index))):
+            raise ValueError(f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once")
+        super().__init__(len(index))
+        self.permutation = jnp.asarray(index.astype(np.int32))
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data."""
+        return x[self.permutation], jnp.zeros((), x.dtype)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base."""
+        return y[jnp.argsort(self.permutation)], jnp.zeros((), y.dtype)
+
+
+# Matrices in a row that may learn at the full rate.
+MATRICES = 16
+
+
+def shared_gain(depth: int) -> float:
+    """Return the gain of each of `depth` matrices in a row, so that training stays stable."""
+    return min(1.0, MATRICES / depth)
+
+
+def exact_product(a: Array, b: Array) -> Array:
+    """Return `a @ b`, as precise as the numbers are, whatever the device does by default.
+
+    What a product in fewer bits rounds away, no inverse brings back.
+    """
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+class PLU(TransformModule):
+    """Base of the two layers below: the matrix and its factors."""
+
+    lower: Array
+    upper: Array
+    log_diagonal: Array
+    permutation: Array
+    signs: Array
+    gain: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        rank: int,
+        expected: str,
+        gain: float,
+        key: Array,
+    ) -> None:
+        super().__init__(event_shape)
+        self.gain = as_scale(gain, "gain", zero=False)
+        if len(self.event_shape) != rank:
+            raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
+        size = self.event_shape[0]
+        p, lower, upper = lu(jnp.linalg.qr(jax.random.normal(key, (size, size)))[0])
+        diagonal = jnp.diagonal(upper)
+        self.lower = jnp.tril(lower, -1) / gain
+        self.upper = jnp.triu(upper, 1) / gain
+        self.log_diagonal = jnp.log(jnp.abs(diagonal)) / gain
+        self.permutation = p.argmax(1).astype(jnp.int32)
+        self.signs = jnp.sign(diagonal).astype(jnp.int32)
+
+    def _triangles(self, dtype: Any) -> tuple[Array, Array]:
+        """Return L and U with their diagonals."""
+        eye = jnp.eye(len(self.lower), dtype=dtype)
+        lower = self.gain * jnp.tril(self.lower.astype(dtype), -1) + eye
+        diagonal = self.signs.astype(dtype) * jnp.exp(self.gain * self.log_diagonal.astype(dtype))
+        return lower, self.gain * jnp.triu(self.upper.astype(dtype), 1) + jnp.diag(diagonal)
+
+    def _matrix(self, x: Array) -> Array:
+        """Return W = P L U, as precise as its product with x can be."""
+        lower, upper = self._triangles(jnp.result_type(x, self.lower))
+        return exact_product(lower, upper)[self.permutation]
+
+    def _solve(self, columns: Array) -> Array:
+        """Multiply a vector `(D,)`, or columns `(D, n)`, by the inverse of W: two solves."""
+        dtype = jnp.result_type(columns, self.lower)
+        wide = jnp.promote_types(dtype, jnp.float32)  # JAX solves no systems in half precision
+        lower, upper = self._triangles(wide)
+        y = columns[jnp.argsort(self.permutation)].astype(wide)
+        y = solve_triangular(lower, y, lower=True, unit_diagonal=True)
+        return solve_triangular(upper, y, lower=False).astype(dtype)
+
+    def _ladj(self, x: Array) -> Array:
+        pixels = math.prod(self.event_shape[1:])
+        return -pixels * self.gain * self.log_diagonal.astype(x.dtype).sum()
+
+
+class InvertibleLinear(PLU):
+    r"""A learned invertible matrix between all coordinates: Glow's 1×1 convolution for vectors.
+
+    $$x = W y, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
+    \log|\det dy/dx| = -\sum_j d_j.$$
+
+    P is a fixed permutation, L unit lower triangular, U strictly upper triangular, s fixed signs
+    and d the learned log-diagonal. As in the paper W acts on the way from data to base, which is
+    the way of maximum-likelihood training; from base to data two triangular systems are solved.
+    W starts as a random rotation.
+
+    L, U and d are `gain` times the parameters, which start as large as that asks for: one step of
+    Adam then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
+    matrices add up, and a small gain keeps training stable.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        gain: what the parameters are multiplied by.
+        key: random key of the rotation at the start.
+
+    Raises:
+        ValueError: where `event_shape` or `gain` is not as said; the message names it.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import InvertibleLinear
+        >>> layer = InvertibleLinear(3, key=jax.random.key(0))
+        >>> bool(jnp.allclose(layer.inv(layer(jnp.ones(3))), jnp.ones(3), atol=1e-5))
+        True
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0, key: Array) -> None:
+        super().__init__(event_shape, 1, "an int or (D,)", gain, key)
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data: two triangular solves."""
+        return self._solve(x), self._ladj(x)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base: a matrix product."""
+        return exact_product(y, self._matrix(y).T), -self._ladj(y)
+
+
+class InvertibleConv1x1(PLU):
+    r"""Glow's invertible 1×1 convolution: one learned matrix between the channels of each pixel.
+
+    $$x_{hw} = W y_{hw}, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
+    \log|\det dy/dx| = -H W' \sum_j d_j$$
+
+    for images of height H and width W'. All else is as in `InvertibleLinear`.
+
+    Shapes: `(*batch, C, H, W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: `(C, H, W)`.
+        gain: what the parameters are multiplied by.
+        key: random key of the rotation at the start.
+
+    Raises:
+        ValueError: where `event_shape` or `gain` is not as said; the message names it.
+
+    References:
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 9 to 11.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import InvertibleConv1x1
+        >>> layer = InvertibleConv1x1((3, 2, 2), key=jax.random.key(0))
+        >>> image = jnp.ones((3, 2, 2))
+        >>> bool(jnp.allclose(layer.inv(layer(image)), image, atol=1e-5))
+        True
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0, key: Array) -> None:
+        super().__init__(event_shape, 3, "(C, H, W)", gain, key)
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data: a 1×1 convolution with the inverse, from two triangular solves."""
+        inverse = self._solve(jnp.eye(self.event_shape[0], dtype=x.dtype))
+        return self._convolved(x, inverse), self._ladj(x)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base: a 1×1 convolution."""
+        return self._convolved(y, self._matrix(y)), -self._ladj(y)
+
+    def _convolved(self, x: Array, matrix: Array) -> Array:
+        return exact_product(matrix, x.reshape(len(x), -1)).reshape(x.shape)
+
+
+class LowerTriangular(TransformModule):
+    r"""A learned shift and lower-triangular matrix: what turns N(0, 1) into any Gaussian.
+
+    $$y = A x + \mathrm{loc}, \qquad A = \mathrm{lower} + \mathrm{diag}(e^{d}), \qquad
+    \log|\det dy/dx| = \sum_j d_j.$$
+
+    It starts as the identity. Shift, lower part and d are `gain` times the parameters.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        gain: what the parameters are multiplied by.
+
+    Raises:
+        ValueError: where `event_shape` is that of an image, or `gain` not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import LowerTriangular
+        >>> LowerTriangular(2)(jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    loc: Array
+    lower: Array
+    log_diagonal: Array
+    gain: float = eqx.field(static=True)
+
+    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
+        super().__init__(event_shape)
+        self.gain = as_scale(gain, "gain", zero=False)
+        size = vector_size(self.event_shape)
+        self.loc = jnp.zeros(size)
+        self.lower = jnp.zeros((size, size))
+        self.log_diagonal = jnp.zeros(size)
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data: a matrix product."""
+        return exact_product(x, self._matrix(x).T) + self.gain * self.loc, self._ladj(x)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base: a triangular solve."""
+        matrix = self._matrix(y)
+        wide = jnp.promote_types(matrix.dtype, jnp.float32)  # JAX solves nothing in half precision
+        column = (y - self.gain * self.loc).astype(wide)
+        x = solve_triangular(matrix.astype(wide), column, lower=True)
+        return x.astype(matrix.dtype), -self._ladj(y)
+
+    def _matrix(self, x: Array) -> Array:
+        dtype = jnp.result_type(x, self.lower)
+        diagonal = jnp.exp(self.gain * self.log_diagonal.astype(dtype))
+        return self.gain * jnp.tril(self.lower, -1).astype(dtype) + jnp.diag(diagonal)
+
+    def _ladj(self, x: Array) -> Array:
+        return self.gain * self.log_diagonal.astype(x.dtype).sum()
+
+
+def vector_size(event_shape: tuple[int, ...]) -> int:
+    """Return the D of an event shape `(D,)`."""
+    if len(event_shape) != 1:
+        raise ValueError(f"`event_shape` is {event_shape}, expected an int or (D,)")
+    return event_shape[0]

@@ -1,0 +1,233 @@
+"""Images through several scales: squeezing pixels into channels, and factoring latents out."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import constraints
+
+from numpyro_flows.layers.chain import check_context_dims, check_modules
+from numpyro_flows.transform import Pair, TransformModule, check_event
+from numpyro_flows.tree import replace
+from pyroflows_common.partition import Partition, channels, image_shape
+
+
+class Squeeze(TransformModule):
+    r"""Each square of 2 × 2 pixels of an image becomes one pixel of four times the channels.
+
+    Seen from data to base, as the papers say it; from base to data the squares come back. With
+    `i` and `j` the row and the column in the square,
+
+    $$x_{(2i + j) C + c,\, h,\, w} = y_{c,\, 2h + i,\, 2w + j}, \qquad \log|\det dy/dx| = 0.$$
+
+    Channels are ordered by their place in the square first, as in RealNVP's code, so that two
+    halves of them are two rows of pixels; behind a 1×1 convolution the order does not matter.
+
+    Shapes: `(*batch, 4 C, H / 2, W / 2)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: `(C, H, W)`, with H and W even.
+
+    Raises:
+        ValueError: where height or width is odd.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 3.6 and figure 3.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Squeeze
+        >>> squeeze = Squeeze((1, 2, 4))
+        >>> squeeze.inv(jnp.arange(8.0).reshape(1, 2, 4)).reshape(4, 2).tolist()
+        [[0.0, 2.0], [1.0, 3.0], [4.0, 6.0], [5.0, 7.0]]
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        c, h, w = image_shape(event_shape)
+        if h % 2 or w % 2:
+            raise ValueError(
+                f"`event_shape` is {(c, h, w)}, but Squeeze needs an even height and width, such "
+                f"as {(c, h + h % 2, w + w % 2)}"
+            )
+        super().__init__((c, h, w), base_shape=(4 * c, h // 2, w // 2))
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data."""
+        c, h, w = self.event_shape
+        squares = x.reshape(2, 2, c, h // 2, w // 2)
+        y = squares.transpose(2, 3, 0, 4, 1)  # (c, h/2, 2, w/2, 2)
+        return y.reshape(c, h, w), jnp.zeros((), x.dtype)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base."""
+        c, h, w = self.event_shape
+        squares = y.reshape(c, h // 2, 2, w // 2, 2)
+        x = squares.transpose(2, 4, 0, 1, 3)
+        return x.reshape(self.base_shape), jnp.zeros((), y.dtype)
+
+
+class Flatten(TransformModule):
+    r"""An image as a vector, row by row and channel by channel.
+
+    $$y_{c,h,w} = x_{(c H + h) W + w}, \qquad \log|\det dy/dx| = 0.$$
+
+    Shapes: `(*batch, C · H · W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: `(C, H, W)`, or any other.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Flatten
+        >>> Flatten((1, 2, 2)).inv(jnp.ones((5, 1, 2, 2))).shape
+        (5, 4)
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape, base_shape=math.prod(event_shape))
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data."""
+        return x.reshape(self.event_shape), jnp.zeros((), x.dtype)
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base."""
+        return y.reshape(self.base_shape), jnp.zeros((), y.dtype)
+
+
+class MultiScale(TransformModule):
+    """Flows of several scales, each of which passes half of its channels on to the next.
+
+    On the way from data to base the finest level encodes the image; one half of its channels, part
+    `b` of `channels`, is done, the other goes through the next level, and so on. The latents of
+    all levels make up one flat base vector, the coarsest first.
+
+    A level's first layer may be an `AffineCoupling` on `channels`: it gives what is factored out
+    a mean and a scale that are functions of what goes on, Glow's learned prior.
+
+    Shapes: `(*batch, C · H · W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
+
+    Args:
+        levels: flows on images, the one next to the base first; each gives half the channels that
+            the next one takes.
+
+    Raises:
+        ValueError: where there are none, or they do not fit.
+        TypeError: where one is not a `TransformModule`.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 3.6, equations 13 to 16; Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import ActNorm, MultiScale, Squeeze
+        >>> flow = MultiScale([ActNorm((2, 2, 2)), Squeeze((1, 4, 4))])
+        >>> z = flow.inv(jnp.ones((5, 1, 4, 4)))
+        >>> z.shape, [part.shape[1:] for part in flow.split_latent(z)]
+        ((5, 16), [(2, 2, 2), (2, 2, 2)])
+    """
+
+    levels: tuple[TransformModule, ...]
+    partitions: tuple[Partition, ...] = eqx.field(static=True)
+    latent_shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """What the finest level gives."""
+        return self.levels[-1].codomain
+
+    def __init__(self, levels: Iterable[TransformModule]) -> None:
+        levels = tuple(levels)
+        check_modules(levels, "levels")
+        shape = image_shape(levels[-1].event_shape)
+        context_dim = check_context_dims(levels, "levels")
+        super().__init__(shape, base_shape=(math.prod(shape),), context_dim=context_dim)
+        self.partitions = tuple(channels(level.base_shape) for level in levels[1:])
+        shapes = [levels[0].base_shape]
+        for i, (coarse, fine) in enumerate(pairwise(levels)):
+            own, done = self.partitions[i].sizes
+            if coarse.event_shape != (own, *fine.base_shape[1:]):
+                raise ValueError(
+                    f"`levels` do not fit: number {i} gives events of shape {coarse.event_shape}, "
+                    f"but number {i + 1} takes {(own, *fine.base_shape[1:])} from it"
+                )
+            shapes.append((done, *fine.base_shape[1:]))
+        self.latent_shapes = tuple(shapes)
+        self.levels = levels
+
+    def split_latent(self, z: Array) -> list[Array]:
+        """Take a base vector apart into the latents of the levels, the coarsest first.
+
+        Args:
+            z: `(*batch, C · H · W)`.
+
+        Returns:
+            Latents `(*batch, *shape)`, one for each of `latent_shapes`.
+        """
+        z = check_event(z, self.base_shape, "z")
+        ends = list(accumulate(math.prod(shape) for shape in self.latent_shapes))
+        parts = jnp.split(z, ends[:-1], axis=-1)
+        pairs = zip(parts, self.latent_shapes, strict=True)
+        return [part.reshape(*z.shape[:-1], *shape) for part, shape in pairs]
+
+    def join_latent(self, parts: Sequence[Array]) -> Array:
+        """Put the latents of the levels together again: the inverse of `split_latent`."""
+        flat = [part.reshape(*part.shape[:-3], math.prod(part.shape[-3:])) for part in parts]
+        return jnp.concatenate(flat, axis=-1)
+
+    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+        """Map base to data, through the coarsest level first."""
+        first, *rest = self.split_latent(x)
+        coarsest, *levels = self.levels
+        y, ladj = coarsest._forward_pair(first, context)
+        for level, partition, part in zip(levels, self.partitions, rest, strict=True):
+            y, step = level._forward_pair(partition.join(y, part), context)
+            ladj = ladj + step
+        return y, ladj
+
+    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+        """Map data to base, through the finest level first."""
+        ladj: Any = 0.0
+
+        def encode(level: TransformModule, y: Array) -> Array:
+            nonlocal ladj
+            x, step = level._inverse_pair(y, context)
+            ladj = ladj + step
+            return x
+
+        return self._latent(encode, y), ladj
+
+    def _latent(self, encode: Callable[[TransformModule, Array], Array], y: Array) -> Array:
+        """Return the latents of all levels as one vector, each level encoded by a function."""
+        parts: list[Array] = []
+        coarsest, *levels = self.levels
+        for level, partition in reversed(list(zip(levels, self.partitions, strict=True))):
+            y, part = partition.split(encode(level, y))
+            parts.insert(0, part)
+        return self.join_latent([encode(coarsest, y), *parts])
+
+    def _absorb(
+        self, y: Array, context: Array | None, first: bool
+    ) -> tuple[TransformModule, Array]:
+        absorbed: list[TransformModule] = []
+
+        def encode(level: TransformModule, y: Array) -> Array:
+            level, x = level._absorb(y, context, first)
+            absorbed.insert(0, level)
+            return x
+
+        z = self._latent(encode, y)
+        return replace(self, levels=tuple(absorbed)), z
+
+    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, None]:
+        *levels, finest = self.levels
+        finest, left = finest._standardize(parts)
+        if left is not None:
+            super()._standardize(parts)
+        return replace(self, levels=(*levels, finest)), None

@@ -1,0 +1,117 @@
+"""Pixels: from whole numbers to densities and back, with all factors kept in one place."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.distributions import constraints
+
+from numpyro_flows.transform import Pair, TransformModule, check_finite
+
+
+def dequantize(x: Array, key: Array, *, levels: int = 256) -> Array:
+    r"""Spread whole numbers over the unit interval: `(x + u) / levels`, u uniform on [0, 1).
+
+    A density of the result bounds the probability of the pixels from below (Theis et al., "A note
+    on the evaluation of generative models", arXiv:1511.01844, section 3.1). It can be given to
+    `fit` as `augment`, which draws the noise afresh for every batch.
+
+    Args:
+        x: whole numbers from 0 to `levels − 1`, of any shape.
+        key: random key of the noise.
+        levels: number of values that a pixel can have.
+
+    Returns:
+        Numbers in [0, 1), in JAX's default dtype.
+
+    Raises:
+        TypeError: where `x` is not an array of whole numbers.
+        ValueError: where one is out of range, which cannot be seen under `jit`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from numpyro_flows import dequantize
+        >>> y = dequantize(jnp.array([0, 128, 255]), jax.random.key(0))
+        >>> jnp.floor(256 * y).tolist()
+        [0.0, 128.0, 255.0]
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"`x` is {x.dtype}, expected an array of whole numbers, such as uint8")
+    if x.size and not isinstance(x, jax.core.Tracer):
+        if not (0 <= int(x.min()) and int(x.max()) < levels):
+            raise ValueError(
+                f"`x` has numbers from {int(x.min())} to {int(x.max())}, expected 0 to {levels - 1}"
+            )
+    noise = jax.random.uniform(key, x.shape)
+    # Rounding may not lift the sum to the next number.
+    return jnp.minimum((x + noise) / levels, 1.0 - jnp.finfo(noise.dtype).eps / 2)
+
+
+class Logit(TransformModule):
+    r"""Pixels in the unit interval as real numbers: RealNVP's pre-processing, as a layer.
+
+    $$y = \frac{\mathrm{sigmoid}(x) - \alpha}{1 - 2\alpha}, \qquad
+    \log|\det dy/dx| = \sum_j \log \mathrm{sigmoid}(x_j) + \log \mathrm{sigmoid}(-x_j)
+    - \log(1 - 2\alpha).$$
+
+    From data to base: `logit(α + (1 − 2α) y)`, as in RealNVP's code, where the paper's formula has
+    `1 − α`. α keeps the black and the white pixels away from infinity.
+
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
+
+    Args:
+        event_shape: shape of the images or vectors.
+        alpha: α, from 0 to below 0.5.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 4.1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from numpyro_flows import Logit
+        >>> layer = Logit(3)
+        >>> layer(jnp.zeros(3)).tolist()
+        [0.5, 0.5, 0.5]
+    """
+
+    alpha: float = eqx.field(static=True)
+
+    def __init__(self, event_shape: int | Sequence[int], alpha: float = 0.05) -> None:
+        super().__init__(event_shape)
+        if not 0 <= alpha < 0.5:
+            raise ValueError(f"`alpha` is {alpha}, expected a number from 0 to below 0.5")
+        self.alpha = alpha
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`: a little more than the pixels."""
+        margin = self.alpha / (1 - 2 * self.alpha)
+        inside = constraints.interval(-margin, 1 + margin)
+        return constraints.independent(inside, len(self.event_shape))
+
+    def forward_and_ladj(self, x: Array) -> Pair:
+        """Map base to data."""
+        y = (jax.nn.sigmoid(x) - self.alpha) / (1 - 2 * self.alpha)
+        return y, self._sum(jax.nn.log_sigmoid(x) + jax.nn.log_sigmoid(-x))
+
+    def inverse_and_ladj(self, y: Array) -> Pair:
+        """Map data to base."""
+        p = self.alpha + (1 - 2 * self.alpha) * y
+        low, high = jnp.log(p), jnp.log1p(-p)
+        return low - high, -self._sum(low + high)
+
+    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, Iterator[Array]]:
+        return self, map(self._checked_latent, parts)
+
+    def _checked_latent(self, y: Array) -> Array:
+        x = self._encoded(y, None)
+        check_finite(x, self.base_shape, "a batch of `data` behind Logit")
+        return x
+
+    def _sum(self, log_slope: Array) -> Array:
+        return (log_slope - math.log1p(-2 * self.alpha)).sum()

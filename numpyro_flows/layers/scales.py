@@ -1,0 +1,128 @@
+"""Scale functions of affine couplings: how a conditioner's output becomes a bounded log-scale."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class TanhScale(eqx.Module):
+    """`log_scale = factor · tanh(r)` with learned factors (RealNVP, section 4.1).
+
+    Args:
+        shape: shape of the factors: `(D,)`, one per coordinate, or `(C, 1, 1)`, one per channel.
+        limit: bound that the factor approaches smoothly but never passes; None for none, as in
+            the paper.
+    """
+
+    weight: Array
+    limit: float | None = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
+        self.limit = limit
+        self.weight = jnp.full(tuple(shape), 1.0 if limit is None else min(1.0, limit), dtype=float)
+
+    @property
+    def factor(self) -> Array:
+        """The factor, bounded by the limit."""
+        if self.limit is None:
+            return self.weight
+        return self.limit * jnp.tanh(self.weight / self.limit)
+
+    def penalty(self) -> Array:
+        """Sum of the squared factors."""
+        return jnp.square(self.factor).sum()
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        return jnp.broadcast_to(self.factor, r.shape) * jnp.tanh(r)
+
+
+class SigmoidScale(eqx.Module):
+    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
+
+    Args:
+        shape: not used.
+        limit: bound on the distance from the value at `r = 0`; None for none.
+    """
+
+    limit: float | None = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
+        self.limit = limit
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        log_scale = jax.nn.softplus(-(r + 2.0))
+        if self.limit is None:
+            return log_scale
+        start = math.log1p(math.exp(-2.0))
+        # No steeper than the limit asks for: rounding errors of far-out inputs pass this slope.
+        return start + self.limit * jnp.tanh((log_scale - start) / max(self.limit, 0.5))
+
+
+class ClampScale(eqx.Module):
+    """`log_scale = 2/π · c · arctan(r/c)`, with `c = 0.1` for positive r and 2 for negative.
+
+    The asymmetric soft clamp of Andrade, "Stable training of normalizing flows for
+    high-dimensional variational inference" (2024), section 4.1.
+
+    Args:
+        shape: not used.
+        limit: a smaller bound for both sides; None for none.
+    """
+
+    upper: float = eqx.field(static=True)
+    lower: float = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
+        limit = math.inf if limit is None else limit
+        self.upper, self.lower = min(0.1, limit), min(2.0, limit)
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        upper = self.upper * jnp.arctan(jnp.maximum(r, 0.0) / self.upper)
+        lower = self.lower * jnp.arctan(jnp.minimum(r, 0.0) / self.lower)
+        return 2.0 / math.pi * (upper + lower)
+
+
+class ExpScale(eqx.Module):
+    """`log_scale = r`: unbounded, the papers' formula.
+
+    Args:
+        shape: not used.
+        limit: not used.
+    """
+
+    def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
+        pass
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        return r
+
+
+class FunctionScale(eqx.Module):
+    """A plain function as a scale: static, so that a flow's leaves are arrays alone.
+
+    Args:
+        function: maps the network's output to a log-scale.
+    """
+
+    function: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, r: Array) -> Array:
+        """Map the network's output to a log-scale."""
+        return self.function(r)
+
+
+SCALES: dict[str, Callable[..., Any]] = {
+    "tanh": TanhScale,
+    "sigmoid": SigmoidScale,
+    "clamp": ClampScale,
+    "exp": ExpScale,
+}

@@ -1,0 +1,128 @@
+"""One step of training, and the losses of one batch, compiled: the pure part of `fit`'s loop."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from numpyro_flows.networks import RunningMoments
+from numpyro_flows.transform import TransformModule
+from numpyro_flows.tree import trainable
+
+
+class Plan:
+    """All of a run's arithmetic that is not an array: how the flow, the base and a step are built.
+
+    Equal plans share what has been compiled.
+
+    Args:
+        flow: the flow.
+        base: the base distribution.
+        optimizer: makes updates of gradients.
+        penalized: whether the penalty on scales is part of the loss.
+    """
+
+    def __init__(
+        self,
+        flow: TransformModule,
+        base: Any,
+        optimizer: optax.GradientTransformation,
+        penalized: bool,
+    ) -> None:
+        leaves, self.structure = jax.tree.flatten(flow)
+        self.trained = tuple(jax.tree.leaves(trainable(flow)))
+        self.fixed = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+        self.base_structure = jax.tree.structure(base)
+        self.optimizer, self.penalized = optimizer, penalized
+        self.norms = any(map(_is_running, jax.tree.leaves(flow, is_leaf=_is_running)))
+        self._parts: tuple[Any, ...] = (
+            self.structure,
+            self.trained,
+            self.fixed,
+            self.base_structure,
+            optimizer,
+            penalized,
+        )
+        try:
+            self._hash = hash(self._parts)
+        except TypeError:  # something of the user's; the plan is then equal to itself only
+            self._parts, self._hash = (object(),), id(self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Plan) and self._parts == other._parts)
+
+    def split(self, flow: TransformModule) -> tuple[list[Array], list[Array]]:
+        """Return a flow's parameters, and its other arrays."""
+        leaves = list(zip(jax.tree.leaves(flow), self.trained, strict=True))
+        state = [leaf for leaf, trained in leaves if eqx.is_array(leaf) and not trained]
+        return [leaf for leaf, trained in leaves if trained], state
+
+    def join(self, parameters: list[Array], state: list[Array]) -> TransformModule:
+        """Return the flow with these arrays."""
+        trained, rest = iter(parameters), iter(state)
+        leaves = [
+            next(trained) if is_trained else next(rest) if fixed is None else fixed
+            for is_trained, fixed in zip(self.trained, self.fixed, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def losses(self, flow: TransformModule, base: list[Any], x: Array, context: Any) -> Array:
+        """Return the negative log-likelihood of each row."""
+        z, ladj = flow.inverse_and_ladj(x, context)
+        return -(jax.tree.unflatten(self.base_structure, base).log_prob(z) + ladj)
+
+
+def _is_running(node: Any) -> bool:
+    return isinstance(node, RunningMoments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def losses_of(
+    plan: Plan, parameters: Any, state: Any, base: Any, x: Array, context: Array | None
+) -> Array:
+    """Return the negative log-likelihood of each row of a batch."""
+    return plan.losses(plan.join(parameters, state), base, x, context)
+
+
+# The optimiser's state is given away. The parameters are not, for they may be the user's own, and
+# must be there when Ctrl-C cuts off a step.
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="memory")
+def step(
+    plan: Plan,
+    parameters: Any,
+    state: Any,
+    memory: Any,
+    base: Any,
+    x: Array,
+    context: Array | None,
+    rate: float,
+    clip_norm: float,
+    penalty: float,
+) -> tuple[Any, Any, Any, Array]:
+    """Take a step, unless its numbers are not finite: then give back what came."""
+    moved = state
+    if plan.norms:
+        flow, _ = plan.join(parameters, state)._absorb(x, context, False)
+        _, moved = plan.split(flow)
+
+    def objective(parameters: Any) -> tuple[Array, Array]:
+        flow = plan.join(parameters, moved)
+        loss = plan.losses(flow, base, x, context).mean()
+        return loss + penalty * flow.scale_penalty() if plan.penalized else loss, loss
+
+    gradients, loss = jax.grad(objective, has_aux=True)(parameters)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))
+    clipped = [gradient * jnp.minimum(1.0, clip_norm / norm) for gradient in gradients]
+    updates, memory_after = plan.optimizer.update(clipped, memory, parameters)
+    new = [parameter + rate * update for parameter, update in zip(parameters, updates, strict=True)]
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    after, before = (new, moved, memory_after), (parameters, state, memory)
+    kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), after, before)
+    return *kept, jnp.stack([loss, norm.astype(loss.dtype)])

@@ -1,0 +1,152 @@
+"""RealNVP and Glow on images: the levels of the builders' multi-scale flows."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyroflows.layers.chain import Chain, Stack
+from pyroflows.layers.coupling import Coupling
+from pyroflows.layers.elementwise import ActNorm, BatchNorm
+from pyroflows.layers.linear import InvertibleConv1x1
+from pyroflows.layers.multiscale import MultiScale, Squeeze
+from pyroflows.transform import TransformModule
+from pyroflows_common.checks import as_count
+from pyroflows_common.partition import Partition, channels, checkerboard
+
+CHECKERBOARDS, LAST_CHECKERBOARDS, CHANNELS = 3, 4, 3  # couplings of RealNVP's scales
+
+# Makes a coupling on events of a shape, given a partition and the width of its network.
+CouplingOfWidth = Callable[[tuple[int, ...], Partition, int], TransformModule]
+
+
+def coupling_of(
+    kind: type[Coupling],
+    network: Callable[[int, int], Any] | None,
+    shape: int | tuple[int, ...],
+    partition: Partition,
+    *,
+    context_dim: int,
+    **options: Any,
+) -> TransformModule:
+    """Return a coupling with a network, and a scale module, of its own.
+
+    Args:
+        kind: class of the coupling.
+        network: makes the network, given its numbers of inputs and outputs; None for the default.
+        shape: shape of the events.
+        partition: what is transformed given what.
+        context_dim: size of the context.
+        options: other arguments of the class.
+    """
+    if network is not None:
+        size_a, size_b = partition.sizes
+        options["network"] = network(size_a + context_dim, kind.outputs * size_b)
+    if "scale" in options:
+        options["scale"] = copy.deepcopy(options["scale"])
+    return kind(shape, partition=partition, context_dim=context_dim, **options)
+
+
+def realnvp_scales(shape: tuple[int, ...], scales: int | None) -> int:
+    """Return the number of RealNVP's scales: as given, or up to 3, as the size allows."""
+    if scales is None:
+        scales = 1 + min(2, halvings(shape) - (shape[1] == shape[2] == 2 ** halvings(shape)))
+    check_size(shape, scales, scales - 1, "scales")
+    return scales
+
+
+def realnvp_depth(scales: int) -> int:
+    """Return the number of RealNVP's couplings on images."""
+    return (scales - 1) * (CHECKERBOARDS + CHANNELS) + LAST_CHECKERBOARDS
+
+
+def realnvp_levels(
+    shape: tuple[int, ...],
+    coupling: CouplingOfWidth,
+    end: list[TransformModule],
+    *,
+    scales: int,
+    width: int,
+    batch_norm: bool,
+) -> MultiScale:
+    """Return RealNVP's scales, the width doubling from each to the next."""
+
+    def couplings(
+        partition: Partition, shape: tuple[int, ...], width: int, count: int
+    ) -> Iterator[TransformModule]:
+        for i in range(count):
+            yield coupling(shape, partition.swap if i % 2 else partition, width)
+            if batch_norm:
+                yield BatchNorm(shape)
+
+    levels: list[TransformModule] = []
+    for scale in range(scales):
+        c, h, w = shape
+        if scale == scales - 1:
+            layers = [*couplings(checkerboard(shape), shape, width, LAST_CHECKERBOARDS)]
+        else:
+            inner = (4 * c, h // 2, w // 2)
+            layers = [
+                *couplings(channels(inner), inner, 2 * width, CHANNELS),
+                Squeeze(shape),
+                *couplings(checkerboard(shape), shape, width, CHECKERBOARDS),
+            ]
+            shape, width = (2 * c, h // 2, w // 2), 2 * width
+        levels.insert(0, Chain([*layers, *(end if scale == 0 else [])]))
+    return MultiScale(levels)
+
+
+def glow_depth(shape: tuple[int, ...], levels: int | None, steps: int) -> tuple[int, int]:
+    """Return the number of Glow's levels, as given or up to 3, and of all its steps."""
+    if levels is None:
+        levels = max(1, min(3, halvings(shape)))
+    check_size(shape, levels, levels, "levels")
+    return levels, levels * as_count(steps, "steps")
+
+
+def glow_levels(
+    shape: tuple[int, ...],
+    coupling: CouplingOfWidth,
+    end: list[TransformModule],
+    *,
+    levels: int,
+    steps: int,
+    width: int,
+    gain: float,
+    prior: Callable[[tuple[int, ...]], TransformModule] | None,
+) -> MultiScale:
+    """Return Glow's levels; `prior` makes the one of what is factored out, None for no prior."""
+
+    def step(shape: tuple[int, ...]) -> Chain:
+        layer = coupling(shape, channels(shape), width)
+        return Chain([layer, InvertibleConv1x1(shape, gain=gain), ActNorm(shape)])
+
+    built: list[TransformModule] = []
+    for level in range(levels):
+        c, h, w = shape
+        inner = (4 * c, h // 2, w // 2)
+        priors: list[TransformModule] = []
+        if prior is not None:
+            priors = [ActNorm(inner) if level == levels - 1 else prior(inner)]
+        layers = [*priors, Stack([step(inner) for _ in range(steps)]), Squeeze(shape)]
+        built.insert(0, Chain([*layers, *(end if level == 0 else [])]))
+        shape = (2 * c, h // 2, w // 2)
+    return MultiScale(built)
+
+
+def halvings(shape: tuple[int, ...]) -> int:
+    """Count how often height and width can be halved."""
+    _, h, w = shape
+    return min((n & -n).bit_length() - 1 for n in (h, w))
+
+
+def check_size(shape: tuple[int, ...], count: int, halved: int, name: str) -> None:
+    """Check that images can be halved so often, or name the next size that can."""
+    as_count(count, name)
+    c, *sides = shape
+    if halved > halvings(shape):
+        factor = 2**halved
+        good = tuple(-(-side // factor) * factor for side in sides)
+        raise ValueError(
+            f"`event_shape` is {shape}, but {name}={count} needs a height and width that are "
+            f"multiples of {factor}: pad the images, to {(c, *good)} for example, or take fewer"
+        )

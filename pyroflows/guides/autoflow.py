@@ -1,0 +1,267 @@
+"""A guide of any flow: where it starts, what it learns and what it says."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyroflows.distribution import FlowDistribution
+from pyroflows.guides import store
+from pyroflows.guides.model import alone, latents
+from pyroflows.guides.path_gradient import PathDistribution
+from pyroflows.guides.preconditioner import Preconditioner
+from pyroflows.guides.search import DENSE, HISTORY, LARGE, SMALL, search
+from pyroflows.layers.chain import Chain
+from pyroflows.layers.elementwise import ActNorm
+from pyroflows.layers.linear import LowerTriangular
+from pyroflows.layers.tails import SinhArcsinh
+from pyroflows.rng import seeded
+from pyroflows.transform import TransformModule
+from pyroflows_common.checks import as_count, as_scale
+
+# Draws that medians and quantiles are taken of.
+DRAWS = 4096
+
+
+class AutoFlow(AutoContinuous):
+    r"""A guide whose posterior is a flow of one's own over all latent variables.
+
+    In the unconstrained space of the D latent numbers the posterior is that of
+
+    $$x = m + L (b + A \cdot \mathrm{flow}(z))$$
+
+    for z from a Student-t distribution. Location m and scale L are found when the guide is set up,
+    by a search for the Gaussian that fits best, and stay fixed: one learning rate then suits every
+    model, whatever its units. Shift b and lower-triangular A are learned with the flow, from 0 and
+    the identity. In more than 256 dimensions L is diagonal plus a matrix of low rank, and A
+    diagonal. A flow takes two coordinates at least: the guide of a single latent number has a
+    learned monotone function in its place.
+
+    All else is as in Pyro's own guides, with SVI, `Predictive`, `NeuTraReparam` and the like.
+
+    Args:
+        model: a Pyro model with continuous latent variables.
+        build: makes the flow, given D: any builder of this package, with arguments by
+            `functools.partial`, or a function of one's own.
+        init_loc_fn: where each site starts, one of Pyro's strategies; by default
+            `init_to_median`.
+        create_plates: makes the plates of subsampled data, as in Pyro's `AutoGuide`.
+        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
+            host's guides do.
+        init_scale: standard deviation of every coordinate at the start without a search, or where
+            it finds nothing better.
+        degrees_of_freedom: of the Student-t base; None for a normal one.
+        path_gradient: whether the gradient of an evidence lower bound goes through the samples
+            alone ("sticking the landing"), each of limited weight. Switch it off for the
+            importance weighted bounds of `RenyiELBO`, for which it is biased.
+        seed: of the flow's first weights.
+        name: by which Pyro's parameter store knows the guide; by default that of its class, and
+            in an `AutoGuideList` that of its place there.
+
+    Raises:
+        ValueError: where an argument is out of its range; the message names it.
+
+    References:
+        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194); Agrawal, Sheldon and
+        Domke, "Advances in black-box VI" (arXiv:2006.10343).
+
+    Examples:
+        >>> import functools, pyro, pyro.distributions as dist, torch
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyroflows import AutoFlow, nice
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(5.0, 0.1).expand([2]).to_event(1))
+        >>> guide = AutoFlow(model, functools.partial(nice, layers=2))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO(num_particles=4))
+        >>> losses = [svi.step() for _ in range(10)]
+        >>> guide.median()["x"].shape
+        torch.Size([2])
+    """
+
+    _model: Any
+    master: Any
+    _pyro_name: Any
+    prototype_trace: Any
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        build: Callable[..., TransformModule],
+        *,
+        init_loc_fn: Callable[..., Any] | None = None,
+        create_plates: Callable[..., Any] | None = None,
+        init: str = "search",
+        init_scale: float = 0.1,
+        degrees_of_freedom: float | None = 20.0,
+        path_gradient: bool = True,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        _check_function(build, "build", "a function of D that makes a flow")
+        if init_loc_fn is not None:
+            _check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies")
+        if init not in ("search", "location"):
+            raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
+        as_scale(init_scale, "init_scale", zero=False)
+        if degrees_of_freedom is not None:
+            as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+        init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
+        super().__init__(model, init_loc_fn)
+        self._pyro_name = name or self._pyro_name
+        self.create_plates = create_plates
+        self.init_loc_fn = init_loc_fn
+        self.build = build
+        self.init, self.init_scale = init, init_scale
+        self.degrees_of_freedom = degrees_of_freedom
+        self.path_gradient = path_gradient
+        self.seed = as_count(seed, "seed", 0)
+        self.transform: Any = None
+        self._copied = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The host keeps no model in pickles and copies, but nor in the guide itself.
+        model, master = self._model, self.master
+        copied = "transform" in self._modules
+        state = {**super().__getstate__(), "init_loc_fn": None, "_copied": copied}
+        self._model, self.master = model, master
+        return state
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        wrong = None
+        try:
+            try:
+                super()._setup_prototype(*args, **kwargs)
+            except ValueError as error:  # out of range, if only at these draws of the prior
+                wrong = error
+                with alone():
+                    super()._setup_prototype(*args, **kwargs)
+            self.transform = self._made(wrong, *args, **kwargs)
+        except BaseException:  # Ctrl-C, too: the next call sets the guide up from the beginning
+            self.prototype_trace = None
+            raise
+
+    def _made(self, wrong: ValueError | None, *args: Any, **kwargs: Any) -> TransformModule:
+        """Return a new flow behind the start, which is looked for or recalled.
+
+        What was wrong with the model is raised unless there is a start.
+        """
+        size, loc = self.latent_dim, self._init_loc()
+        with seeded(self.seed):
+            flow = self.build(size) if size > 1 else _monotone()
+            affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
+        start = _preconditioner(loc, self.init_scale)
+        transform = Chain([Chain([flow, affine]), start]).to(loc)
+        found = self._is_stored(transform)
+        if not found and self.init == "search":
+            found = self._search(start, *args, **kwargs)
+        if wrong is not None and not found:
+            raise wrong
+        return transform
+
+    def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> bool:
+        """Set the start to the Gaussian that fits the posterior best, if there is one."""
+        try:
+            where, loc, log_density, batched = latents(
+                self.model, self.init_loc_fn, *args, **kwargs
+            )
+            sites = self.prototype_trace.iter_stochastic_nodes()
+            own = torch.cat([where[name] for name, _ in sites])
+            loc[own] = start.loc
+            budget = LARGE if batched else SMALL
+            # The model's own start, the origin and random ones around it.
+            uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
+            starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
+            with torch.enable_grad():
+                whole = _preconditioner(loc, self.init_scale)
+                found, elbo = search(log_density, whole, starts, budget)
+        except Exception as error:  # whatever a model does where it is not run as one of Pyro's
+            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+            return False
+        if not elbo.isfinite():
+            _warn("has found no Gaussian with a finite evidence lower bound")
+            return False
+        start.marginal(found, own)
+        return True
+
+    def _is_stored(self, transform: TransformModule) -> bool:
+        """Whether Pyro's parameter store holds this guide: its start need not be looked for."""
+        if pyro.settings.get("module_local_params") or not store.holds(self._pyro_name, transform):
+            return False
+        warnings.warn(
+            f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
+            "goes on with its parameters. For a new start give it another `name`, or call "
+            "pyro.clear_param_store()",
+            stacklevel=2,
+        )
+        return True
+
+    def get_base_dist(self) -> Any:
+        """Return the distribution of z: Student-t or normal."""
+        zeros = torch.zeros_like(self._modules["transform"].layers[-1].loc)
+        if self.degrees_of_freedom is None:
+            return dist.Normal(zeros, 1.0).to_event(1)
+        return dist.StudentT(self.degrees_of_freedom, zeros, 1.0).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> TransformModule:
+        """Return the transform of z to the unconstrained latent numbers."""
+        if not self._pyro_context.active or pyro.settings.get("module_local_params"):
+            return self.transform
+        if self._copied:  # a guide of its own, beside the one that it was copied from
+            self._pyro_name, self._copied = store.free_name(self._pyro_name), False
+        store.register(self._pyro_name, self._modules["transform"])
+        return self._modules["transform"]
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        """Return the posterior of the unconstrained latent numbers."""
+        path = self.path_gradient and self._pyro_context.active
+        kind = PathDistribution if path else FlowDistribution
+        return kind(self.get_base_dist(), [self.get_transform()])
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the median of each latent number, of 4096 draws that are always the same."""
+        return {name: draws[0] for name, draws in self.quantiles([0.5]).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return quantiles of each latent number, of 4096 draws that are always the same."""
+        posterior = FlowDistribution(self.get_base_dist(), [self.get_transform()])
+        with seeded(0):
+            draws = posterior.sample((DRAWS,))
+        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+        # Dimensions for the model's plates between that of the draws and the latent numbers'.
+        plates = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
+        result = {}
+        for site, unconstrained in self._unpack_latent(draws[(slice(None), *[None] * plates)]):
+            values = biject_to(site["fn"].support)(unconstrained)
+            values = values.reshape(DRAWS, *site["value"].shape)
+            result[site["name"]] = torch.quantile(values, levels, dim=0)
+        return result
+
+
+def _check_function(value: Any, name: str, expected: str) -> None:
+    if not callable(value) or isinstance(value, TransformModule):
+        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
+
+
+def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:
+    rank = None if len(loc) <= DENSE else 2 * HISTORY
+    return Preconditioner(len(loc), rank=rank).to(loc).at(loc, scale)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
+        stacklevel=2,
+    )
+
+
+def _monotone() -> TransformModule:
+    """Return a flexible bijection of one number, which couplings cannot give."""
+    return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

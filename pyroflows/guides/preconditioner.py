@@ -1,0 +1,139 @@
+"""The fixed affine map in front of a guide: the location, scale and correlations it starts from."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyroflows.layers.linear import exactly, vector_size
+from pyroflows.transform import Pair, TransformModule
+from pyroflows_common.checks import as_count
+
+
+class Preconditioner(TransformModule):
+    r"""A fixed location and scale, correlations among them: where a guide starts.
+
+    $$y = s \odot (x + Q ((e^{\lambda} - 1) \odot Q^\top x)) + \mathrm{loc}, \qquad
+    \log|\det dy/dx| = \sum_j \log s_j + \sum_k \lambda_k$$
+
+    with orthonormal columns Q: as many as coordinates for any covariance, fewer for a diagonal one
+    plus one of low rank. It is not trained, and the identity until it is set.
+
+    Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
+
+    Args:
+        event_shape: D or `(D,)`.
+        rank: number of columns of Q; by default D.
+
+    Raises:
+        ValueError: where `event_shape` is that of an image, or `rank` is more than D.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import Preconditioner
+        >>> layer = Preconditioner(2).precondition(torch.tensor([1.0, 2.0]), 3.0 * torch.eye(2))
+        >>> [round(y, 4) for y in layer(torch.ones(2)).tolist()]
+        [4.0, 5.0]
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+    basis: Tensor
+    log_values: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
+        super().__init__(event_shape)
+        size = vector_size(self.event_shape)
+        rank = size if rank is None else as_count(rank, "rank", 0)
+        if rank > size:
+            raise ValueError(f"`rank` is {rank}, expected at most {size}, the event's size")
+        self.register_buffer("loc", torch.zeros(size))
+        self.register_buffer("log_scale", torch.zeros(size))
+        self.register_buffer("basis", torch.eye(size, rank))
+        self.register_buffer("log_values", torch.zeros(rank))
+
+    @torch.no_grad()
+    def at(self, loc: Tensor, scale: float | Tensor) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes N(loc, scale²), uncorrelated.
+
+        Args:
+            loc: `(D,)`.
+            scale: a positive number, or `(D,)` of them.
+
+        Returns:
+            The layer itself.
+        """
+        self.loc.copy_(loc)
+        self.log_scale.copy_(torch.as_tensor(scale, dtype=loc.dtype, device=loc.device).log())
+        self.log_values.zero_()
+        return self
+
+    @torch.no_grad()
+    def precondition(self, loc: Tensor, factor: Tensor) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes N(loc, factor factorᵀ).
+
+        Args:
+            loc: `(D,)`.
+            factor: `(D, n)` with n at least D, any factor of the covariance.
+
+        Returns:
+            The layer itself.
+        """
+        scale = factor.norm(dim=1)
+        # By singular values, not by the eigenvalues of the correlations: those lose their small
+        # ones to rounding.
+        basis, values, _ = torch.linalg.svd(factor / scale[:, None], full_matrices=False)
+        self.loc.copy_(loc)
+        self.log_scale.copy_(scale.log())
+        self.basis.copy_(basis)
+        self.log_values.copy_(values.log())
+        return self
+
+    @torch.no_grad()
+    def marginal(self, whole: "Preconditioner", index: Tensor) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes some coordinates of what `whole` makes of it.
+
+        A layer of full rank gets their correlations, too.
+
+        Args:
+            whole: a layer of no fewer dimensions.
+            index: `(D,)`, the coordinates of `whole`.
+
+        Returns:
+            The layer itself.
+        """
+        if torch.equal(index, torch.arange(len(whole.loc), device=index.device)):
+            self.load_state_dict(whole.state_dict())
+            return self
+        factor = (whole(torch.eye(len(whole.loc)).to(whole.loc)) - whole.loc).mT[index]
+        if self.basis.shape[0] == self.basis.shape[1]:
+            return self.precondition(whole.loc[index], factor)
+        return self.at(whole.loc[index], factor.norm(dim=1))
+
+    def forward_and_ladj(self, x: Tensor) -> Pair:
+        """Map base to data."""
+        loc, log_scale, *rest = self._in_precision_of(x)
+        return _stretched(x, *rest) * log_scale.exp() + loc, self._ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> Pair:
+        """Map data to base."""
+        loc, log_scale, basis, log_values = self._in_precision_of(y)
+        return _stretched((y - loc) * (-log_scale).exp(), basis, -log_values), -self._ladj(y)
+
+    def _in_precision_of(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the state, as precise as what it works on."""
+        names = ("loc", "log_scale", "basis", "log_values")
+        loc, log_scale, basis, log_values = (getattr(self, name).to(x.dtype) for name in names)
+        if x.dtype == torch.float64 != self.basis.dtype:
+            basis = torch.linalg.qr(basis).Q  # orthonormal up to rounding, now to a finer one
+        return loc, log_scale, basis, log_values
+
+    def _ladj(self, x: Tensor) -> Tensor:
+        ladj = self.log_scale.to(x.dtype).sum() + self.log_values.to(x.dtype).sum()
+        return ladj.expand(x.shape[:-1])
+
+
+def _stretched(x: Tensor, basis: Tensor, log_values: Tensor) -> Tensor:
+    """Multiply along each column of a basis by the exponential of its value."""
+    with exactly(x):
+        return x + ((x @ basis) * torch.expm1(log_values)) @ basis.mT

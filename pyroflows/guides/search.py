@@ -1,0 +1,336 @@
+"""Where a guide starts: a search for the Gaussian that fits a posterior best, on any scale."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyroflows.guides.preconditioner import Preconditioner
+
+# Up to so many coordinates the search has Hessians and the covariance any correlations.
+DENSE = 256
+# Pairs of steps and changes of slope that stand for the Hessian of more coordinates.
+HISTORY = 10
+# Products of the Hessian with random vectors, for its diagonal.
+PROBES = 8
+HALVINGS = 15
+# How much the change of a log-density in a draw's last digits weighs against the draw.
+DOUBT = 10.0
+
+
+class Budget(NamedTuple):
+    """What a search may take.
+
+    Args:
+        starts: number of points it sets out from.
+        few: draws that score each Gaussian on the way.
+        many: those that score the Gaussians that are left.
+        newton_steps: longest path with Hessians.
+        quasi_newton_steps: longest one without.
+        rounds: of batch and match.
+    """
+
+    starts: int = 8
+    few: int = 16
+    many: int = 256
+    newton_steps: int = 50
+    quasi_newton_steps: int = 200
+    rounds: int = 30
+
+
+# For models that are evaluated at many points at once, and at one by one.
+LARGE, SMALL = Budget(), Budget(4, 4, 32, 10, 20, 5)
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+class Found(NamedTuple):
+    """A Gaussian and its evidence lower bound, the entropy up to a constant."""
+
+    gaussian: Preconditioner
+    elbo: Tensor
+
+
+def search(
+    log_density: LogDensity, start: Preconditioner, starts: Tensor, budget: Budget = LARGE
+) -> Found:
+    r"""Find the Gaussian that fits a posterior best: for a guide to start from.
+
+    From each start a damped Newton path climbs to a mode; the Gaussian \(N(x, |H|^{-1})\) of every
+    point on the way is a candidate, as the mode may be a bad centre. The best of all, by the
+    evidence lower bound, is refined by batch and match. In more than `DENSE` dimensions the path
+    is one of L-BFGS, the covariance diagonal plus one of low rank, and not refined.
+
+    Args:
+        log_density: maps `(n, D)` to the log-densities of the posterior, up to a constant.
+        start: what scales a candidate at each start has, for where no path leads anywhere.
+        starts: `(n, D)`.
+        budget: how many draws, steps and rounds to take.
+
+    Returns:
+        The Gaussian that is N(0, 1) through a `Preconditioner`, and its evidence lower bound,
+        which is not finite where no candidate's is.
+
+    References:
+        Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
+        for the path of L-BFGS and for scoring along the way; Cai et al., "Batch and match"
+        (arXiv:2402.14758), algorithm 1.
+    """
+
+    def target(x: Tensor) -> Tensor:
+        value = log_density(x)
+        return value.where(value.isfinite(), -torch.inf)
+
+    dense = starts.shape[-1] <= DENSE
+    path = _newton_path if dense else _quasi_newton_path
+    steps = budget.newton_steps if dense else budget.quasi_newton_steps
+    few, many = _noise(budget.few, starts), _noise(budget.many, starts)
+    plain = [_changed(start, loc=point) for point in starts]
+    candidates = [path(target, candidate, few, steps) for candidate in plain] + plain
+    best = _best([_scored(target, candidate, many) for candidate in candidates])
+    return _batch_and_match(target, best, many, budget.rounds) if dense else best
+
+
+def _changed(gaussian: Preconditioner, **state: Tensor) -> Preconditioner:
+    """Return a new layer with some of its state replaced."""
+    new = copy.deepcopy(gaussian)
+    for name, value in state.items():
+        getattr(new, name).copy_(value)
+    return new
+
+
+def _noise(draws: int, like: Tensor) -> Tensor:
+    """Return standard normal draws in pairs of opposite ones, so that their mean is exact."""
+    half = torch.randn(draws // 2, like.shape[-1], dtype=like.dtype, device=like.device)
+    return torch.cat([half, -half])
+
+
+@torch.no_grad()
+def _scored(target: LogDensity, gaussian: Preconditioner, noise: Tensor) -> Found:
+    draws, ladj = gaussian.forward_and_ladj(noise)
+    elbo = _sure(target, draws, noise) + ladj.mean()
+    return Found(gaussian, elbo.nan_to_num(-torch.inf, torch.inf, -torch.inf))
+
+
+@torch.no_grad()
+def _sure(target: LogDensity, draws: Tensor, noise: Tensor) -> Tensor:
+    """Return the mean log-density of draws, less what may be no more than rounding errors.
+
+    A funnel's log-density rises without end where it cancels more and more of its digits. The
+    noise's signs say to which side each coordinate is moved.
+    """
+    nearby = draws * (1 + 2 * torch.finfo(draws.dtype).eps * noise.sign())
+    values, others = target(torch.cat([draws, nearby])).chunk(2)
+    return (values - DOUBT * (others - values).abs()).mean()
+
+
+def _best(found: list[Found]) -> Found:
+    return max(found, key=lambda candidate: candidate.elbo.item())
+
+
+@torch.no_grad()
+def _furthest(target: LogDensity, x: Tensor, value: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best point on a way, of halved steps, and whether it is better than the start."""
+    steps = 0.5 ** torch.arange(HALVINGS, dtype=x.dtype, device=x.device)
+    points = x + steps[:, None] * way
+    values = target(points)
+    k = values.argmax()
+    rounding = 10 * torch.finfo(x.dtype).eps * value.abs()
+    going = values[k] > value + rounding.clamp(min=1e-3)
+    return torch.where(going, points[k], x), going
+
+
+def _newton_path(
+    target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
+) -> Preconditioner:
+    """Climb by damped Newton steps, and return the best Gaussian on the way."""
+    x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
+    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    for _ in range(steps):
+        value, slope, hessian = _derivatives(target, x, eye)
+        if not all(part.isfinite().all() for part in (value, slope, hessian)):
+            break
+        found = _curved(start, x, -(hessian + hessian.mT) / 2)
+        best = _best([best, _scored(target, found, noise)])
+        # F Fᵀ g, with F the symmetric root of the inverse curvature on the diagonal's scale.
+        scale, turned = found.log_scale.exp(), (2 * found.log_values).exp()
+        way = scale * (found.basis @ (turned * (found.basis.mT @ (scale * slope))))
+        x, going = _furthest(target, x, value, way)
+        if not going:
+            break
+    return best.gaussian
+
+
+def _derivatives(target: LogDensity, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value and gradient at a point, and the Hessian's products with vectors `(n, D)`."""
+    x = x.detach().requires_grad_()
+    value = target(x[None])[0]
+    try:
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        (products,) = torch.autograd.grad(slope, x, vectors, is_grads_batched=True)
+    except RuntimeError:  # whatever the model's own derivatives raise
+        warnings.warn(
+            "the model has no second derivatives: the search for a start takes differences of "
+            "slopes",
+            stacklevel=2,
+        )
+        slope, products = _slopes(target, x[None])[0], _differences(target, x.detach(), vectors)
+    return value.detach(), slope.detach(), products.detach()
+
+
+def _differences(target: LogDensity, x: Tensor, vectors: Tensor) -> Tensor:
+    """Return the Hessian's products with vectors, by central differences of slopes."""
+    widths = torch.finfo(x.dtype).eps ** (1 / 3) * (vectors @ x).abs().clamp(min=1.0)
+    steps = widths[:, None] * vectors
+    above, below = _slopes(target, torch.cat([x + steps, x - steps])).chunk(2)
+    return (above - below) / (2 * widths[:, None])
+
+
+def _slopes(target: LogDensity, x: Tensor) -> Tensor:
+    """Return the gradient at each point of a batch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(target(x).sum(), x)[0]
+
+
+def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditioner:
+    """Return N(loc, |precision|⁻¹), the eigenvalues taken on the scale of the diagonal."""
+    diagonal = precision.diagonal().abs()
+    scale = diagonal.where(diagonal > 0, 1.0).rsqrt()
+    values, vectors = torch.linalg.eigh(scale[:, None] * precision * scale)
+    values = values.abs().clamp(min=10 * torch.finfo(values.dtype).eps)
+    return _changed(
+        like,
+        loc=loc,
+        log_scale=scale.log(),
+        basis=vectors,
+        log_values=-0.5 * values.log(),
+    )
+
+
+def _quasi_newton_path(
+    target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
+) -> Preconditioner:
+    """Climb by L-BFGS, and return the best Gaussian on the way."""
+    x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
+    probes = torch.randn(PROBES, len(x), dtype=x.dtype, device=x.device).sign()
+    moves = changes = x.new_zeros(HISTORY, len(x))
+    last_x, last_slope = x, x
+    for count in range(steps):
+        value, slope, products = _derivatives(target, x, probes)
+        if not (value.isfinite() and slope.isfinite().all()):
+            break
+        s, y = x - last_x, last_slope - slope
+        if count and s @ y > 1e-8 * (y @ y):
+            moves, changes = torch.cat([moves[1:], s[None]]), torch.cat([changes[1:], y[None]])
+        found = _low_rank(start, x, _diagonal(products), moves, changes)
+        best = _best([best, _scored(target, found, noise)])
+        scale = found.log_scale.exp()
+        along = torch.expm1(2 * found.log_values) * (found.basis.mT @ (scale * slope))
+        way = scale * (scale * slope + found.basis @ along)
+        last_x, last_slope = x, slope
+        x, going = _furthest(target, x, value, way)
+        if not going:
+            break
+    return best.gaussian
+
+
+def _diagonal(products: Tensor) -> Tensor:
+    """Return a diagonal inverse curvature from the Hessian's products with vectors of ±1.
+
+    Their root mean square estimates the length of each of the Hessian's rows: its diagonal, where
+    it is diagonal, and more than that where it is not.
+    """
+    sizes = products.square().mean(0).sqrt()
+    sound = sizes.isfinite() & (sizes > 0)
+    return torch.where(sound, 1 / sizes.where(sound, 1.0), 1.0)
+
+
+def _low_rank(
+    like: Preconditioner, loc: Tensor, diagonal: Tensor, steps: Tensor, changes: Tensor
+) -> Preconditioner:
+    """Return the Gaussian of L-BFGS's inverse curvature (Pathfinder, equations 10 to 12)."""
+    used = steps.square().sum(1) > 0
+    both = used[:, None] & used
+    inner = (steps @ changes.mT).triu() + torch.diag((~used).to(loc.dtype))
+    eye = torch.eye(HISTORY, dtype=loc.dtype, device=loc.device)
+    inverse = torch.linalg.solve_triangular(inner, eye, upper=True).where(both, 0.0)
+    middle = inner.diagonal().diag() + (changes * diagonal) @ changes.mT
+    corner = inverse.mT @ middle.where(both, 0.0) @ inverse
+    core = torch.cat(
+        [
+            torch.cat([torch.zeros_like(inverse), -inverse], dim=1),
+            torch.cat([-inverse.mT, corner], dim=1),
+        ]
+    )
+    scale = diagonal.sqrt()
+    columns = torch.cat([changes * diagonal, steps]) / scale
+    basis, triangle = torch.linalg.qr(columns.mT)
+    values, vectors = torch.linalg.eigh(triangle @ core @ triangle.mT)
+    values = (1 + values).clamp(min=10 * torch.finfo(loc.dtype).eps)
+    return _changed(
+        like,
+        loc=loc,
+        log_scale=scale.log(),
+        basis=basis @ vectors,
+        log_values=0.5 * values.log(),
+    )
+
+
+class _Matched(NamedTuple):
+    loc: Tensor
+    factor: Tensor
+    elbo: Tensor
+
+
+def _batch_and_match(target: LogDensity, start: Found, noise: Tensor, rounds: int) -> Found:
+    """Match the Gaussian's slopes to the posterior's, and return the best Gaussian on the way."""
+    size = len(start.gaussian.loc)
+    batch = min(max(2 * size, 32), 512)
+
+    def whitened(z: Tensor) -> Tensor:
+        x, ladj = start.gaussian.forward_and_ladj(z)
+        return target(x) + ladj
+
+    eye = torch.eye(size, dtype=noise.dtype, device=noise.device)
+    last = best = _Matched(torch.zeros_like(noise[0]), eye, start.elbo)
+    for count in range(rounds):
+        draws = last.loc + torch.randn_like(noise[:1].expand(batch, size)) @ last.factor.mT
+        slopes = _slopes(whitened, draws)
+        try:
+            loc, factor = _matched(last, draws, slopes, batch * size / (count + 1.0))
+        except torch.linalg.LinAlgError:
+            continue
+        if not (loc.isfinite().all() and factor.isfinite().all()):
+            continue
+        x, ladj = start.gaussian.forward_and_ladj(loc + noise @ factor.mT)
+        elbo = _sure(target, x, noise) + ladj.mean() + torch.linalg.slogdet(factor).logabsdet
+        last = _Matched(loc, factor, elbo)
+        best = last if last.elbo > best.elbo else best
+    if not best.elbo > start.elbo:
+        return start
+    centred = _changed(start.gaussian, loc=torch.zeros_like(best.loc))
+    gaussian = copy.deepcopy(start.gaussian).precondition(
+        start.gaussian(best.loc), centred(best.factor.mT).mT
+    )
+    return Found(gaussian, best.elbo)
+
+
+def _matched(old: _Matched, draws: Tensor, slopes: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """Return the Gaussian of one batch-and-match step (Cai et al., equations 9 to 11)."""
+    share = weight / (1 + weight)
+    mean, slope = draws.mean(0), slopes.mean(0)
+    covariance = (draws - mean).mT @ (draws - mean) / len(draws)
+    scatter = (slopes - slope).mT @ (slopes - slope) / len(draws)
+    gap = old.loc - mean
+    u = weight * scatter + share * torch.outer(slope, slope)
+    v = old.factor @ old.factor.mT + weight * covariance + share * torch.outer(gap, gap)
+    # Σ U Σ + Σ = V, by a symmetric root: Σ = 2 L (1 + (1 + 4 Lᵀ U L)^½)⁻¹ Lᵀ with L Lᵀ = V.
+    root = torch.linalg.cholesky(v)
+    values, vectors = torch.linalg.eigh(root.mT @ u @ root)
+    values = 2 / (1 + (1 + 4 * values.clamp(min=0.0)).sqrt())
+    factor = root @ (vectors * values.sqrt())
+    return (old.loc + weight * (factor @ (factor.mT @ slope) + mean)) / (1 + weight), factor

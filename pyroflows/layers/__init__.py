@@ -1,0 +1,36 @@
+"""Layers: bijections with parameters, and how they are put together."""
+
+from pyroflows.layers.chain import Chain, Stack
+from pyroflows.layers.coupling import AdditiveCoupling, AffineCoupling
+from pyroflows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
+from pyroflows.layers.linear import (
+    InvertibleConv1x1,
+    InvertibleLinear,
+    LowerTriangular,
+    Permutation,
+)
+from pyroflows.layers.multiscale import Flatten, MultiScale, Squeeze
+from pyroflows.layers.pixels import Logit, dequantize
+from pyroflows.layers.tails import LogTails, SinhArcsinh
+
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "BatchNorm",
+    "Chain",
+    "DiagonalScaling",
+    "Flatten",
+    "InvertibleConv1x1",
+    "InvertibleLinear",
+    "LogTails",
+    "Logit",
+    "LowerTriangular",
+    "MultiScale",
+    "Permutation",
+    "SinhArcsinh",
+    "Squeeze",
+    "Stack",
+    "Standardization",
+    "dequantize",
+]

@@ -1,0 +1,113 @@
+"""Pixels: from whole numbers to densities and back, with all factors kept in one place."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyroflows.transform import Pair, TransformModule, check_finite
+
+
+def dequantize(x: Tensor, generator: torch.Generator | None = None, *, levels: int = 256) -> Tensor:
+    r"""Spread whole numbers over the unit interval: `(x + u) / levels`, u uniform on [0, 1).
+
+    A density of the result bounds the probability of the pixels from below (Theis et al., "A note
+    on the evaluation of generative models", arXiv:1511.01844, section 3.1). It can be given to
+    `fit` as `augment`, which draws the noise afresh for every batch.
+
+    Args:
+        x: whole numbers from 0 to `levels − 1`, of any shape.
+        generator: source of the noise; torch's default where it is None.
+        levels: number of values that a pixel can have.
+
+    Returns:
+        Numbers in [0, 1), in torch's default dtype.
+
+    Raises:
+        TypeError: where `x` is not a tensor of whole numbers.
+        ValueError: where one is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import dequantize
+        >>> (dequantize(torch.tensor([0, 128, 255])) * 256).floor().tolist()
+        [0.0, 128.0, 255.0]
+    """
+    kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if kind not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"`x` is {kind}, expected a tensor of whole numbers, such as uint8")
+    if x.numel() and not (0 <= int(x.min()) and int(x.max()) < levels):
+        raise ValueError(
+            f"`x` has numbers from {int(x.min())} to {int(x.max())}, expected 0 to {levels - 1}"
+        )
+    noise = torch.rand(x.shape, generator=generator, device=x.device)
+    # Rounding may not lift the sum to the next number.
+    return ((x + noise) / levels).clamp(max=1.0 - torch.finfo(noise.dtype).eps / 2)
+
+
+class Logit(TransformModule):
+    r"""Pixels in the unit interval as real numbers: RealNVP's pre-processing, as a layer.
+
+    $$y = \frac{\mathrm{sigmoid}(x) - \alpha}{1 - 2\alpha}, \qquad
+    \log|\det dy/dx| = \sum_j \log \mathrm{sigmoid}(x_j) + \log \mathrm{sigmoid}(-x_j)
+    - \log(1 - 2\alpha).$$
+
+    From data to base: `logit(α + (1 − 2α) y)`, as in RealNVP's code, where the paper's formula has
+    `1 − α`. α keeps the black and the white pixels away from infinity.
+
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
+
+    Args:
+        event_shape: shape of the images or vectors.
+        alpha: α, from 0 to below 0.5.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
+        section 4.1.
+
+    Examples:
+        >>> import torch
+        >>> from pyroflows import Logit
+        >>> layer = Logit(3)
+        >>> layer(torch.zeros(3)).tolist()
+        [0.5, 0.5, 0.5]
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], alpha: float = 0.05) -> None:
+        super().__init__(event_shape)
+        if not 0 <= alpha < 0.5:
+            raise ValueError(f"`alpha` is {alpha}, expected a number from 0 to below 0.5")
+        self.alpha = alpha
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`: a little more than the pixels."""
+        margin = self.alpha / (1 - 2 * self.alpha)
+        inside = constraints.interval(-margin, 1 + margin)
+        return constraints.independent(inside, len(self.event_shape))
+
+    def forward_and_ladj(self, x: Tensor) -> Pair:
+        """Map base to data."""
+        y = (x.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+        return y, self._sum(F.logsigmoid(x) + F.logsigmoid(-x))
+
+    def inverse_and_ladj(self, y: Tensor) -> Pair:
+        """Map data to base."""
+        p = self.alpha + (1 - 2 * self.alpha) * y
+        low, high = p.log(), (-p).log1p()
+        return low - high, -self._sum(low + high)
+
+    def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
+        return map(self._checked_latent, parts)
+
+    def _checked_latent(self, y: Tensor) -> Tensor:
+        x, _ = self._inverse_pair(y, None)
+        check_finite(x, self.base_shape, "a batch of `data` behind Logit")
+        return x
+
+    def _sum(self, log_slope: Tensor) -> Tensor:
+        dims = tuple(range(-len(self.event_shape), 0))
+        return (log_slope - math.log1p(-2 * self.alpha)).sum(dims)

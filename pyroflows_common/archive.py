@@ -1,0 +1,207 @@
+"""The file that both wings share: arrays by name, and JSON about them, in one safetensors file."""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import safetensors.numpy
+
+# The JSON is one entry of the file's metadata: safetensors writes several in no fixed order.
+KEY = "pyroflows"
+VERSION = 1
+DTYPES = ("float16", "float32", "float64", "int64", "bool")
+FIELDS = {
+    "builder": str,
+    "arguments": dict,
+    "base": str,
+    "event_shape": list,
+    "context_dim": int,
+}
+
+
+def write(
+    path: str | os.PathLike[str], about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Write a file, or leave what is there as it is."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"`path` is {str(path)!r}, expected a file in a directory")
+    about = {"version": VERSION, **about}
+    about["checksum"] = checksum(about, arrays)
+    data = safetensors.numpy.save(dict(arrays), {KEY: json.dumps(about, sort_keys=True)})
+    replace_file(target, lambda file: file.write(data))
+
+
+def replace_file(target: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace a file as a whole by what a function writes, or leave what is there as it is."""
+    # A rename is atomic: whoever is killed here leaves the old file or the new one.
+    unfinished = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what a file says of its flow, and its arrays.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where the file is broken, foreign or newer.
+    """
+    name = f"`path` {str(path)!r}"
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{name} does not exist")
+    if not os.path.isfile(path):
+        raise ValueError(f"{name} is not a file")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            arrays = {key: np.array(file.get_tensor(key)) for key in file.keys()} if about else {}
+        noted = about.pop("checksum", None)
+        found = checksum(about, arrays)
+        newer = about.get("version", 0) > VERSION
+    except OSError:
+        raise
+    except Exception as error:  # broken files fail in as many ways as there are
+        raise ValueError(f"{name} is broken, or no file of `save`: {error!r:.200}") from error
+    if not about:
+        raise ValueError(f"{name} is a safetensors file, but not one that `save` has written")
+    if newer:
+        raise ValueError(
+            f"{name} has format version {about['version']}, from pyroflows {about.get('library')}, "
+            f"but this installation reads up to version {VERSION}: upgrade pyroflows"
+        )
+    if noted != found:
+        raise ValueError(f"{name} is broken: its content does not have the checksum noted in it")
+    for field, kind in FIELDS.items():
+        if not isinstance(about.get(field), kind):
+            raise ValueError(f"{name} is broken: its {field} is {about.get(field)!r:.80}")
+    return about, arrays
+
+
+def checksum(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a digest of all that a file holds."""
+    layout = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
+    digest = hashlib.sha256(json.dumps([about, layout], sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def check_call(
+    builders: Mapping[str, Callable[..., Any]],
+    builder: str,
+    arguments: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Check that a file's call of a builder is one, and in proportion to the file's arrays.
+
+    A checksum protects from accidents, not from whoever writes a file to do harm: what is built
+    must never be far larger than the file.
+
+    Args:
+        builders: the wing's builders by name.
+        builder: the name in the file.
+        arguments: those in the file, as JSON has them.
+        arrays: the file's arrays.
+
+    Returns:
+        The arguments as the builder takes them.
+    """
+    if not builder:
+        raise ValueError("no builder can make this flow again: pass a flow built alike, like=…")
+    if builder not in builders:
+        raise ValueError(f"its builder is {builder!r:.80}, expected one of {tuple(builders)}")
+    kinds = argument_kinds(builders[builder])
+    call = {name: plain(value) for name, value in arguments.items()}
+    sizes: list[int] = []
+    for name, value in call.items():
+        inner = value if isinstance(value, tuple) else ()
+        if not isinstance(value, kinds.get(name, ())) or not _are_integers(inner):
+            raise ValueError(f"{builder} does not take {name:.80}={value!r:.80}")
+        sizes += inner or ([value] if isinstance(value, int) else [])
+    # Each layer has a network, and that has two arrays for each of its own layers.
+    depths = [call.get(name) or 1 for name in ("layers", "levels", "steps", "scales", "blocks")]
+    matrices = math.prod(depths) * (len(call.get("hidden", ())) + 1)
+    shape = call.get("event_shape")
+    if builder == "nice" and isinstance(shape, tuple):  # it sees images as vectors
+        sizes.append(math.prod(shape))
+    numbers = sum(array.size for array in arrays.values())
+    if 2 * matrices > len(arrays) or max(sizes, default=0) > numbers:
+        raise ValueError(f"the arguments of {builder} ask for a larger flow than the file holds")
+    return call
+
+
+def argument_kinds(build: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
+    """Return the types that a file may hold for each of a builder's arguments, by its signature.
+
+    A sequence comes from a file as a tuple, which holds integers or booleans; a function, a network
+    or a key never comes from a file.
+    """
+    return {name: tuple(_kinds(hint)) for name, hint in get_type_hints(build).items()}
+
+
+def _kinds(hint: Any) -> Iterator[type]:
+    if get_origin(hint) in (Union, UnionType):
+        for inner in get_args(hint):
+            yield from _kinds(inner)
+    elif get_origin(hint) is Sequence:
+        yield tuple
+    elif hint is float:
+        yield from (float, int)
+    elif hint is bool:
+        yield from (bool, int)
+    elif hint in (int, str, NoneType):
+        yield hint
+
+
+def _are_integers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], own: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
+    """Check that names, shapes and kinds of number are those of a flow's arrays."""
+    missing, unexpected = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"its arrays do not fit the flow: missing {missing[:5]}, unexpected {unexpected[:5]}"
+        )
+    for name, (shape, dtype) in own.items():
+        found = arrays[name]
+        same = found.dtype.name == dtype or found.dtype.name[:5] == dtype[:5] == "float"
+        if found.shape != tuple(shape) or not same or found.dtype.name not in DTYPES:
+            raise ValueError(
+                f"its array {name} has shape {found.shape} and dtype {found.dtype}, but the "
+                f"flow's has {tuple(shape)} and {dtype}"
+            )
+
+
+def check_values(arrays: Mapping[str, np.ndarray]) -> None:
+    """Check that the state of the builders' layers is possible."""
+    for name, array in arrays.items():
+        kind = name.rpartition(".")[2]
+        if (
+            (kind == "permutation" and sorted(array.tolist()) != list(range(array.size)))
+            or (kind == "signs" and not np.isin(array, (-1, 1)).all())
+            or (kind == "running_var" and not (array >= 0).all())
+        ):
+            raise ValueError(f"its array {name} has values that are impossible for a {kind}")
+
+
+def plain(value: Any) -> Any:
+    """Turn JSON's list into the tuple that it was."""
+    return tuple(value) if isinstance(value, list) else value

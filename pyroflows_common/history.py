@@ -1,0 +1,152 @@
+"""Settings and history of a `fit` run."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from pyroflows_common.checks import as_count, as_scale
+from pyroflows_common.schedule import check_schedule, factor
+
+# The fraction of skipped steps above which `fit` warns of them.
+WORRYING = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `fit` that are numbers and functions; each wing adds its own.
+
+    Raises:
+        ValueError: where one is out of its range; the message names it.
+        TypeError: where one is of the wrong kind.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    patience: int | None
+    validate_every: int | None
+    standardize: bool
+    schedule: str | Callable[[int], float] | None
+    clip_norm: float | None
+    penalty: float
+    augment: Callable[..., Any] | None
+    optimizer: Any
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the settings among the arguments of a call."""
+        return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            as_count(getattr(self, name), name)
+        for name in ("patience", "validate_every"):
+            if getattr(self, name) is not None:
+                as_count(getattr(self, name), name)
+        as_scale(self.learning_rate, "learning_rate", zero=False)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"`clip_norm` is {self.clip_norm}, expected a positive number or None")
+        as_scale(self.penalty, "penalty")
+        check_schedule(self.schedule)
+        if not (self.augment is None or callable(self.augment)):
+            raise TypeError(f"`augment` is {self.augment!r}, expected a function or None")
+
+    def factor(self, step: int) -> float:
+        """Return the schedule's factor on the learning rate."""
+        return factor(self.schedule, step, self.steps)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass
+class History:
+    """Progress of a run: with the parameters, all that a checkpoint needs."""
+
+    step: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    validation_losses: list[float] = dataclasses.field(default_factory=list)
+    validation_steps: list[int] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    skipped_in_row: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    since_best: int = 0
+    stopped: str | None = None
+
+    @property
+    def made(self) -> int:
+        """Number of steps that have moved the parameters."""
+        return self.step - self.skipped
+
+    @property
+    def validated(self) -> bool:
+        """Whether a validation has found a finite loss."""
+        return self.best_loss < math.inf
+
+    def warning(self) -> str | None:
+        """Return a warning where training went badly."""
+        if self.stopped == "not finite":
+            what = (
+                f"training stopped at step {self.step}: loss or gradient was not finite for "
+                f"{self.skipped_in_row} steps in a row. The flow has the parameters of step "
+                f"{self.best_step}"
+            )
+        elif self.skipped > WORRYING * self.step:
+            what = (
+                f"{self.skipped} of {self.step} steps were skipped, because loss or gradient was "
+                "not finite"
+            )
+        else:
+            return None
+        return f"{what}. A smaller learning_rate or a clip_norm may help."
+
+    def result(self, flow: Any) -> "FitResult":
+        """Return the trained flow with this history."""
+        return FitResult(
+            flow=flow,
+            losses=np.array(self.losses),
+            validation_losses=np.array(self.validation_losses),
+            validation_steps=np.array(self.validation_steps, dtype=int),
+            skipped=self.skipped,
+            best_step=self.best_step,
+            stopped=self.stopped or "",
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FitResult:
+    """A trained flow with the history of its training.
+
+    Args:
+        flow: the trained flow.
+        losses: negative log-likelihood of each training batch, in nats per event; skipped
+            steps included.
+        validation_losses: the same of the held-out data, at each validation.
+        validation_steps: number of steps before each validation.
+        skipped: number of steps left out because loss or gradient were not finite.
+        best_step: number of steps behind the flow's parameters, without the skipped ones.
+        stopped: why training ended: `"steps"`, `"patience"`, `"interrupted"`, `"not finite"` or
+            `"data exhausted"`.
+    """
+
+    flow: Any
+    losses: np.ndarray
+    validation_losses: np.ndarray
+    validation_steps: np.ndarray
+    skipped: int
+    best_step: int
+    stopped: str
+
+    def __repr__(self) -> str:
+        shown = [f"flow={type(self.flow).__name__}", f"steps={len(self.losses)}"]
+        if len(self.losses):
+            shown.append(f"last_loss={self.losses[-1]:.4g}")
+        if len(self.validation_losses):
+            shown.append(f"best_validation_loss={self.validation_losses.min():.4g}")
+        shown += [f"{name}={getattr(self, name)!r}" for name in ("skipped", "best_step", "stopped")]
+        return f"FitResult({', '.join(shown)})"

@@ -1,0 +1,178 @@
+"""The loop of `fit`: steps, validations, checkpoints and the progress bar, on either host."""
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from pyroflows_common.batches import AUGMENT, AUGMENT_VALIDATION, Part
+from pyroflows_common.history import History, Settings
+
+# Steps in a row whose loss or gradient is not finite, after which training gives up.
+HOPELESS = 50
+
+
+class Loop(ABC):
+    """One run of `fit`; each wing adds what its host computes.
+
+    Args:
+        settings: of the run.
+        train: what to train on.
+        held_out: what to validate on; None for nothing.
+        checkpoint: the file of the run's state; None for none.
+        progress: whether to show a bar, or a function that writes a loss.
+        seed: of the order of the rows.
+    """
+
+    prepare: Callable[..., tuple[Any, Any]]  # a batch, and the stream of its random numbers
+
+    def __init__(
+        self,
+        settings: Settings,
+        train: Part,
+        held_out: Part | None,
+        checkpoint: Any,
+        progress: bool | Callable[[float], str],
+        seed: int,
+    ) -> None:
+        self.settings, self.train, self.held_out = settings, train, held_out
+        self.checkpoint, self.progress = checkpoint, bool(progress)
+        self.written = progress if callable(progress) else "{:.3f}".format
+        self.history = History()
+        self.feed = train.feed(settings.batch_size, seed)
+        # The parameters that are left in the end: those of the best validation or, until there is
+        # one, the last whose loss was finite; and the batch that they had it on.
+        self.best: Any = None
+        self.last: Any = None
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Go on from the checkpoint, or start from data."""
+
+    @abstractmethod
+    def learn(self, x: Any, context: Any) -> None:
+        """Take one step, and note down how it went; skip it where it is not finite."""
+
+    @abstractmethod
+    def total_loss(self, x: Any, context: Any) -> float:
+        """Return the summed loss of a batch of held-out rows."""
+
+    @abstractmethod
+    def parameters_now(self) -> Any:
+        """Return the parameters, safe from further steps."""
+
+    @abstractmethod
+    def last_is_finite(self) -> bool:
+        """Whether the loss on the last batch is finite with the parameters of now."""
+
+    @abstractmethod
+    def save(self) -> None:
+        """Write the checkpoint."""
+
+    def train_to_the_end(self) -> None:
+        """Train until something stops it, if that is Ctrl-C."""
+        try:
+            self.begin()
+            with self._bar() as self.bar:
+                while self.history.stopped is None:
+                    self._advance()
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+            if self.history.made:
+                with contextlib.suppress(KeyboardInterrupt):  # pressed again: then without
+                    self._validate()
+                    self._prove()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing has been learned, and the flow is to stay as it was."""
+        return not self.history.made and self.history.stopped in (None, "interrupted")
+
+    def _advance(self) -> None:
+        """Take a step; validate and save where it is time to."""
+        history, settings = self.history, self.settings
+        batch = self.feed.next()
+        if batch is None:
+            history.stopped = "data exhausted"
+        else:
+            self.learn(*self.prepare(batch, AUGMENT, history.step))
+            if history.skipped_in_row == HOPELESS:
+                history.stopped = "not finite"
+            elif history.step == settings.steps:
+                history.stopped = "steps"
+        if history.stopped and history.skipped == history.step:
+            history.stopped = "not finite"
+        every = settings.validate_every
+        due = history.step % every == 0 if every else self.feed.at_end
+        if history.stopped or due:
+            self._validate()
+        saved = self.checkpoint is not None and (due if self.feed.resumes else self.feed.at_end)
+        if history.stopped or saved:
+            self._prove()
+            if self.checkpoint is not None:
+                self.save()
+        self._show()
+
+    def noted(self, loss: float, skipped: bool) -> None:
+        """Note down one step."""
+        history = self.history
+        history.skipped += skipped
+        history.skipped_in_row = history.skipped_in_row + 1 if skipped else 0
+        history.losses.append(loss)
+        history.step += 1
+
+    def _validate(self) -> None:
+        """Take the loss on the held-out data, and keep the parameters where it is the lowest."""
+        history = self.history
+        if self.held_out is None or history.step in history.validation_steps[-1:]:
+            return
+        total, rows = 0.0, 0
+        for number, batch in enumerate(self.held_out.in_order(self.settings.batch_size)):
+            x, context = self.prepare(batch, AUGMENT_VALIDATION, number)
+            total += self.total_loss(x, context)
+            rows += len(x)
+        if not rows:
+            raise ValueError("`validation` has no batches")
+        history.validation_losses.append(total / rows)
+        history.validation_steps.append(history.step)
+        history.since_best += 1
+        if total / rows < history.best_loss:
+            history.best_loss, history.best_step = total / rows, history.made
+            history.since_best = 0
+            self.best, self.last = self.parameters_now(), None
+        if not history.stopped and history.since_best == self.settings.patience:
+            history.stopped = "patience"
+
+    def _prove(self) -> None:
+        """Keep the last parameters if their loss is finite, where nothing is validated."""
+        if self.last is not None:
+            if self.last_is_finite():
+                self.best, self.history.best_step = self.parameters_now(), self.history.made
+            self.last = None
+
+    def _bar(self) -> tqdm:
+        self.shown = 0.0
+        return tqdm(
+            total=self.settings.steps,
+            initial=self.history.step,
+            disable=not self.progress,
+            desc="fit",
+            unit="step",
+        )
+
+    def _show(self) -> None:
+        """Move the bar; its text changes ten times a second at most, for that takes time."""
+        history = self.history
+        self.bar.update(history.step - self.bar.n)
+        if self.progress and (history.stopped or time.monotonic() - self.shown > 0.1):
+            self.shown = time.monotonic()
+            last = history.losses[-20:]
+            text = {"loss": self.written(sum(last) / len(last))}
+            if history.validation_losses:
+                text["validation"] = self.written(history.validation_losses[-1])
+            if history.skipped:
+                text["skipped"] = str(history.skipped)
+            self.bar.set_postfix(text, refresh=False)

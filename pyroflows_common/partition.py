@@ -1,0 +1,310 @@
+"""Partitions: which coordinates of an event a coupling looks at, and which it transforms.
+
+One class serves both hosts: an array brings the module of its functions.
+"""
+
+import operator
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+
+class Partition:
+    """A split of a vector's coordinates into part `a`, which conditions, and part `b`.
+
+    A coupling leaves `a` as it is and transforms `b` given `a`. Two partitions are equal when
+    their masks and axes are.
+
+    Args:
+        mask: one boolean per coordinate; true where the coordinate belongs to `a` (the ones of
+            the binary mask b in RealNVP, section 3.4).
+        axis: the axis that is split, counted from the last: −1 for a vector's coordinates, −3 for
+            the channels of an image.
+
+    Raises:
+        ValueError: where the mask is not one-dimensional or leaves one of the parts empty.
+
+    Examples:
+        >>> import numpy as np
+        >>> from pyroflows_common.partition import Partition
+        >>> partition = Partition([True, False, True])
+        >>> a, b = partition.split(np.arange(3.0))
+        >>> a.tolist(), b.tolist()
+        ([0.0, 2.0], [1.0])
+        >>> partition.swap.mask
+        (False, True, False)
+    """
+
+    def __init__(self, mask: Sequence[bool], axis: int = -1) -> None:
+        mask = getattr(mask, "tolist", lambda: list(mask))()
+        if any(isinstance(seen, list) for seen in mask) or not set(mask) <= {0, 1}:
+            raise ValueError("`mask` must be a one-dimensional sequence of booleans")
+        self.mask = tuple(bool(seen) for seen in mask)
+        self.axis = axis
+        if len(set(self.mask)) < 2:
+            raise ValueError(
+                f"`mask` of length {len(self.mask)} leaves one part empty, but a coupling needs a "
+                "part to look at and a part to transform"
+            )
+        self._slices_a, self._slices_b = _slices(self.mask, True), _slices(self.mask, False)
+        self._interleaved = len(self.mask) > 2 and all(map(operator.ne, self.mask, self.mask[1:]))
+        # Not a cached_property: in Python 3.11 that takes a lock, which torch.compile cannot trace.
+        self._swap: Partition | None = None
+
+    @property
+    def swap(self) -> "Partition":
+        """The partition with the two parts exchanged; `p.swap.swap is p`."""
+        if self._swap is None:
+            self._swap = Partition([not seen for seen in self.mask], self.axis)
+            self._swap._swap = self
+        return self._swap
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of coordinates in part `a` and in part `b`."""
+        return sum(self.mask), len(self.mask) - sum(self.mask)
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Split events `(*batch, D)` into the parts `(*batch, D_a)` and `(*batch, D_b)`."""
+        return self._take(x, self._slices_a), self._take(x, self._slices_b)
+
+    def join(self, a: Any, b: Any) -> Any:
+        """Put two parts together again: the inverse of `split`."""
+        functions = functions_of(a)
+        if self._interleaved:
+            first, second = (a, b) if self.mask[0] else (b, a)
+            shape = [*second.shape]
+            length = shape[self.axis]
+            shape[self.axis] *= 2
+            pairs = functions.stack([first[self._at(slice(0, length))], second], axis=self.axis)
+            rest = first[self._at(slice(length, None))]
+            return functions.concatenate([pairs.reshape(shape), rest], axis=self.axis)
+        pieces = []
+        starts = {True: 0, False: 0}
+        for seen, run in groupby(self.mask):
+            part, start, length = (a if seen else b), starts[seen], len(list(run))
+            pieces.append(part[self._at(slice(start, start + length))])
+            starts[seen] = start + length
+        return functions.concatenate(pieces, axis=self.axis)
+
+    def only_b(self, values: Any) -> Any:
+        """Return values for part `b`, zero where they are for coordinates outside it."""
+        return values
+
+    def _take(self, x: Any, slices: list[slice]) -> Any:
+        pieces = [x[self._at(piece)] for piece in slices]
+        return (
+            pieces[0] if len(pieces) == 1 else functions_of(x).concatenate(pieces, axis=self.axis)
+        )
+
+    def _at(self, piece: slice) -> tuple[Any, ...]:
+        return (..., piece, *[slice(None)] * (-self.axis - 1))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Partition) and (self.mask, self.axis) == (other.mask, other.axis)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.mask, self.axis))
+
+    def __repr__(self) -> str:
+        return f"Partition({''.join('ab'[not seen] for seen in self.mask)}, axis={self.axis})"
+
+
+class Checkerboard(Partition):
+    """A split of an image's pixels by the colours of a checkerboard (RealNVP, section 3.4).
+
+    Both parts are images of the full size, with zeros where the pixels of the other belong.
+
+    Args:
+        event_shape: `(C, H, W)`.
+        even: whether part `a` has the pixels whose row and column add up to an even number.
+
+    Examples:
+        >>> import numpy as np
+        >>> from pyroflows_common.partition import checkerboard
+        >>> a, b = checkerboard((1, 2, 2)).split(np.array([[[1.0, 2.0], [3.0, 4.0]]]))
+        >>> a.tolist(), b.tolist()
+        ([[[1.0, 0.0], [0.0, 4.0]]], [[[0.0, 2.0], [3.0, 0.0]]])
+    """
+
+    def __init__(self, event_shape: Sequence[int], even: bool = True) -> None:
+        self.event_shape = image_shape(event_shape)
+        if self.event_shape[1:] == (1, 1):
+            raise ValueError(
+                f"`event_shape` is {self.event_shape}, but a checkerboard needs two pixels"
+            )
+        self.even = even
+        self.axis = -3
+
+    @property
+    def swap(self) -> "Checkerboard":
+        """The partition with the two parts exchanged."""
+        return Checkerboard(self.event_shape, not self.even)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of channels of part `a` and of part `b`."""
+        return self.event_shape[0], self.event_shape[0]
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        """Split images `(*batch, C, H, W)` into two of that shape, each zero where the other is."""
+        in_a, where = self._in_a(x), functions_of(x).where
+        return where(in_a, x, 0.0), where(in_a, 0.0, x)
+
+    def join(self, a: Any, b: Any) -> Any:
+        """Put two parts together again: the inverse of `split`."""
+        return functions_of(a).where(self._in_a(a), a, b)
+
+    def only_b(self, values: Any) -> Any:
+        """Return values `(*batch, n, H, W)` for part `b`, zero at the pixels of part `a`."""
+        return functions_of(values).where(self._in_a(values), 0.0, values)
+
+    def _in_a(self, like: Any) -> Any:
+        # PyTorch's functions do not put a result where it is needed.
+        place = {} if hasattr(like, "__array_namespace__") else {"device": like.device}
+        rows, columns = (functions_of(like).arange(n, **place) for n in self.event_shape[1:])
+        return (rows[:, None] + columns) % 2 == (0 if self.even else 1)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Checkerboard)
+            and (self.event_shape, self.even) == (other.event_shape, other.even)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.event_shape, self.even))
+
+    def __repr__(self) -> str:
+        return f"Checkerboard({self.event_shape}, even={self.even})"
+
+
+def halves(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
+    """The first half of the coordinates conditions, the second is transformed.
+
+    Args:
+        event_shape: the size D, or `(D,)`; `a` has `D // 2` coordinates.
+        swap: whether to exchange the two parts.
+    """
+    size = vector_size(event_shape)
+    partition = Partition([i < size // 2 for i in range(size)])
+    return partition.swap if swap else partition
+
+
+def alternating(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
+    """The even coordinates condition, the odd ones are transformed (NICE, section 5.1).
+
+    Args:
+        event_shape: the size D, or `(D,)`.
+        swap: whether to exchange the two parts.
+    """
+    partition = Partition([i % 2 == 0 for i in range(vector_size(event_shape))])
+    return partition.swap if swap else partition
+
+
+def checkerboard(event_shape: Sequence[int], swap: bool = False) -> Checkerboard:
+    """The even pixels of an image condition, the odd ones are transformed (RealNVP, figure 3).
+
+    Args:
+        event_shape: `(C, H, W)`.
+        swap: whether to exchange the two parts.
+    """
+    return Checkerboard(event_shape, not swap)
+
+
+def channels(event_shape: Sequence[int], swap: bool = False) -> Partition:
+    """The first half of an image's channels conditions, the second is transformed.
+
+    Args:
+        event_shape: `(C, H, W)`, with at least two channels; `a` has `C // 2` of them.
+        swap: whether to exchange the two parts.
+    """
+    size = image_shape(event_shape)[0]
+    if size < 2:
+        raise ValueError(
+            f"`event_shape` is {tuple(event_shape)}, but to split its channels an image needs two: "
+            "use checkerboard, or a Squeeze, which makes four channels of one"
+        )
+    partition = Partition([i < size // 2 for i in range(size)], axis=-3)
+    return partition.swap if swap else partition
+
+
+PARTITIONS = {"halves": halves, "alternating": alternating}
+IMAGE_PARTITIONS = {"channels": channels, "checkerboard": checkerboard, "halves": channels}
+
+
+def as_partition(partition: Any, event_shape: int | Sequence[int]) -> Partition:
+    """Turn a name, a mask or a partition into the partition of an event of this shape."""
+    image = isinstance(event_shape, Sequence) and len(event_shape) == 3
+    named: dict[str, Any] = IMAGE_PARTITIONS if image else PARTITIONS
+    shape = image_shape(event_shape) if image else (vector_size(event_shape),)
+    if isinstance(partition, str):
+        if partition not in named:
+            raise ValueError(
+                f"`partition` is {partition!r}, expected one of {sorted(named)}, "
+                "a Partition or a boolean mask"
+            )
+        return named[partition](shape)
+    if isinstance(partition, Checkerboard):
+        if partition.event_shape != shape:
+            raise ValueError(
+                f"`partition` is of images {partition.event_shape}, but the event has shape {shape}"
+            )
+        return partition
+    if not isinstance(partition, Partition):
+        partition = Partition(partition, axis=-len(shape))
+    if partition.axis != -len(shape) or len(partition.mask) != shape[0]:
+        raise ValueError(
+            f"`partition` has {len(partition.mask)} {_axis(partition.axis)}, but the event has "
+            f"{shape[0]} {_axis(-len(shape))}"
+        )
+    return partition
+
+
+def vector_size(event_shape: int | Sequence[int]) -> int:
+    """Return the D of an event shape `D` or `(D,)` that a coupling can split."""
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if len(shape) != 1:
+        raise ValueError(f"`event_shape` is {shape}, expected an int or (D,): a vector")
+    if shape[0] < 2:
+        raise ValueError(
+            f"`event_shape` is {shape}, but a coupling needs at least two coordinates: one to look "
+            "at and one to transform. For a one-dimensional event use DiagonalScaling or ActNorm, "
+            "or append an independent normal coordinate to it"
+        )
+    return int(shape[0])
+
+
+def image_shape(event_shape: int | Sequence[int]) -> tuple[int, int, int]:
+    """Return the `(C, H, W)` of an image."""
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if len(shape) != 3:
+        raise ValueError(f"`event_shape` is {shape}, expected (C, H, W): an image")
+    return shape
+
+
+def functions_of(x: Any) -> Any:
+    """Return the module whose functions take an array: `torch`, `jax.numpy` or `numpy`."""
+    # The array API's own way, which PyTorch's tensors do not have yet.
+    return x.__array_namespace__() if hasattr(x, "__array_namespace__") else sys.modules["torch"]
+
+
+def _axis(axis: int) -> str:
+    return {-1: "coordinates", -3: "channels"}[axis]
+
+
+def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:
+    """Write a part's coordinates as one strided slice if they are regular, else as runs."""
+    index = [i for i, seen in enumerate(mask) if seen is part]
+    steps = set(map(operator.sub, index[1:], index[:-1])) or {1}
+    if len(steps) == 1:
+        return [slice(index[0], index[-1] + 1, steps.pop())]
+    runs, start = [], 0
+    for seen, run in groupby(mask):
+        stop = start + len(list(run))
+        if seen is part:
+            runs.append(slice(start, stop))
+        start = stop
+    return runs
