@@ -17,7 +17,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $
 # One thread for each process: tests share the cores out, and where cores are busy the threads of
 # small matrices wait for each other for most of the time.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format docs serve bench bare clean
@@ -81,4 +81,4 @@ bare: ## prove that either wing installs without the other
 clean: ## remove the environments and everything that was built
 	rm -rf $(VENV) $(VENV)-bare build dist site out .cache
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find pyroflows numpyro_flows tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+	find pyroflows_common pyroflows numpyro_flows tests benchmarks -name __pycache__ -type d -exec rm -rf {} +

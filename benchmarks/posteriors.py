@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plates import GROUPS
 
 REFERENCES = Path(__file__).with_suffix("")
-
-GROUPS = 20  # of the hierarchical model; a plate's size cannot be traced
 
 
 @dataclass(frozen=True)

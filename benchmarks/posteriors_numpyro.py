@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import sample
 from numpyro.distributions.transforms import OrderedTransform
-from posteriors import GROUPS
+from plates import GROUPS
 
 
 def eight_schools_centered(sigma, y=None):

@@ -8,7 +8,7 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from posteriors import GROUPS
+from plates import GROUPS
 from pyro import sample
 from pyro.distributions import constraints
 from pyro.distributions.transforms import OrderedTransform

@@ -1,15 +1,16 @@
-"""Densities: a base distribution and a flow as one NumPyro distribution."""
+"""Flow distributions: a base distribution and a flow as one NumPyro distribution."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jaxtyping import Float
 from numpyro.distributions.util import validate_sample
 
-from numpyro_flows.transform import TransformModule
+from numpyro_flows.transform import Context, TransformModule
 from pyroflows_common.checks import check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
@@ -19,13 +20,15 @@ class FlowDistribution(dist.TransformedDistribution):
     """A `TransformedDistribution` of one flow, whose `log_prob` evaluates each network once.
 
     The host's own `log_prob` asks for the inverse and for the log-determinant separately; XLA
-    merges the two forward passes but not the two backward passes. Made by `flow_distribution`.
+    merges the two forward passes but not the two backward passes. Created by `flow_distribution`.
     """
 
     @validate_sample
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        """Log-density of `value`, `(*batch, *event_shape)`, by the change of variables."""
-        *inner, flow = self.transforms  # the host joins those of a transformed base to the flow
+    def log_prob(
+        self, value: Float[Array, "..."], intermediates: Sequence[Sequence[Array]] | None = None
+    ) -> Float[Array, "..."]:
+        """Return the log-density of `value`, `(*batch, *event_shape)`."""
+        *inner, flow = self.transforms  # NumPyro puts those of a transformed base first
         base = dist.TransformedDistribution(self.base_dist, inner) if inner else self.base_dist
         if intermediates is None:
             x, ladj = flow.inverse_and_ladj(value)
@@ -40,7 +43,7 @@ def flow_distribution(
     flow: TransformModule,
     base: str | dist.Distribution | None = None,
     *,
-    context: Array | None = None,
+    context: Context = None,
     temperature: float = 1.0,
 ) -> FlowDistribution:
     r"""Return the distribution of `flow(z)` for z from a base distribution.
@@ -50,16 +53,16 @@ def flow_distribution(
     Args:
         flow: the flow.
         base: `"normal"`, `"logistic"` (NICE, section 3.4), or any NumPyro distribution over events
-            of the flow's shape. Default: what the flow was last fitted with, normal at first.
+            of the flow's shape. Default: the base of the flow's last fit, at first normal.
         context: `(*batch, context_dim)` for a conditional flow.
-        temperature: factor on the scale of a named base (Glow, section 5).
+        temperature: scale factor of a named base (Glow, section 5).
 
     Returns:
         A NumPyro distribution with the context's batch shape.
 
     Raises:
-        ValueError: where base, context or temperature do not suit the flow.
-        TypeError: where `flow` is not a `TransformModule`.
+        ValueError: if base, context or temperature does not fit the flow.
+        TypeError: if `flow` is not a `TransformModule`.
 
     Examples:
         >>> import jax
@@ -74,24 +77,24 @@ def flow_distribution(
     if context is not None:
         flow = flow.condition(context)
     elif flow.context_dim:
-        flow._entry(jnp.zeros(flow.event_shape))  # says what is missing
+        flow._entry(jnp.zeros(flow.event_shape))  # raises the error about the missing context
     traced = _is_traced(temperature)
     if not traced and not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, expected a positive number")
-    density: Any = flow.base if base is None else base
+    density = flow.base if base is None else base
     if isinstance(density, str):
         density = named_base(density, plain, temperature)
     elif traced or temperature != 1.0:
-        raise ValueError("`temperature` is for the named bases; scale your own distribution")
+        raise ValueError("`temperature` applies to named bases only; scale your own distribution")
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 
 
-def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> Any:
-    """Return the base distribution of this name in the flow's dtype."""
+def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> dist.Distribution:
+    """Return the base distribution of this name in the dtype of the flow."""
     if name == "custom":
         raise ValueError(
-            "`base` is missing: this flow was fitted with a base distribution of your own; pass it"
+            "`base` is missing: this flow was fitted with a custom base distribution; pass it"
         )
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
@@ -101,5 +104,5 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> An
     return base.to_event(len(flow.base_shape))
 
 
-def _is_traced(value: Any) -> bool:
+def _is_traced(value: object) -> bool:
     return isinstance(value, jax.core.Tracer)

@@ -1,4 +1,4 @@
-"""Conditioner networks: the functions of the untouched part that a coupling evaluates."""
+"""Conditioner networks: functions of the part of an event that a coupling leaves unchanged."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,13 +8,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float
 
+from numpyro_flows.rng import RandomKey
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import as_scale, as_widths
 
 Moments = TypeVar("Moments", bound="RunningMoments")
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
+
+ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -22,45 +26,47 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 
-# Weight of a new batch in the running averages of `norm="batch"`, and the batch's axis there.
+# Weight of a new batch in the running averages of `norm="batch"`, and name of the batch axis.
 MOMENTUM = 0.1
 BATCH = "batch"
 
 
-def activation_named(name: str) -> Callable[[Array], Array]:
-    """Look an activation function up by its name."""
+def activation_named(name: str) -> Activation:
+    """Look up an activation function by its name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class DataDependent(eqx.Module):
-    """A network with state that is learned from data by `initialize` and `update` of its flow."""
+    """Base class of networks with state that a flow's `initialize` and `update` learn from data."""
 
-    def absorb(self, x: Array, first: bool) -> "DataDependent":
+    def absorb(self, x: Float[Array, "..."], first: bool) -> "DataDependent":
         """Return the network after a batch of inputs.
 
         Args:
             x: `(n, in_dim)`, for images `(n, in_channels, H, W)`.
-            first: true in `initialize`, which starts what has not yet been started; false in
-                `update`, which moves it.
+            first: true in `initialize`, which sets state that is not yet initialised; false in
+                `update`, which updates it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement absorb")
 
 
 class RunningMoments(eqx.Module):
-    """Running averages of the data's mean and variance: state, not parameters."""
+    """Running averages of mean and variance, which are state, not parameters."""
 
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
 
-    running_mean: eqx.AbstractVar[Array]
-    running_var: eqx.AbstractVar[Array]
-    initialized: eqx.AbstractVar[Array]
+    running_mean: eqx.AbstractVar[Float[Array, "..."]]
+    running_var: eqx.AbstractVar[Float[Array, "..."]]
+    initialized: eqx.AbstractVar[Bool[Array, ""]]
 
-    def _moved(self: Moments, mean: Array, variance: Array, momentum: float, first: bool) -> Moments:
-        """Return the averages moved towards the moments of a batch, or started from these."""
+    def _moved(
+        self: Moments, mean: Array, variance: Array, momentum: float, first: bool
+    ) -> Moments:
+        """Return the module with averages updated with the moments of a batch, or set to them."""
         start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
-        weight = 0.0 if first else momentum  # one row says nothing of the variance
+        weight = 0.0 if first else momentum  # one row says nothing about the variance
         old, kind = (self.running_mean, self.running_var), self.running_mean.dtype
         mean, variance = (
             jnp.where(self.initialized, o + weight * (n - o), s).astype(kind)
@@ -75,19 +81,19 @@ class RunningMoments(eqx.Module):
 
 
 class DenseNet(eqx.Module):
-    """A fully connected network, by default starting as the zero function.
+    """A fully connected network, by default the zero function before training.
 
-    Shapes: as Equinox's networks it maps one event: `x` is `(in_dim,)`, the result `(out_dim,)`.
-    Couplings vectorise it over the batch.
+    Shapes: `(in_dim,)` to `(out_dim,)`. Like Equinox's networks, it maps one event; couplings
+    vectorise it over the batch.
 
     Args:
-        in_dim: number of inputs: the coordinates that are looked at, and the context.
+        in_dim: number of inputs: conditioning coordinates and context.
         out_dim: number of outputs.
         hidden: widths of the hidden layers.
         activation: `"relu"`, `"silu"`, `"gelu"`, `"elu"` or `"tanh"`.
-        init_scale: standard deviation of the last layer's initial weights; 0 makes every flow
-            that is built on this network start as the identity (Glow, section 3.3).
-        key: random key of the initial weights.
+        init_scale: standard deviation of the last layer's initial weights; with 0, every flow built
+            on this network is initially the identity (Glow, section 3.3).
+        key: random key for the initial weights.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -107,7 +113,7 @@ class DenseNet(eqx.Module):
         *,
         activation: str = "relu",
         init_scale: float = 0.0,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         self.activation = activation
         activation_named(activation)
@@ -123,7 +129,7 @@ class DenseNet(eqx.Module):
         last = eqx.tree_at(lambda linear: (linear.weight, linear.bias), last, (weight, bias))
         self.layers = (*inner, last)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " out_dim"]:
         """Evaluate the network."""
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
@@ -133,26 +139,25 @@ class DenseNet(eqx.Module):
 
 
 class ConvNet(eqx.Module):
-    """Glow's convolutional network: 3×3, 1×1 and 3×3, the last one starting as zero.
+    """Glow's convolutional network: 3×3, 1×1 and 3×3 convolutions, the last initially zero.
 
-    The last convolution's outputs are multiplied by `exp(3 · log_scale)` with a learned
-    `log_scale` per channel. Unlike in Glow's code, the convolutions within are not followed by
-    an ActNorm.
+    The outputs of the last convolution are multiplied by `exp(3 · log_scale)` with a learned
+    `log_scale` for each channel. Unlike in Glow's code, no ActNorm follows the hidden convolutions.
 
-    Shapes: `x` is `(in_channels, H, W)`, the result `(out_channels, H, W)`; use `jax.vmap` for a
-    batch, as with Equinox's networks.
+    Shapes: `(in_channels, H, W)` to `(out_channels, H, W)`; use `jax.vmap` for a batch, as with
+    Equinox's networks.
 
     Args:
-        in_channels: number of channels that are looked at, with those of the context.
-        out_channels: number of channels of the result.
-        hidden: numbers of channels in between; none for a single 3×3 convolution.
-        activation: as `DenseNet`'s.
+        in_channels: number of conditioning channels, including those of the context.
+        out_channels: number of output channels.
+        hidden: numbers of hidden channels; empty for a single 3×3 convolution.
+        activation: as in `DenseNet`.
         init_scale: standard deviation of the last convolution's initial weights.
-        key: random key of the weights.
+        key: random key for the initial weights.
 
     References:
-        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), sections 3.3 and 5; the code that came with
-        it for `log_scale`.
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), sections 3.3 and 5; its published code for
+        `log_scale`.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -162,7 +167,7 @@ class ConvNet(eqx.Module):
     """
 
     layers: "tuple[Conv2d, ...]"
-    log_scale: Array
+    log_scale: Float[Array, "out_channels 1 1"]
     activation: str = eqx.field(static=True)
 
     def __init__(
@@ -173,7 +178,7 @@ class ConvNet(eqx.Module):
         *,
         activation: str = "relu",
         init_scale: float = 0.0,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         self.activation = activation
         activation_named(activation)
@@ -190,7 +195,7 @@ class ConvNet(eqx.Module):
         self.layers = (*inner, eqx.tree_at(lambda conv: (conv.weight, conv.bias), last, start))
         self.log_scale = jnp.zeros((out_channels, 1, 1))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "in_channels h w"]) -> Float[Array, "out_channels h w"]:
         """Evaluate the network."""
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
@@ -200,25 +205,24 @@ class ConvNet(eqx.Module):
 
 
 class ResNet(DataDependent):
-    """RealNVP's residual network: blocks of two 3×3 convolutions, their weights normalised.
+    """RealNVP's residual network: blocks of two weight-normalised 3×3 convolutions.
 
-    A 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and a 1×1
-    convolution that starts as zero. Every kernel is `gain · v / ‖v‖`, the norm taken for each
-    output channel.
+    The network is a 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and
+    a 1×1 convolution that is initially zero. Every kernel is `gain · v / ‖v‖`, with one norm for
+    each output channel.
 
-    Shapes: as `ConvNet`'s.
+    Shapes: as in `ConvNet`.
 
     Args:
-        in_channels: number of channels that are looked at, with those of the context.
-        out_channels: number of channels of the result.
-        channels: number of channels within.
+        in_channels: number of conditioning channels, including those of the context.
+        out_channels: number of output channels.
+        channels: number of hidden channels.
         blocks: number of residual blocks.
-        norm: how each channel is normalised before the activations: `"instance"`, each image by
-            its own moments; `"batch"`, all by running averages, which move as `BatchNorm`'s do; or
-            None.
-        activation: as `DenseNet`'s.
+        norm: normalisation of each channel before the activations: `"instance"`, by the moments of
+            each image; `"batch"`, by running averages, updated like those of `BatchNorm`; or None.
+        activation: as in `DenseNet`.
         init_scale: standard deviation of the last convolution's initial gains.
-        key: random key of the weights.
+        key: random key for the initial weights.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -249,7 +253,7 @@ class ResNet(DataDependent):
         norm: str | None = None,
         activation: str = "relu",
         init_scale: float = 0.0,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         self.activation, self.norm = activation, norm
         activation_named(activation)
@@ -270,12 +274,12 @@ class ResNet(DataDependent):
         start = (gains, jnp.zeros_like(last.bias))
         self.last = eqx.tree_at(lambda conv: (conv.gain, conv.bias), last, start)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "in_channels h w"]) -> Float[Array, "out_channels h w"]:
         """Evaluate the network."""
         return self._evaluate(x, self._normalized)
 
-    def absorb(self, x: Array, first: bool) -> "ResNet":
-        """Move the running averages towards a batch `(n, in_channels, H, W)`, or start them."""
+    def absorb(self, x: Float[Array, "n in_channels h w"], first: bool) -> "ResNet":
+        """Update or initialise the running averages with a batch `(n, in_channels, H, W)`."""
 
         def moved(x: Array) -> tuple[RunningNorm, ...]:
             norms = list(self.norms)
@@ -313,25 +317,25 @@ class ResNet(DataDependent):
 
 
 class RunningNorm(RunningMoments):
-    """`(x − running_mean) / √(running_var + 1e-5)` for each channel: state, not parameters."""
+    """`(x − running_mean) / √(running_var + 1e-5)` for each channel, with moments as state."""
 
-    running_mean: Array
-    running_var: Array
-    initialized: Array
+    running_mean: Float[Array, "channels 1 1"]
+    running_var: Float[Array, "channels 1 1"]
+    initialized: Bool[Array, ""]
 
     def __init__(self, channels: int) -> None:
         self.running_mean = jnp.zeros((channels, 1, 1))
         self.running_var = jnp.ones((channels, 1, 1))
         self.initialized = jnp.array(False)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "channels h w"]) -> Float[Array, "channels h w"]:
         """Normalise `(channels, H, W)`."""
         return (x - self.running_mean) / jnp.sqrt(self.running_var + 1e-5)
 
-    def absorb(self, x: Array, first: bool) -> "RunningNorm":
-        """Move the averages towards a batch, or start them from one, if that is still to do.
+    def absorb(self, x: Float[Array, "channels h w"], first: bool) -> "RunningNorm":
+        """Update the averages with a batch, or initialise them if they are not initialised yet.
 
-        Of the batch x is one image: to be called under `vmap`, with the axis named.
+        `x` is one image of the batch: call this under `vmap` with the axis name `BATCH`.
         """
         mean = jax.lax.pmean(x.mean((1, 2), keepdims=True), BATCH)
         variance = jax.lax.pmean(jnp.square(x - mean).mean((1, 2), keepdims=True), BATCH)
@@ -339,28 +343,28 @@ class RunningNorm(RunningMoments):
 
 
 class Conv2d(eqx.Module):
-    """A convolution of one image to an image of the same size."""
+    """A size-preserving convolution of one image."""
 
-    weight: Array
-    bias: Array
+    weight: Float[Array, "out_channels in_channels size size"]
+    bias: Float[Array, " out_channels"]
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, *, key: Array) -> None:
-        # PyTorch's start.
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, key: RandomKey) -> None:
+        # PyTorch's initialisation.
         bound = 1.0 / math.sqrt(in_channels * size * size)
         shape = (out_channels, in_channels, size, size)
         weight_key, bias_key = jax.random.split(key)
         self.weight = jax.random.uniform(weight_key, shape, minval=-bound, maxval=bound)
         self.bias = jax.random.uniform(bias_key, (out_channels,), minval=-bound, maxval=bound)
 
-    def kernel(self) -> Array:
-        """The kernel `(out, in, size, size)`."""
+    def kernel(self) -> Float[Array, "out_channels in_channels size size"]:
+        """Return the kernel `(out, in, size, size)`."""
         return self.weight
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "in_channels h w"]) -> Float[Array, "out_channels h w"]:
         """Apply the layer."""
         kernel = self.kernel()
         dtype = jnp.result_type(x, kernel)
-        # Channels last inside: XLA runs that faster on a CPU, and cancels inner transpositions.
+        # Channels last: XLA runs this faster on a CPU, and cancels the inner transpositions.
         x, kernel = x.astype(dtype).transpose(1, 2, 0), kernel.astype(dtype).transpose(2, 3, 1, 0)
         return (_convolved(x, kernel) + self.bias).transpose(2, 0, 1)
 
@@ -368,14 +372,14 @@ class Conv2d(eqx.Module):
 class NormalizedConv2d(Conv2d):
     """A convolution with weight normalisation: `gain · weight / ‖weight‖` for each output."""
 
-    gain: Array
+    gain: Float[Array, "out_channels 1 1 1"]
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, *, key: Array) -> None:
+    def __init__(self, in_channels: int, out_channels: int, size: int, *, key: RandomKey) -> None:
         super().__init__(in_channels, out_channels, size, key=key)
         self.gain = self._norm()
 
-    def kernel(self) -> Array:
-        """The normalised kernel."""
+    def kernel(self) -> Float[Array, "out_channels in_channels size size"]:
+        """Return the normalised kernel."""
         return self.weight * (self.gain / self._norm())
 
     def _norm(self) -> Array:
@@ -383,10 +387,10 @@ class NormalizedConv2d(Conv2d):
 
 
 def _convolved(x: Array, kernel: Array) -> Array:
-    """Convolve an image `(H, W, in)` with a kernel `(size, size, in, out)`, with zeros around it.
+    """Convolve a zero-padded image `(H, W, in)` with a kernel `(size, size, in, out)`.
 
-    By products of matrices where that takes no more memory than input and result: within a scan,
-    XLA's gradients of convolutions take ten times as long on a CPU, and products do not.
+    Uses matrix products where they take no more memory than input and result: within a scan on a
+    CPU, XLA's gradients of convolutions are ten times slower, those of products are not.
     """
     size, _, inputs, outputs = kernel.shape
     if size == 1:
@@ -409,7 +413,7 @@ def _convolved(x: Array, kernel: Array) -> Array:
 
 
 def _shifted(images: Sequence[Array], size: int) -> list[Array]:
-    """Shift image k of `size²`, `(H, W, channels)`, to where place k of a kernel sees it."""
+    """Shift image k of `size²` images `(H, W, channels)` to position k of a kernel."""
     height, width, _ = images[0].shape
     edge = size // 2
     padded = [jnp.pad(image, ((edge, edge), (edge, edge), (0, 0))) for image in images]
@@ -420,6 +424,6 @@ def _shifted(images: Sequence[Array], size: int) -> list[Array]:
 
 
 def _linear(layer: eqx.nn.Linear, x: Array) -> Array:
-    # Not `layer(x)`: under vmap the input on the left makes one product in the batch's layout.
+    # Not `layer(x)`: with the input on the left, vmap makes one product in the batch's layout.
     product = x @ layer.weight.T
     return product if layer.bias is None else product + layer.bias

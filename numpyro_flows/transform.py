@@ -1,4 +1,4 @@
-"""The base of every layer: one pair of methods in, a NumPyro transform out."""
+"""Base class of all layers: it turns one pair of methods into a NumPyro transform."""
 
 import dataclasses
 import functools
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
@@ -19,35 +21,40 @@ from numpyro_flows.tree import Module, frozen, named, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_rows, check_shape
 from pyroflows_common.recipe import Recipe
 
+Fields = tuple[tuple[str, ...], dict[str, object]]  # names of arrays, static fields
 Flow = TypeVar("Flow", bound="TransformModule")
-Pair = tuple[Array, Array]  # a value, and the log-determinant of the map that gave it
+# A value and the log-determinant of the map that gave it, for a batch and for one event; the
+# context of a conditional layer, whose batch shape broadcasts with that of the events.
+Pair = tuple[Float[Array, "..."], Float[Array, "*batch"]]
+EventPair = tuple[Float[Array, "..."], Float[Array, ""]]
+Context = Float[Array, "*#batch context_dim"] | None
 
 
 class _HostTransform(Transform):
-    """NumPyro's transform, but for its pytree registration: Equinox registers each module once."""
+    """NumPyro's transform without its pytree registration: Equinox registers each module."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super(Transform, cls).__init_subclass__(**kwargs)
 
 
 class TransformModule(eqx.Module, _HostTransform):
-    """A bijection with parameters: an Equinox module and all that NumPyro wants of a transform.
+    """A parametric bijection: an Equinox module with the interface of a NumPyro transform.
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
     `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
     flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. The context is the
-    second argument of the pair; a layer that takes none may leave it out.
+    second argument of both methods; a layer that takes no context may omit it.
 
-    The two methods map one event, `(*event_shape)`, with its context, `(context_dim,)`: inputs are
-    checked, and batches mapped over, before a layer sees them. Callers pass any batch shape.
+    The two methods map one event, `(*event_shape)`, with its context, `(context_dim,)`: the base
+    class checks all inputs and maps over batches, so that callers can pass any batch shape.
 
     Args:
-        event_shape: shape of the data's events, an int or a tuple of ints.
-        base_shape: shape of the base's events; by default the same.
+        event_shape: shape of the data events, an int or a tuple of ints.
+        base_shape: shape of the base events; `event_shape` by default.
         context_dim: size of the context vector; 0 for none.
 
     Attributes:
-        base: name of the base distribution that the flow was last fitted with.
+        base: name of the base distribution of the last fit.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -69,7 +76,7 @@ class TransformModule(eqx.Module, _HostTransform):
         [2.0, 2.0, 2.0]
     """
 
-    # Floating-point arrays of a class that are state, not parameters.
+    # Names of floating-point arrays that are state, not parameters.
     buffers: ClassVar[tuple[str, ...]] = ()
     _takes_context: ClassVar[bool] = True
 
@@ -97,7 +104,7 @@ class TransformModule(eqx.Module, _HostTransform):
                 "inverse_and_ladj take no context: add a second argument, `context`, to both"
             )
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         for name, unchecked in _PAIR.items():
             method = vars(cls).get(name)
@@ -106,7 +113,7 @@ class TransformModule(eqx.Module, _HostTransform):
                 setattr(cls, unchecked, _with_context(method, cls._takes_context))
                 setattr(cls, name, _checked(method))
 
-    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> Pair:
         """Map base to data.
 
         Args:
@@ -118,7 +125,7 @@ class TransformModule(eqx.Module, _HostTransform):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
-    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> Pair:
         """Map data to base.
 
         Args:
@@ -132,34 +139,32 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Data-dependent state
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> "tuple[TransformModule, Array]":
-        """Learn moments from data `(n, *event_shape)` (see `initialize`, `update`); encode it."""
+    def _absorb(self, y: Array, context: Context, first: bool) -> "tuple[TransformModule, Array]":
+        """Learn moments from data `(n, *event_shape)` and encode it; see `initialize`, `update`."""
         return self, self._encoded(y, context)
 
-    def _encoded(self, y: Array, context: Array | None) -> Array:
+    def _encoded(self, y: Array, context: Context) -> Array:
         return jax.vmap(lambda y, context: self._inverse_pair(y, context)[0])(y, context)
 
     def _standardize(
         self, parts: Iterator[Array]
     ) -> "tuple[TransformModule, Iterator[Array] | None]":
-        """Let the layer at the data's end learn the moments of data that comes in parts.
+        """Let the layer at the data end learn the moments of data that arrives in parts.
 
         Returns:
-            The new layer; and None where it has learned, or encoded parts where the layer before
-            it is to learn theirs.
+            The new layer, and None if it has learned the moments; otherwise the encoded parts, for
+            the layer before it.
         """
         raise ValueError(
             f"`standardize` is true, but the flow ends in {type(self).__name__}: append "
             f"Standardization({self.event_shape})"
         )
 
-    def initialize(self: Flow, x: Array, context: Array | None = None) -> Flow:
-        """Initialise the layers that start from data: ActNorm and batch normalisation.
+    def initialize(self: Flow, x: Float[Array, "..."], context: Context = None) -> Flow:
+        """Initialise the data-dependent layers, ActNorm and batch normalisation, from a batch.
 
-        Each such layer that is not yet initialised takes the moments of the batch as encoded by
-        the layers between it and the data. `fit` calls this on its first batch; nothing else does.
+        Each layer that is not yet initialised takes the moments of the batch as encoded by the
+        layers between it and the data. `fit` calls this on its first batch; nothing else does.
 
         Args:
             x: data `(*batch, *event_shape)`.
@@ -169,26 +174,26 @@ class TransformModule(eqx.Module, _HostTransform):
             The new flow.
 
         Raises:
-            ValueError: where `x` has no rows, or rows that are not finite.
+            ValueError: if `x` has no rows or non-finite rows.
         """
         return self._learned(x, context, True)
 
-    def update(self: Flow, x: Array, context: Array | None = None) -> Flow:
-        """Move the running averages of every batch normalisation towards a batch of data.
+    def update(self: Flow, x: Float[Array, "..."], context: Context = None) -> Flow:
+        """Update the running averages of every batch normalisation with a batch of data.
 
-        `fit` calls this before every step. Arguments, result and errors as for `initialize`.
+        `fit` calls this before every step. Arguments, result and errors are those of `initialize`.
         """
         return self._learned(x, context, False)
 
-    def _learned(self: Flow, x: Array, context: Array | None, first: bool) -> Flow:
+    def _learned(self: Flow, x: Array, context: Context, first: bool) -> Flow:
         x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
         return _absorbed(self, x, context, first)
 
-    def scale_penalty(self) -> Array:
-        """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
+    def scale_penalty(self) -> Float[Array, ""]:
+        """Return the sum of the squared factors of all tanh scales (RealNVP's L2 penalty)."""
 
-        def has_penalty(node: Any) -> bool:
+        def has_penalty(node: object) -> bool:
             return callable(getattr(node, "penalty", None))
 
         nodes = jax.tree.leaves(self, is_leaf=has_penalty)
@@ -196,32 +201,32 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Context
 
-    def condition(self, context: Array) -> "Conditioned":
-        """Return the plain transform that this conditional flow is, given a context.
+    def condition(self, context: Float[Array, "*batch context_dim"]) -> "Conditioned":
+        """Return this conditional flow as a plain transform with a fixed context.
 
         Args:
             context: `(*batch, context_dim)`; its batch shape broadcasts with the events'.
 
         Raises:
-            ValueError: where the flow takes no context, or one of another size.
+            ValueError: if the flow takes no context or one of another size.
         """
         return Conditioned(self, context)
 
-    # The pair for one event, without checks: what a layer calls on the layers in it.
+    # The pair for one event, without checks: layers call it on the layers that they contain.
 
-    def _forward_pair(self, x: Array, context: Array | None) -> Pair:
+    def _forward_pair(self, x: Array, context: Context) -> Pair:
         return self.forward_and_ladj(x, context)
 
-    def _inverse_pair(self, y: Array, context: Array | None) -> Pair:
+    def _inverse_pair(self, y: Array, context: Context) -> Pair:
         return self.inverse_and_ladj(y, context)
 
-    def _outermost(self, x: Array, context: Array | None, forward: bool) -> Pair:
+    def _outermost(self, x: Array, context: Context, forward: bool) -> Pair:
         """Check a batch of events, and map over it."""
         x, context = self._entry(x, context, at_base=forward)
         return _mapped(self, x, context, forward)
 
     def _entry(
-        self, x: Array, context: Array | None = None, *, at_base: bool = False
+        self, x: Array, context: Context = None, *, at_base: bool = False
     ) -> tuple[Array, Array | None]:
         """Check an input and its context; broadcast both to their joint batch shape."""
         event_shape = self.base_shape if at_base else self.event_shape
@@ -238,7 +243,7 @@ class TransformModule(eqx.Module, _HostTransform):
             )
         return x, context
 
-    # What NumPyro asks for
+    # The interface of NumPyro's transforms
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -251,15 +256,15 @@ class TransformModule(eqx.Module, _HostTransform):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def forward_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the data that a base sample of this shape is mapped to."""
+        """Return the shape of the data for base samples of this shape."""
         return self._batch(shape, self.base_shape) + self.event_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the base sample that data of this shape is mapped to."""
+        """Return the shape of the base samples for data of this shape."""
         return self._batch(shape, self.event_shape) + self.base_shape
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Check the shape of some events, and return its batch shape."""
+        """Check the shape of a batch of events, and return its batch shape."""
         check_shape(shape, event_shape)
         return tuple(shape[: len(shape) - len(event_shape)])
 
@@ -268,47 +273,52 @@ class TransformModule(eqx.Module, _HostTransform):
         """The inverse, from data to base; `flow.inv.inv is flow`."""
         return _InverseTransform(self)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Map base to data."""
         return self.forward_and_ladj(x)[0]
 
     def _inverse(self, y: Array) -> Array:
         return self.inverse_and_ladj(y)[0]
 
-    def call_with_intermediates(self, x: Array) -> tuple[Array, Array]:
+    def call_with_intermediates(self, x: Float[Array, "..."]) -> Pair:
         """Map base to data, and keep the log-determinant for `log_abs_det_jacobian`."""
         return self.forward_and_ladj(x)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(
+        self,
+        x: Float[Array, "..."],
+        y: Float[Array, "..."],
+        intermediates: Float[Array, "*batch"] | None = None,
+    ) -> Float[Array, "*batch"]:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
         # The host has just called `inv`: XLA merges the two forward passes.
         return -self.inverse_and_ladj(y)[1] if intermediates is None else intermediates
 
-    def eq(self, other: object, static: bool = False) -> Any:
-        """Whether another transform is built alike and has equal arrays.
+    def eq(self, other: object, static: bool = False) -> bool | Array:
+        """Return whether another transform has the same structure and equal arrays.
 
         Args:
-            other: the other one.
-            static: whether the answer is a plain bool, also within `jit`: traced arrays are equal
-                then if they are the same.
+            other: the other transform.
+            static: whether to return a plain bool, also under `jit`, where traced arrays count as
+                equal only if they are the same object.
         """
         if type(other) is not type(self):
             return False
         if not static:
             return eqx.tree_equal(self, other)
         leaves, others = jax.tree.leaves(self), jax.tree.leaves(other)
-        alike = jax.tree.structure(self) == jax.tree.structure(other)
+        alike = bool(jax.tree.structure(self) == jax.tree.structure(other))  # type: ignore[operator]
         return alike and all(map(_same, leaves, others))
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
-        """Flatten as the host's transforms do; JAX itself flattens a flow as an Equinox module."""
+    def tree_flatten(self) -> tuple[tuple[object, ...], Fields]:
+        """Flatten as NumPyro's transforms do; JAX itself flattens a flow as an Equinox module."""
         fields = [f for f in dataclasses.fields(self)]
         names = tuple(f.name for f in fields if not f.metadata.get("static"))
         static = {f.name: getattr(self, f.name) for f in fields if f.name not in names}
         return tuple(getattr(self, name) for name in names), (names, static)
 
     @classmethod
-    def tree_unflatten(cls, aux_data: Any, params: Sequence[Any]) -> "TransformModule":
+    def tree_unflatten(cls, aux_data: Fields, params: Sequence[object]) -> "TransformModule":
         """Undo `tree_flatten`."""
         names, static = aux_data
         module = object.__new__(cls)
@@ -319,14 +329,14 @@ class TransformModule(eqx.Module, _HostTransform):
     # Arrays by name
 
     def state_dict(self) -> dict[str, Array]:
-        """Return all arrays by name, with the names and shapes that PyTorch's wing gives them."""
+        """Return all arrays by name, with the names and shapes of the Pyro wing."""
         return dict(named(self, ""))
 
-    def load_state_dict(self: Module, state: Mapping[str, Any]) -> Module:
-        """Return the flow with arrays replaced by those of a `state_dict`.
+    def load_state_dict(self: Module, state: Mapping[str, ArrayLike]) -> Module:
+        """Return the flow with its arrays replaced by those of a `state_dict`.
 
         Raises:
-            ValueError: where names or shapes differ from the flow's.
+            ValueError: if names or shapes differ from the flow's.
         """
         own = dict(named(self, ""))
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -341,7 +351,7 @@ class TransformModule(eqx.Module, _HostTransform):
                 )
         return restored(self, "", state)
 
-    def astype(self: Module, dtype: Any) -> Module:
+    def astype(self: Module, dtype: DTypeLike) -> Module:
         """Return the flow with its floating-point arrays in another dtype."""
         return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
 
@@ -350,10 +360,10 @@ _PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair
 
 
 def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[..., Pair]:
-    """Return a layer's method with a context as its last argument, which is passed on if taken."""
+    """Add a context argument to a layer's method, which receives it only if it takes one."""
 
     @functools.wraps(method)
-    def plain(self: TransformModule, x: Array, context: Array | None = None) -> Pair:
+    def plain(self: TransformModule, x: Float[Array, "..."], context: Context = None) -> Pair:
         if not takes_context:
             return method(self, x)
         return method(self, x, context if self.context_dim else None)
@@ -362,19 +372,19 @@ def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[
 
 
 def _checked(method: Callable[..., Pair]) -> Callable[..., Pair]:
-    """Return a layer's method for batches, its inputs checked, as its users call it."""
+    """Return the public form of a layer's method, which checks its inputs and takes batches."""
     forward = method.__name__ == "forward_and_ladj"
 
     @functools.wraps(method)
-    def checked(self: TransformModule, x: Array, context: Array | None = None) -> Pair:
+    def checked(self: TransformModule, x: Float[Array, "..."], context: Context = None) -> Pair:
         return self._outermost(x, context, forward)
 
     return checked
 
 
-# A flow runs under jit even where its user does not: a bare scan would be compiled at every call.
+# A flow always runs under jit: a scan outside it would be compiled at every call.
 @eqx.filter_jit
-def _mapped(flow: TransformModule, x: Array, context: Array | None, forward: bool) -> Pair:
+def _mapped(flow: TransformModule, x: Array, context: Context, forward: bool) -> Pair:
     """Map events, each with its context, from base to data or back."""
     flow = frozen(flow)
     pair: Callable[..., Pair] = flow._forward_pair if forward else flow._inverse_pair
@@ -385,10 +395,10 @@ def _mapped(flow: TransformModule, x: Array, context: Array | None, forward: boo
 
 
 @eqx.filter_jit
-def _absorbed(flow: Flow, x: Array, context: Array | None, first: bool) -> Flow:
+def _absorbed(flow: Flow, x: Array, context: Context, first: bool) -> Flow:
     rows = x.reshape(-1, *flow.event_shape)
     contexts = None if context is None else context.reshape(-1, flow.context_dim)
-    return flow._absorb(rows, contexts, first)[0]  # type: ignore[return-value]
+    return flow._absorb(rows, contexts, first)[0]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -400,9 +410,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class Conditioned(TransformModule):
-    """A conditional flow with a context: a plain transform.
+    """A conditional flow with a fixed context: a plain transform.
 
-    Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
+    Shapes: those of the flow; the batch shapes of events and context broadcast.
 
     Args:
         flow: the conditional flow.
@@ -412,42 +422,40 @@ class Conditioned(TransformModule):
     inputs: ClassVar[tuple[str, ...]] = ("context",)  # not trained, but differentiable
 
     flow: TransformModule
-    context: Array
+    context: Float[Array, "*batch context_dim"]
 
-    def __init__(self, flow: TransformModule, context: Array) -> None:
+    def __init__(self, flow: TransformModule, context: Float[Array, "*batch context_dim"]) -> None:
         check_context(context, flow.context_dim)
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
         self.flow, self.context, self.base = flow, context, flow.base
 
     @property
     def domain(self) -> constraints.Constraint:
-        """As the flow's."""
+        """The domain of the flow."""
         return self.flow.domain
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """As the flow's."""
+        """The codomain of the flow."""
         return self.flow.codomain
 
-    def forward_and_ladj(self, x: Array) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
         """Map base to data, given the context."""
         return self.flow._forward_pair(x, self.context)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
         """Map data to base, given the context."""
         return self.flow._inverse_pair(y, self.context)
 
-    def _outermost(self, x: Array, context: Array | None, forward: bool) -> Pair:
+    def _outermost(self, x: Array, context: Context, forward: bool) -> Pair:
         return self.flow._outermost(x, self.context, forward)
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         contexts = jnp.broadcast_to(self.context, (len(y), self.flow.context_dim))
         flow, x = self.flow._absorb(y, contexts, first)
         return replace(self, flow=flow), x
 
-    def _learned(self, x: Array, context: Array | None, first: bool) -> "Conditioned":
+    def _learned(self, x: Array, context: Context, first: bool) -> "Conditioned":
         return replace(self, flow=self.flow._learned(x, self.context, first))
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -455,7 +463,7 @@ class Conditioned(TransformModule):
         return jnp.broadcast_shapes(batch, self.context.shape[:-1])
 
 
-def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Array:
+def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Float[Array, "..."]:
     """Check that `x` is a real floating-point array of events, and return it as JAX's."""
     if not hasattr(x, "dtype"):
         raise TypeError(f"`{name}` is a {type(x).__name__}, expected a jax.Array")
@@ -468,9 +476,9 @@ def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Array:
 
 
 def check_context(context: Any, context_dim: int) -> None:
-    """Check that the flow was built for this context."""
+    """Check that `context` fits a flow with this `context_dim`."""
     if not context_dim:
-        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+        raise ValueError("`context` was given, but this flow takes none (context_dim=0)")
     if not hasattr(context, "dtype") or not jnp.issubdtype(context.dtype, jnp.floating):
         raise TypeError("`context` must be a floating-point jax.Array")
     if context.ndim == 0 or context.shape[-1] != context_dim:
@@ -481,8 +489,8 @@ def check_context(context: Any, context_dim: int) -> None:
         )
 
 
-def check_finite(x: Array, event_shape: tuple[int, ...], name: str = "`x`") -> None:
-    """Check that data has rows, all of them finite unless they are traced."""
+def check_finite(x: Float[Array, "..."], event_shape: tuple[int, ...], name: str = "`x`") -> None:
+    """Check that `x` has rows and that, unless it is traced, all of them are finite."""
     rows = x.reshape(-1, math.prod(event_shape))
     if not len(rows):
         raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")

@@ -1,4 +1,4 @@
-"""Modules as trees of named arrays: which are trained, what they are called, how they stack."""
+"""Modules as trees of named arrays: trainable ones, names and stacking."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -8,11 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 Module = TypeVar("Module", bound=eqx.Module)
 
 
-def replace(module: Module, **changes: Any) -> Module:
+def replace(module: Module, **changes: object) -> Module:
     """Return a module with some of its fields replaced."""
     new = object.__new__(type(module))
     for field in dataclasses.fields(module):
@@ -22,19 +23,19 @@ def replace(module: Module, **changes: Any) -> Module:
 
 
 class Blocks(eqx.Module):
-    """A sequence of modules built alike, their arrays stacked along a first axis.
+    """A sequence of modules with the same structure, whose arrays are stacked along a first axis.
 
     Args:
         modules: the modules.
 
     Raises:
-        ValueError: where they are not built alike.
+        ValueError: if their structures differ.
     """
 
     stacked: Any
     depth: int = eqx.field(static=True)
 
-    def __init__(self, modules: Iterable[Any]) -> None:
+    def __init__(self, modules: Iterable[eqx.Module]) -> None:
         modules = list(modules)
         arrays, static = zip(*(eqx.partition(one, eqx.is_array) for one in modules), strict=True)
         shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
@@ -53,10 +54,10 @@ class Blocks(eqx.Module):
 
 
 def trainable(flow: Module) -> Module:
-    """Return the flow's pytree with true at parameters and false at state, for `eqx.partition`.
+    """Return the flow's pytree with True for parameters and False for state, for `eqx.partition`.
 
-    State is what a module, also a custom network, lists in its class variable `buffers`; a context
-    that was given to a flow is not trained either.
+    Modules, including custom networks, list their state in the class variable `buffers`. The
+    context of a conditioned flow is not trained either.
 
     Examples:
         >>> import equinox as eqx
@@ -70,19 +71,19 @@ def trainable(flow: Module) -> Module:
 
 
 def frozen(flow: Module) -> Module:
-    """Return the flow with its buffers cut off from gradients; those of inputs pass."""
+    """Return the flow with gradients stopped at its buffers but not at its inputs."""
     rest, buffers = eqx.partition(flow, _marked(flow, ("buffers",)))
     stopped = jax.tree.map(lambda a: lax.stop_gradient(a) if eqx.is_array(a) else a, buffers)
     return eqx.combine(rest, stopped)
 
 
 def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
-    """Return the flow's pytree with true at floating-point arrays that no class lists as these."""
+    """Return the flow's pytree with True for floating-point arrays that no class lists so."""
 
-    def listed(node: Any) -> tuple[str, ...]:
+    def listed(node: object) -> tuple[str, ...]:
         return sum((getattr(node, kind, ()) for kind in kinds), ())
 
-    def lists(node: Any) -> bool:
+    def lists(node: object) -> bool:
         return isinstance(node, eqx.Module) and bool(listed(node))
 
     def mark(node: Any) -> Any:
@@ -103,7 +104,7 @@ def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
 
 
 def named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
-    """Yield each array of a module with its name, as PyTorch would name it."""
+    """Yield each array of a module with the name that PyTorch would give it."""
     if eqx.is_array(node):
         yield prefix.removesuffix("."), node
     else:
@@ -111,8 +112,8 @@ def named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
             yield from named(child, f"{prefix}{name}.")
 
 
-def restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
-    """Return the module with the arrays of a state, by their names, in place of its own."""
+def restored(node: Any, prefix: str, state: Mapping[str, ArrayLike]) -> Any:
+    """Return the module with each array replaced by that of the same name in a state."""
     if eqx.is_array(node):
         return jnp.asarray(state[prefix.removesuffix(".")])
     children = {n: restored(child, f"{prefix}{n}.", state) for n, child in _children(node)}
@@ -125,9 +126,9 @@ def restored(node: Any, prefix: str, state: Mapping[str, Any]) -> Any:
     return children if isinstance(node, dict) else node
 
 
-def _children(node: Any) -> list[tuple[str, Any]]:
+def _children(node: object) -> list[tuple[str, Any]]:
     if isinstance(node, Blocks | tuple | list):
-        return [(str(i), child) for i, child in enumerate(node)]
+        return [(str(i), node[i]) for i in range(len(node))]
     if isinstance(node, eqx.Module):
         fields = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
         return [(name, getattr(node, name)) for name in fields]

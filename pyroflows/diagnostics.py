@@ -1,22 +1,23 @@
-"""Diagnostics: how well a flow inverts itself in floating point."""
+"""Diagnostics: the round-trip error of a flow in floating point."""
 
 import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pyroflows.transform import TransformModule, check_event, check_finite
 
 
 class Invertibility(NamedTuple):
-    """What `check_invertible` finds.
+    """Result of `check_invertible`.
 
     Args:
         error: the largest `|x - flow(flow.inv(x))| / max(1, |x|)`, where |x| is the largest entry
             of the row.
-        ladj_error: the largest difference, in nats, between the log-determinant of `flow.inv` and
-            minus that of `flow` on the way back.
+        ladj_error: the largest absolute value, in nats, of the sum of the log-determinants of
+            `flow.inv` and of `flow` on the way back.
     """
 
     error: float
@@ -24,19 +25,19 @@ class Invertibility(NamedTuple):
 
 
 @torch.no_grad()
-def check_invertible(flow: TransformModule, x: Tensor) -> Invertibility:
-    """Measure how far a flow is from inverting itself in floating point.
+def check_invertible(flow: TransformModule, x: Float[Tensor, "..."]) -> Invertibility:
+    """Measure the round-trip error of a flow in floating point.
 
     Args:
         flow: the flow or layer; a conditional one as `flow.condition(context)`.
         x: data `(*batch, *event_shape)`.
 
     Returns:
-        The worst errors over all rows: infinity where the flow gives a NaN.
+        The largest errors over all rows; infinity if the flow gives a NaN.
 
     Raises:
-        ValueError: where `x` has the wrong shape, no rows, or rows that are not finite.
-        TypeError: where `flow` is not a `TransformModule` or `x` not a floating-point tensor.
+        ValueError: if `x` has the wrong shape, no rows or non-finite rows.
+        TypeError: if `flow` is not a `TransformModule` or `x` not a floating-point tensor.
 
     Examples:
         >>> import torch

@@ -1,13 +1,13 @@
-"""Densities: a base distribution and a flow as one Pyro distribution."""
+"""Flow distributions: a base distribution and a flow as one Pyro distribution."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyroflows.transform import TransformModule
+from pyroflows.transform import Context, Pair, TransformModule
 from pyroflows_common.checks import check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
@@ -16,26 +16,26 @@ BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
 class FlowDistribution(dist.TransformedDistribution):
     """A `TransformedDistribution` of one flow, whose `log_prob` evaluates each network once.
 
-    Made by `flow_distribution`.
+    Created by `flow_distribution`.
     """
 
-    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draw, with the log-density of each draw, in one evaluation of each network.
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> Pair:
+        """Return draws and their log-densities, with one evaluation of each network.
 
         Args:
             sample_shape: shape of the independent draws.
 
         Returns:
-            Draws `(*sample_shape, *batch, *event_shape)` and their log-densities, both functions
-            of the flow's parameters.
+            Draws `(*sample_shape, *batch, *event_shape)` and their log-densities, both
+            differentiable in the flow's parameters.
         """
         (flow,) = self.transforms
         x = self.base_dist.rsample(torch.Size(sample_shape))
         y, ladj = flow.forward_and_ladj(x)
         return y, self._log_prob(x, -ladj)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of `value`, `(*batch, *event_shape)`, by the change of variables."""
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the log-density of `value`, `(*batch, *event_shape)`."""
         if self._validate_args and not torch.compiler.is_compiling():
             self._validate_sample(value)
         (flow,) = self.transforms
@@ -51,7 +51,7 @@ def flow_distribution(
     flow: TransformModule,
     base: "str | dist.TorchDistribution | None" = None,
     *,
-    context: Tensor | None = None,
+    context: Context = None,
     temperature: float = 1.0,
 ) -> FlowDistribution:
     r"""Return the distribution of `flow(z)` for z from a base distribution.
@@ -59,18 +59,18 @@ def flow_distribution(
     $$\log p(x) = \log p_z(z) + \log|\det dz/dx|, \qquad z = \mathrm{flow}^{-1}(x).$$
 
     Args:
-        flow: the flow; its parameters stay shared with it.
+        flow: the flow; the distribution shares its parameters.
         base: `"normal"`, `"logistic"` (NICE, section 3.4), or any Pyro distribution over events of
-            the flow's shape. Default: what the flow was last fitted with, normal at first.
+            the flow's shape. Default: the base of the flow's last fit, at first normal.
         context: `(*batch, context_dim)` for a conditional flow.
-        temperature: factor on the scale of a named base (Glow, section 5).
+        temperature: scale factor of a named base (Glow, section 5).
 
     Returns:
         A Pyro distribution with the context's batch shape.
 
     Raises:
-        ValueError: where base, context or temperature do not suit the flow.
-        TypeError: where `flow` is not a `TransformModule`.
+        ValueError: if base, context or temperature does not fit the flow.
+        TypeError: if `flow` is not a `TransformModule`.
 
     Examples:
         >>> import torch
@@ -85,27 +85,27 @@ def flow_distribution(
     if context is not None:
         flow = flow.condition(context)
     elif flow.context_dim:
-        flow._entry(torch.zeros(flow.event_shape))  # says what is missing
+        flow._entry(torch.zeros(flow.event_shape))  # raises the error about the missing context
     if not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, expected a positive number")
-    density: Any = flow.base if base is None else base
+    density = flow.base if base is None else base
     if isinstance(density, str):
-        # The distribution validates its values itself. The base would do so again, which cannot be
+        # The distribution validates its values itself; a second validation by the base could not be
         # compiled.
         density = named_base(density, plain, temperature, validate_args=False)
     elif temperature != 1.0:
-        raise ValueError("`temperature` is for the named bases; scale your own distribution")
+        raise ValueError("`temperature` applies to named bases only; scale your own distribution")
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 
 
 def named_base(
     name: str, flow: TransformModule, temperature: float = 1.0, validate_args: bool | None = None
-) -> Any:
-    """Return the base distribution of this name on the flow's device and in its dtype."""
+) -> dist.TorchDistribution:
+    """Return the base distribution of this name on the device and in the dtype of the flow."""
     if name == "custom":
         raise ValueError(
-            "`base` is missing: this flow was fitted with a base distribution of your own; pass it"
+            "`base` is missing: this flow was fitted with a custom base distribution; pass it"
         )
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
@@ -119,8 +119,8 @@ def named_base(
 
 def _example(module: nn.Module) -> Tensor | None:
     """Return some floating-point tensor of a module, if it has one."""
-    # As `parameters()`, but torch.compile can trace it: that hashes the modules, and Pyro's
-    # transforms have a hash of their own.
+    # Like `parameters()`, but torch.compile can trace it: `parameters()` hashes the modules, and
+    # Pyro's transforms define their own hash.
     for tensor in [*module._parameters.values(), *module._buffers.values()]:
         if tensor is not None and tensor.dtype.is_floating_point:
             return tensor

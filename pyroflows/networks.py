@@ -1,15 +1,18 @@
-"""Conditioner networks: the functions of the untouched part that a coupling evaluates."""
+"""Conditioner networks: functions of the part of an event that a coupling leaves unchanged."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyroflows_common.checks import as_scale, as_widths
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Activation = Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]]
+
+ACTIVATIONS: dict[str, Activation] = {
     "relu": F.relu,
     "silu": F.silu,
     "gelu": F.gelu,
@@ -21,43 +24,43 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 MOMENTUM = 0.1
 
 
-def activation_named(name: str) -> Callable[[Tensor], Tensor]:
-    """Look an activation function up by its name."""
+def activation_named(name: str) -> Activation:
+    """Look up an activation function by its name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class DataDependent(nn.Module):
-    """A network with state that is learned from data by `initialize` and `update` of its flow."""
+    """Base class of networks with state that a flow's `initialize` and `update` learn from data."""
 
-    def absorb(self, x: Tensor, first: bool) -> None:
+    def absorb(self, x: Float[Tensor, "..."], first: bool) -> None:
         """Learn from a batch of inputs.
 
         Args:
             x: `(n, in_dim)`, for images `(n, in_channels, H, W)`.
-            first: true in `initialize`, which starts what has not yet been started; false in
-                `update`, which moves it.
+            first: true in `initialize`, which sets state that is not yet initialised; false in
+                `update`, which updates it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement absorb")
 
 
 class RunningMoments(nn.Module):
-    """Running averages of the data's mean and variance: state, not parameters."""
+    """Running averages of mean and variance, which are state, not parameters."""
 
-    running_mean: Tensor
-    running_var: Tensor
-    initialized: Tensor
+    running_mean: Float[Tensor, "..."]
+    running_var: Float[Tensor, "..."]
+    initialized: Bool[Tensor, ""]
 
     def _register_moments(self, shape: Sequence[int]) -> None:
-        """Start from mean 0 and variance 1, not yet initialised."""
+        """Register mean 0 and variance 1, not yet initialised."""
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_var", torch.ones(shape))
         self.register_buffer("initialized", torch.tensor(False))
 
     def _move_moments(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
-        """Move the averages towards the moments of a batch, or start them from these."""
-        if not self.initialized:  # one row says nothing of the variance
+        """Update the averages with the moments of a batch, or initialise them from these."""
+        if not self.initialized:  # one row says nothing about the variance
             variance = torch.where(variance > 0, variance, torch.ones_like(variance))
         weight = momentum if self.initialized else 1.0
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
@@ -66,18 +69,17 @@ class RunningMoments(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A fully connected network, by default starting as the zero function.
+    """A fully connected network, by default the zero function before training.
 
-    Shapes: `x` is `(*batch, in_dim)`, the result `(*batch, out_dim)`. The network computes in the
-    dtype of `x`.
+    Shapes: `(*batch, in_dim)` to `(*batch, out_dim)`. The network computes in the dtype of `x`.
 
     Args:
-        in_dim: number of inputs: the coordinates that are looked at, and the context.
+        in_dim: number of inputs: conditioning coordinates and context.
         out_dim: number of outputs.
         hidden: widths of the hidden layers.
         activation: `"relu"`, `"silu"`, `"gelu"`, `"elu"` or `"tanh"`.
-        init_scale: standard deviation of the last layer's initial weights; 0 makes every flow
-            that is built on this network start as the identity (Glow, section 3.3).
+        init_scale: standard deviation of the last layer's initial weights; with 0, every flow built
+            on this network is initially the identity (Glow, section 3.3).
 
     Examples:
         >>> import torch
@@ -105,7 +107,7 @@ class DenseNet(nn.Module):
         nn.init.zeros_(layers[-1].bias)
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Evaluate the network."""
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
@@ -115,34 +117,33 @@ class DenseNet(nn.Module):
 
 
 class Linear(nn.Linear):
-    """PyTorch's linear layer, computing in the dtype of its input."""
+    """PyTorch's linear layer, evaluated in the dtype of its input."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Apply the layer."""
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
 class ConvNet(nn.Module):
-    """Glow's convolutional network: 3×3, 1×1 and 3×3, the last one starting as zero.
+    """Glow's convolutional network: 3×3, 1×1 and 3×3 convolutions, the last initially zero.
 
-    The last convolution's outputs are multiplied by `exp(3 · log_scale)` with a learned
-    `log_scale` per channel. Unlike in Glow's code, the convolutions within are not followed by
-    an ActNorm.
+    The outputs of the last convolution are multiplied by `exp(3 · log_scale)` with a learned
+    `log_scale` for each channel. Unlike in Glow's code, no ActNorm follows the hidden convolutions.
 
-    Shapes: `x` is `(*batch, in_channels, H, W)` with at most one batch dimension, the result
-    `(*batch, out_channels, H, W)`. The network computes in the dtype of `x`.
+    Shapes: `(*batch, in_channels, H, W)` to `(*batch, out_channels, H, W)`, with at most one batch
+    dimension. The network computes in the dtype of `x`.
 
     Args:
-        in_channels: number of channels that are looked at, with those of the context.
-        out_channels: number of channels of the result.
-        hidden: numbers of channels in between; none for a single 3×3 convolution.
-        activation: as `DenseNet`'s.
+        in_channels: number of conditioning channels, including those of the context.
+        out_channels: number of output channels.
+        hidden: numbers of hidden channels; empty for a single 3×3 convolution.
+        activation: as in `DenseNet`.
         init_scale: standard deviation of the last convolution's initial weights.
 
     References:
-        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), sections 3.3 and 5; the code that came with
-        it for `log_scale`.
+        Kingma and Dhariwal, "Glow" (arXiv:1807.03039), sections 3.3 and 5; its published code for
+        `log_scale`.
 
     Examples:
         >>> import torch
@@ -172,7 +173,9 @@ class ConvNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.log_scale = nn.Parameter(torch.zeros(out_channels, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "*batch in_channels h w"]
+    ) -> Float[Tensor, "*batch out_channels h w"]:
         """Evaluate the network."""
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
@@ -183,23 +186,22 @@ class ConvNet(nn.Module):
 
 
 class ResNet(DataDependent):
-    """RealNVP's residual network: blocks of two 3×3 convolutions, their weights normalised.
+    """RealNVP's residual network: blocks of two weight-normalised 3×3 convolutions.
 
-    A 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and a 1×1
-    convolution that starts as zero. Every kernel is `gain · v / ‖v‖`, the norm taken for each
-    output channel.
+    The network is a 3×3 convolution, `blocks` times `x + conv(act(norm(conv(act(norm(x))))))`, and
+    a 1×1 convolution that is initially zero. Every kernel is `gain · v / ‖v‖`, with one norm for
+    each output channel.
 
-    Shapes: as `ConvNet`'s.
+    Shapes: as in `ConvNet`.
 
     Args:
-        in_channels: number of channels that are looked at, with those of the context.
-        out_channels: number of channels of the result.
-        channels: number of channels within.
+        in_channels: number of conditioning channels, including those of the context.
+        out_channels: number of output channels.
+        channels: number of hidden channels.
         blocks: number of residual blocks.
-        norm: how each channel is normalised before the activations: `"instance"`, each image by
-            its own moments; `"batch"`, all by running averages, which move as `BatchNorm`'s do; or
-            None.
-        activation: as `DenseNet`'s.
+        norm: normalisation of each channel before the activations: `"instance"`, by the moments of
+            each image; `"batch"`, by running averages, updated like those of `BatchNorm`; or None.
+        activation: as in `DenseNet`.
         init_scale: standard deviation of the last convolution's initial gains.
 
     References:
@@ -242,12 +244,14 @@ class ResNet(DataDependent):
         nn.init.normal_(self.last.gain, std=init_scale)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "*batch in_channels h w"]
+    ) -> Float[Tensor, "*batch out_channels h w"]:
         """Evaluate the network."""
         return self._evaluate(x, self._normalized)
 
-    def absorb(self, x: Tensor, first: bool) -> None:
-        """Move the running averages towards a batch `(n, in_channels, H, W)`, or start them."""
+    def absorb(self, x: Float[Tensor, "n in_channels h w"], first: bool) -> None:
+        """Update or initialise the running averages with a batch `(n, in_channels, H, W)`."""
 
         def normalized(i: int, x: Tensor) -> Tensor:
             self.norms[i].absorb(x, first)
@@ -273,37 +277,41 @@ class ResNet(DataDependent):
 
 
 class RunningNorm(RunningMoments, DataDependent):
-    """`(x − running_mean) / √(running_var + 1e-5)` for each channel: state, not parameters."""
+    """`(x − running_mean) / √(running_var + 1e-5)` for each channel, with moments as state."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self._register_moments((channels, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "*batch channels h w"]
+    ) -> Float[Tensor, "*batch channels h w"]:
         """Normalise `(*batch, channels, H, W)`."""
         deviation = (self.running_var + 1e-5).sqrt().to(x.dtype)
         return (x - self.running_mean.to(x.dtype)) / deviation
 
-    def absorb(self, x: Tensor, first: bool) -> None:
-        """Move the averages towards a batch, or start them from one, if that is still to do."""
+    def absorb(self, x: Float[Tensor, "n channels h w"], first: bool) -> None:
+        """Update the averages with a batch, or initialise them if they are not initialised yet."""
         if not (first and self.initialized):
             variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
             self._move_moments(mean[0], variance[0], MOMENTUM)
 
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's convolution to images of the same size, computing in the dtype of its input."""
+    """PyTorch's size-preserving convolution, evaluated in the dtype of its input."""
 
     bias: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__(in_channels, out_channels, size, padding=size // 2)
 
-    def kernel(self) -> Tensor:
-        """The kernel `(out, in, size, size)`."""
+    def kernel(self) -> Float[Tensor, "out_channels in_channels size size"]:
+        """Return the kernel `(out, in, size, size)`."""
         return self.weight
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(
+        self, input: Float[Tensor, "*batch in_channels h w"]
+    ) -> Float[Tensor, "*batch out_channels h w"]:
         """Apply the layer."""
         return self._conv_forward(input, self.kernel().to(input.dtype), self.bias.to(input.dtype))
 
@@ -315,8 +323,8 @@ class NormalizedConv2d(Conv2d):
         super().__init__(in_channels, out_channels, size)
         self.gain = nn.Parameter(self._norm().detach())
 
-    def kernel(self) -> Tensor:
-        """The normalised kernel."""
+    def kernel(self) -> Float[Tensor, "out_channels in_channels size size"]:
+        """Return the normalised kernel."""
         return self.weight * (self.gain / self._norm())
 
     def _norm(self) -> Tensor:

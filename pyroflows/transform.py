@@ -1,13 +1,13 @@
-"""The base of every layer: one pair of methods in, a Pyro transform out."""
+"""Base class of all layers: it turns one pair of methods into a Pyro transform."""
 
 import functools
 import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.torch_transform import TransformModule as PyroTransformModule
 from torch import Tensor, nn
@@ -16,26 +16,29 @@ from torch.distributions import constraints
 from pyroflows_common.checks import as_count, as_event_shape, check_rows, check_shape
 from pyroflows_common.recipe import Recipe
 
-Pair = tuple[Tensor, Tensor]  # a value, and the log-determinant of the map that gave it
+# A value and the log-determinant of the map that gave it; the context of a conditional layer,
+# whose batch shape broadcasts with that of the events.
+Pair = tuple[Float[Tensor, "..."], Float[Tensor, "*batch"]]
+Context = Float[Tensor, "*#batch context_dim"] | None
 
 
 class TransformModule(PyroTransformModule):
-    """A bijection with parameters, and all that Pyro wants to know of one.
+    """A parametric bijection with the interface of a Pyro transform.
 
     A layer implements two methods, `forward_and_ladj` and `inverse_and_ladj`. Everything else,
     `__call__`, `inv`, `log_abs_det_jacobian` and the shape methods, follows from them. Calling a
     flow maps base samples to data, `x = flow(z)`; `flow.inv` maps data to base. The context,
-    `(*batch, context_dim)`, is the second argument of the pair; a layer that takes none may leave
-    it out. Inputs are checked before a layer sees them.
+    `(*batch, context_dim)`, is the second argument of both methods; a layer that takes no context
+    may omit it. The base class checks all inputs before a layer sees them.
 
     Args:
-        event_shape: shape of the data's events, an int or a tuple of ints.
-        base_shape: shape of the base's events; by default the same.
+        event_shape: shape of the data events, an int or a tuple of ints.
+        base_shape: shape of the base events; `event_shape` by default.
         context_dim: size of the context vector; 0 for none.
 
     Attributes:
-        base: name of the base distribution that the flow was last fitted with. Copies, pickles
-            and `save` keep it; torch's `state_dict` holds tensors alone.
+        base: name of the base distribution of the last fit. Copies, pickles and `save` keep it;
+            torch's `state_dict` holds only tensors.
 
     Examples:
         >>> import torch
@@ -78,7 +81,7 @@ class TransformModule(PyroTransformModule):
                 "inverse_and_ladj take no context: add a second argument, `context`, to both"
             )
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         for name, unchecked in _PAIR.items():
             method = vars(cls).get(name)
@@ -88,7 +91,7 @@ class TransformModule(PyroTransformModule):
                 setattr(cls, unchecked, plain)
                 setattr(cls, name, _checked(method, plain))
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
         """Map base to data.
 
         Args:
@@ -100,7 +103,7 @@ class TransformModule(PyroTransformModule):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
         """Map data to base.
 
         Args:
@@ -114,15 +117,16 @@ class TransformModule(PyroTransformModule):
 
     # Data-dependent state
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
-        """Learn moments from data `(n, *event_shape)` (see `initialize`, `update`); encode it."""
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
+        """Learn moments from data `(n, *event_shape)` and encode it; see `initialize`, `update`."""
         return self._inverse_pair(y, context)[0]
 
     def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor] | None:
-        """Let the layer at the data's end learn the moments of data that comes in parts.
+        """Let the layer at the data end learn the moments of data that arrives in parts.
 
         Returns:
-            None where it has; encoded parts where the layer before it is to learn theirs.
+            None if the layer has learned them; otherwise the encoded parts, for the layer before
+            it.
         """
         raise ValueError(
             f"`standardize` is true, but the flow ends in {type(self).__name__}: append "
@@ -130,11 +134,11 @@ class TransformModule(PyroTransformModule):
         )
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
-        """Initialise the layers that start from data: ActNorm and batch normalisation.
+    def initialize(self, x: Float[Tensor, "..."], context: Context = None) -> "TransformModule":
+        """Initialise the data-dependent layers, ActNorm and batch normalisation, from a batch.
 
-        Each such layer that is not yet initialised takes the moments of the batch as encoded by
-        the layers between it and the data. `fit` calls this on its first batch; nothing else does.
+        Each layer that is not yet initialised takes the moments of the batch as encoded by the
+        layers between it and the data. `fit` calls this on its first batch; nothing else does.
 
         Args:
             x: data `(*batch, *event_shape)`.
@@ -144,7 +148,7 @@ class TransformModule(PyroTransformModule):
             The flow itself.
 
         Raises:
-            ValueError: where `x` has no rows, or rows that are not finite.
+            ValueError: if `x` has no rows or non-finite rows.
         """
         x = self._entry(x, context)
         check_finite(x, self.event_shape)
@@ -152,46 +156,46 @@ class TransformModule(PyroTransformModule):
         return self
 
     @torch.no_grad()
-    def update(self, x: Tensor, context: Tensor | None = None) -> "TransformModule":
-        """Move the running averages of every batch normalisation towards a batch of data.
+    def update(self, x: Float[Tensor, "..."], context: Context = None) -> "TransformModule":
+        """Update the running averages of every batch normalisation with a batch of data.
 
-        `fit` calls this before every step. Arguments, result and errors as for `initialize`.
+        `fit` calls this before every step. Arguments, result and errors are those of `initialize`.
         """
         x = self._entry(x, context)
         check_finite(x, self.event_shape)
         self._absorb(x, context, False)
         return self
 
-    def scale_penalty(self) -> Tensor:
-        """Sum of the squared learned factors of the tanh scales (RealNVP's L2 penalty)."""
+    def scale_penalty(self) -> Float[Tensor, ""]:
+        """Return the sum of the squared factors of all tanh scales (RealNVP's L2 penalty)."""
         terms = [m.penalty() for m in self.modules() if callable(getattr(m, "penalty", None))]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     # Context
 
-    def condition(self, context: Tensor) -> "Conditioned":
-        """Return the plain transform that this conditional flow is, given a context.
+    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> "Conditioned":
+        """Return this conditional flow as a plain transform with a fixed context.
 
         Args:
             context: `(*batch, context_dim)`; its batch shape broadcasts with the events'.
 
         Raises:
-            ValueError: where the flow takes no context, or one of another size.
+            ValueError: if the flow takes no context or one of another size.
 
-        In Pyro's `ConditionalTransformedDistribution` a plain layer beside conditional ones goes
-        into a `Chain` with them, or into Pyro's `ConstantConditionalTransform`.
+        In Pyro's `ConditionalTransformedDistribution`, combine plain and conditional layers in a
+        `Chain`, or wrap the plain ones in Pyro's `ConstantConditionalTransform`.
         """
         return Conditioned(self, context)
 
-    # The pair without checks: what a layer calls on the layers in it.
+    # The pair without checks: layers call it on the layers that they contain.
 
-    def _forward_pair(self, x: Tensor, context: Tensor | None) -> Pair:
+    def _forward_pair(self, x: Tensor, context: Context) -> Pair:
         return self.forward_and_ladj(x, context)
 
-    def _inverse_pair(self, y: Tensor, context: Tensor | None) -> Pair:
+    def _inverse_pair(self, y: Tensor, context: Context) -> Pair:
         return self.inverse_and_ladj(y, context)
 
-    def _entry(self, x: Tensor, context: Tensor | None = None, *, at_base: bool = False) -> Tensor:
+    def _entry(self, x: Tensor, context: Context = None, *, at_base: bool = False) -> Tensor:
         """Check an input and its context; broadcast the input to their joint batch shape."""
         event_shape = self.base_shape if at_base else self.event_shape
         check_event(x, event_shape)
@@ -207,7 +211,7 @@ class TransformModule(PyroTransformModule):
             )
         return x
 
-    # What Pyro asks for
+    # The interface of Pyro's transforms
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -220,29 +224,30 @@ class TransformModule(PyroTransformModule):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Shape of the data that a base sample of this shape is mapped to."""
+        """Return the shape of the data for base samples of this shape."""
         return self._batch(shape, self.base_shape) + self.event_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Shape of the base sample that data of this shape is mapped to."""
+        """Return the shape of the base samples for data of this shape."""
         return self._batch(shape, self.event_shape) + self.base_shape
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
-        """Check the shape of some events, and return its batch shape."""
+        """Check the shape of a batch of events, and return its batch shape."""
         check_shape(shape, event_shape)
         return torch.Size(shape[: len(shape) - len(event_shape)])
 
     def with_cache(self, cache_size: int = 1) -> "TransformModule":
-        """Return the flow itself: nothing here depends on the size of Pyro's cache."""
+        """Return the flow itself, which does not use Pyro's cache."""
         return self
 
     def clear_cache(self) -> None:
         """Forget the last evaluation. Never needed for correct results."""
         self._memo = None
 
-    # The host asks for a value and its log-determinant one by one, and both come out of one
-    # evaluation: the memo hands the second on. It knows the pair by its two tensors, so that no
-    # change of the flow makes it stale: it is the log-determinant of the map between these two.
+    # The host asks for a value and its log-determinant separately, but one evaluation gives both:
+    # the memo keeps the second for the host's next call. It identifies a pair by its two tensors
+    # and cannot go stale when the flow changes: it holds the log-determinant of the map between
+    # these two.
 
     def _call(self, x: Tensor) -> Tensor:
         y, ladj = self.forward_and_ladj(x)
@@ -254,7 +259,9 @@ class TransformModule(PyroTransformModule):
         self._remember(x, y, -ladj)
         return x
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_abs_det_jacobian(
+        self, x: Float[Tensor, "..."], y: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*batch"]:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
         if self._memo is not None and not torch.compiler.is_compiling():
             memo, self._memo = self._memo, None
@@ -268,24 +275,24 @@ class TransformModule(PyroTransformModule):
         if not (torch.compiler.is_compiling() or x.is_inference() or y.is_inference()):
             self._memo = _Memo(x, y, ladj)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_memo": None}
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
 
-# Registered, not inherited: PyroModule cannot take in a class whose metaclass is ABCMeta.
+# Registered, not inherited: PyroModule cannot wrap a class whose metaclass is ABCMeta.
 ConditionalTransform.register(TransformModule)
 
 _PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}
 
 
 def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[..., Pair]:
-    """Return a layer's method with a context as its last argument, which is passed on if taken."""
+    """Add a context argument to a layer's method, which receives it only if it takes one."""
 
     @functools.wraps(method)
-    def plain(self: TransformModule, x: Tensor, context: Tensor | None = None) -> Pair:
+    def plain(self: TransformModule, x: Float[Tensor, "..."], context: Context = None) -> Pair:
         if not takes_context:
             return method(self, x)
         return method(self, x, context if self.context_dim else None)
@@ -294,31 +301,32 @@ def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[
 
 
 def _checked(method: Callable[..., Pair], plain: Callable[..., Pair]) -> Callable[..., Pair]:
-    """Return a layer's method with its inputs checked, as its users call it."""
+    """Return the public form of a layer's method, which checks its inputs."""
     at_base = method.__name__ == "forward_and_ladj"
 
     @functools.wraps(method)
-    def checked(self: TransformModule, x: Tensor, context: Tensor | None = None) -> Pair:
+    def checked(self: TransformModule, x: Float[Tensor, "..."], context: Context = None) -> Pair:
         return plain(self, self._entry(x, context, at_base=at_base), context)
 
     return checked
 
 
 class _Memo:
-    """The log-determinant of the last pair, for one use and for as long as both tensors live."""
+    """The log-determinant of the last pair, valid for one use while both tensors are alive."""
 
     __slots__ = ("__weakref__", "x", "y", "state", "ladj")
 
     def __init__(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
         memo = weakref.ref(self)
 
-        def forget(_: Any) -> None:
+        def forget(_: weakref.ref[Tensor]) -> None:
             dead = memo()
             if dead is not None:
                 dead.ladj = None
 
         self.x, self.y = weakref.ref(x, forget), weakref.ref(y, forget)
-        self.state, self.ladj = self._state(x, y), ladj
+        self.state = self._state(x, y)
+        self.ladj: Tensor | None = ladj
 
     def recall(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Return the log-determinant if this is the pair, unchanged, in the same grad mode."""
@@ -331,9 +339,9 @@ class _Memo:
 
 
 class Conditioned(TransformModule):
-    """A conditional flow with a context: a plain transform.
+    """A conditional flow with a fixed context: a plain transform.
 
-    Shapes: as the flow's; the batch shape of an event broadcasts with the context's.
+    Shapes: those of the flow; the batch shapes of events and context broadcast.
 
     Args:
         flow: the conditional flow.
@@ -343,7 +351,7 @@ class Conditioned(TransformModule):
     flow: TransformModule
     context: Tensor
 
-    def __init__(self, flow: TransformModule, context: Tensor) -> None:
+    def __init__(self, flow: TransformModule, context: Float[Tensor, "*batch context_dim"]) -> None:
         check_context(context, flow.context_dim)
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
         self.flow, self.base = flow, flow.base
@@ -351,23 +359,23 @@ class Conditioned(TransformModule):
 
     @property
     def domain(self) -> constraints.Constraint:
-        """As the flow's."""
+        """The domain of the flow."""
         return self.flow.domain
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """As the flow's."""
+        """The codomain of the flow."""
         return self.flow.codomain
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
         """Map base to data, given the context."""
         return self.flow.forward_and_ladj(x, self.context)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
         """Map data to base, given the context."""
         return self.flow.inverse_and_ladj(y, self.context)
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         return self.flow._absorb(self.flow._entry(y, self.context), self.context, first)
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
@@ -375,7 +383,7 @@ class Conditioned(TransformModule):
         return torch.broadcast_shapes(batch, self.context.shape[:-1])
 
 
-def check_event(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> None:
+def check_event(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str = "x") -> None:
     """Check that `x` is a real floating-point tensor of events."""
     if not isinstance(x, Tensor):
         raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
@@ -386,10 +394,10 @@ def check_event(x: Tensor, event_shape: tuple[int, ...], name: str = "x") -> Non
     check_shape(x.shape, event_shape, name)
 
 
-def check_context(context: Tensor, context_dim: int) -> None:
-    """Check that the flow was built for this context."""
+def check_context(context: Float[Tensor, "*batch context_dim"], context_dim: int) -> None:
+    """Check that `context` fits a flow with this `context_dim`."""
     if not context_dim:
-        raise ValueError("`context` was given, but this flow was built without (context_dim=0)")
+        raise ValueError("`context` was given, but this flow takes none (context_dim=0)")
     if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
         raise TypeError("`context` must be a floating-point torch.Tensor")
     if context.ndim == 0 or context.shape[-1] != context_dim:
@@ -400,8 +408,8 @@ def check_context(context: Tensor, context_dim: int) -> None:
         )
 
 
-def check_finite(x: Tensor, event_shape: tuple[int, ...], name: str = "`x`") -> None:
-    """Check that data has rows, all of them finite."""
+def check_finite(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str = "`x`") -> None:
+    """Check that `x` has rows and that all of them are finite."""
     rows = x.reshape(-1, math.prod(event_shape))
     if not len(rows):
         raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")

@@ -1,4 +1,4 @@
-"""The file that both wings share: arrays by name, and JSON about them, in one safetensors file."""
+"""The file format that both wings share: one safetensors file of named arrays and JSON."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import safetensors.numpy
 
-# The JSON is one entry of the file's metadata: safetensors writes several in no fixed order.
+# The JSON is a single entry of the metadata: safetensors does not fix the order of several.
 KEY = "pyroflows"
 VERSION = 1
 DTYPES = ("float16", "float32", "float64", "int64", "bool")
@@ -29,7 +29,7 @@ FIELDS = {
 def write(
     path: str | os.PathLike[str], about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write a file, or leave what is there as it is."""
+    """Write a file; if that fails, an existing file is unchanged."""
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise ValueError(f"`path` is {str(path)!r}, expected a file in a directory")
@@ -40,8 +40,8 @@ def write(
 
 
 def replace_file(target: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace a file as a whole by what a function writes, or leave what is there as it is."""
-    # A rename is atomic: whoever is killed here leaves the old file or the new one.
+    """Replace a file by what a function writes; if that fails, an existing file is unchanged."""
+    # A rename is atomic: a process killed here leaves either the old file or the new one.
     unfinished = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(unfinished, "xb") as file:
@@ -54,11 +54,11 @@ def replace_file(target: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return what a file says of its flow, and its arrays.
+    """Return the JSON and the arrays of a file.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is broken, foreign or newer.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is broken, foreign or of a newer version.
     """
     name = f"`path` {str(path)!r}"
     if not os.path.exists(path):
@@ -74,17 +74,17 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
         newer = about.get("version", 0) > VERSION
     except OSError:
         raise
-    except Exception as error:  # broken files fail in as many ways as there are
-        raise ValueError(f"{name} is broken, or no file of `save`: {error!r:.200}") from error
+    except Exception as error:  # a broken file can raise anything
+        raise ValueError(f"{name} is broken, or was not written by `save`: {error!r:.200}") from error
     if not about:
-        raise ValueError(f"{name} is a safetensors file, but not one that `save` has written")
+        raise ValueError(f"{name} is a safetensors file, but was not written by `save`")
     if newer:
         raise ValueError(
             f"{name} has format version {about['version']}, from pyroflows {about.get('library')}, "
             f"but this installation reads up to version {VERSION}: upgrade pyroflows"
         )
     if noted != found:
-        raise ValueError(f"{name} is broken: its content does not have the checksum noted in it")
+        raise ValueError(f"{name} is broken: its content does not match its checksum")
     for field, kind in FIELDS.items():
         if not isinstance(about.get(field), kind):
             raise ValueError(f"{name} is broken: its {field} is {about.get(field)!r:.80}")
@@ -92,7 +92,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
 
 
 def checksum(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a digest of all that a file holds."""
+    """Return a digest of the content of a file."""
     layout = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
     digest = hashlib.sha256(json.dumps([about, layout], sort_keys=True).encode())
     for name in sorted(arrays):
@@ -106,22 +106,22 @@ def check_call(
     arguments: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Check that a file's call of a builder is one, and in proportion to the file's arrays.
+    """Check that a file's call of a builder is valid, and in proportion to the file's arrays.
 
-    A checksum protects from accidents, not from whoever writes a file to do harm: what is built
-    must never be far larger than the file.
+    A checksum protects from accidents, but not from a file that was written to do harm: the flow
+    that is built must never be far larger than the file.
 
     Args:
-        builders: the wing's builders by name.
-        builder: the name in the file.
-        arguments: those in the file, as JSON has them.
-        arrays: the file's arrays.
+        builders: builders of the wing by name.
+        builder: name in the file.
+        arguments: arguments in the file, as JSON holds them.
+        arrays: arrays of the file.
 
     Returns:
         The arguments as the builder takes them.
     """
     if not builder:
-        raise ValueError("no builder can make this flow again: pass a flow built alike, like=…")
+        raise ValueError("no builder can rebuild this flow: pass a flow of the same structure, like=…")
     if builder not in builders:
         raise ValueError(f"its builder is {builder!r:.80}, expected one of {tuple(builders)}")
     kinds = argument_kinds(builders[builder])
@@ -132,23 +132,23 @@ def check_call(
         if not isinstance(value, kinds.get(name, ())) or not _are_integers(inner):
             raise ValueError(f"{builder} does not take {name:.80}={value!r:.80}")
         sizes += inner or ([value] if isinstance(value, int) else [])
-    # Each layer has a network, and that has two arrays for each of its own layers.
+    # Each layer has a network, which has two arrays for each of its own layers.
     depths = [call.get(name) or 1 for name in ("layers", "levels", "steps", "scales", "blocks")]
     matrices = math.prod(depths) * (len(call.get("hidden", ())) + 1)
     shape = call.get("event_shape")
-    if builder == "nice" and isinstance(shape, tuple):  # it sees images as vectors
+    if builder == "nice" and isinstance(shape, tuple):  # treats images as vectors
         sizes.append(math.prod(shape))
-    numbers = sum(array.size for array in arrays.values())
-    if 2 * matrices > len(arrays) or max(sizes, default=0) > numbers:
+    total = sum(array.size for array in arrays.values())
+    if 2 * matrices > len(arrays) or max(sizes, default=0) > total:
         raise ValueError(f"the arguments of {builder} ask for a larger flow than the file holds")
     return call
 
 
 def argument_kinds(build: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
-    """Return the types that a file may hold for each of a builder's arguments, by its signature.
+    """Return the types that a file may hold for each argument of a builder, from its signature.
 
-    A sequence comes from a file as a tuple, which holds integers or booleans; a function, a network
-    or a key never comes from a file.
+    A file holds a sequence as a tuple of integers or booleans, and never a function, a network or a
+    key.
     """
     return {name: tuple(_kinds(hint)) for name, hint in get_type_hints(build).items()}
 
@@ -174,7 +174,7 @@ def _are_integers(values: Sequence[Any]) -> bool:
 def check_arrays(
     arrays: Mapping[str, np.ndarray], own: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> None:
-    """Check that names, shapes and kinds of number are those of a flow's arrays."""
+    """Check that arrays have the names, shapes and kinds of number of a flow's arrays."""
     missing, unexpected = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(
@@ -191,7 +191,7 @@ def check_arrays(
 
 
 def check_values(arrays: Mapping[str, np.ndarray]) -> None:
-    """Check that the state of the builders' layers is possible."""
+    """Check that the state of layers has possible values."""
     for name, array in arrays.items():
         kind = name.rpartition(".")[2]
         if (
@@ -199,9 +199,9 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
             or (kind == "signs" and not np.isin(array, (-1, 1)).all())
             or (kind == "running_var" and not (array >= 0).all())
         ):
-            raise ValueError(f"its array {name} has values that are impossible for a {kind}")
+            raise ValueError(f"its array {name} has values that no {kind} can have")
 
 
-def plain(value: Any) -> Any:
-    """Turn JSON's list into the tuple that it was."""
+def plain(value: object) -> Any:
+    """Return a list of JSON as the tuple that it was."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,51 +1,107 @@
-"""ArviZ, old and new: the smoothing of log ratios, and groups of draws."""
+"""ArviZ, old and new: it smooths log ratios and takes draws with the verdict on them."""
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from pyroflows_common.sites import Draws, dim_names
+from pyroflows_common.verdict import Weights, verdict
 
-def arviz_functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return functions of the installed ArviZ that smooth log ratios and that make groups."""
-    try:
-        arviz = importlib.import_module("arviz")
-    except ImportError as error:
-        raise ImportError("to_arviz needs ArviZ: pip install 'pyroflows[arviz]'") from error
-    old = arviz.__version__.startswith("0.")
 
-    def psis(log_ratio: np.ndarray) -> tuple[np.ndarray, float]:
-        if old:
-            return arviz.psislw(log_ratio)
+class ArviZ:
+    """The installed ArviZ.
+
+    Raises:
+        ImportError: if ArviZ is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.module = importlib.import_module("arviz")
+        except ImportError as error:
+            raise ImportError("to_arviz needs ArviZ: pip install 'pyroflows[arviz]'") from error
+        self.old = self.module.__version__.startswith("0.")
+
+    def smooth(self, log_ratio: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return Pareto smoothed log weights and the shape of the Pareto distribution."""
+        if self.old:
+            return self.module.psislw(log_ratio)
         stats = importlib.import_module("arviz_stats.base").array_stats
         try:
-            return stats.psislw(-log_ratio)  # it takes log-likelihoods, and inverts them
+            return stats.psislw(-log_ratio)  # it takes log-likelihoods and inverts them
         except ValueError:  # no tail to fit
             return log_ratio - np.logaddexp.reduce(log_ratio), math.inf
 
-    def gather(
-        groups: dict[str, dict[str, np.ndarray]],
-        coords: Any,
-        dims: Mapping[str, Any],
-        attrs: dict[str, Any],
+    def collect(
+        self,
+        drawn: Draws[np.ndarray],
+        predicted: Mapping[str, np.ndarray],
+        weights: Weights,
+        kept: np.ndarray | None,
+        *,
+        coords: Mapping[str, Any] | None,
+        dims: Mapping[str, Sequence[str]] | None,
+        host: ModuleType,
     ) -> Any:
+        """Return draws, densities and weights as the data of this ArviZ.
+
+        Args:
+            drawn: the draws before resampling.
+            predicted: simulated observations, one for each draw that is kept.
+            weights: those of the draws.
+            kept: indices of the resampled draws; None if the draws stay as they are.
+            coords: coordinates of dimensions.
+            dims: names of the dimensions of sites, before those of the plates.
+            host: the package that ran the model.
+        """
+        draws = len(weights.ratio)
+        index = np.arange(draws) if kept is None else kept
+        log_weight = weights.log_weight if kept is None else np.full(draws, -math.log(draws))
+        sample_stats = {
+            "lp": drawn.log_p[index].astype(np.float64),
+            "log_importance_ratio": weights.ratio[index],
+            "log_weight": log_weight,
+        }
+        sampled = {
+            "posterior": _taken({**drawn.values, **drawn.deterministic}, index),
+            "posterior_predictive": predicted,
+            "log_likelihood": _taken(drawn.log_likelihood, index),
+            "sample_stats": sample_stats,
+        }
+        chain = {
+            group: {name: np.asarray(array)[None] for name, array in arrays.items()}
+            for group, arrays in sampled.items()
+        }
+        attrs = {
+            "inference_library": host.__name__,
+            "inference_library_version": host.__version__,
+            "pareto_k": weights.pareto_k,
+            "elbo": float(weights.ratio.mean()),
+            "importance_ess": weights.ess,
+            "verdict": verdict(weights, resampled=kept is not None),
+        }
         # Neither NetCDF nor xarray's trees allow a slash in a name.
         groups = {
             group: {name.replace("/", "."): array for name, array in arrays.items()}
-            for group, arrays in groups.items()
+            for group, arrays in {**chain, "observed_data": drawn.observed}.items()
             if arrays
         }
         names = {
             name.replace("/", "."): [dim.replace("/", ".") for dim in value]
-            for name, value in dims.items()
+            for name, value in {**dim_names(drawn.sites), **(dims or {})}.items()
         }
-        if old:
-            return arviz.from_dict(
+        if self.old:
+            return self.module.from_dict(
                 **groups, coords=coords, dims=names, attrs=attrs, posterior_attrs=attrs
             )
         everywhere = {"/": attrs, "posterior": attrs}
-        return arviz.from_dict(groups, coords=coords, dims=names, attrs=everywhere)
+        return self.module.from_dict(groups, coords=coords, dims=names, attrs=everywhere)
 
-    return psis, gather
+
+def _taken(arrays: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
+    """Return some entries along the first dimension of each array."""
+    return {name: array[index] for name, array in arrays.items()}

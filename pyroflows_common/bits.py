@@ -8,17 +8,17 @@ from pyroflows_common.checks import as_event_shape
 
 
 def bits_per_dim(log_prob: Any, event_shape: int | Sequence[int], *, levels: int = 256) -> Any:
-    r"""Turn log-densities of dequantised pixels into bits for each dimension.
+    r"""Convert log-densities of dequantised pixels into bits per dimension.
 
     $$\mathrm{bits} = \log_2 \mathrm{levels} - \frac{\log p(y)}{D \log 2}$$
 
-    with p the density of the pixels scaled to the unit interval, as `dequantize` gives them: each
-    value of a pixel has an interval of width `1 / levels` of it.
+    Here p is the density of pixels scaled to the unit interval by `dequantize`, where each value
+    of a pixel occupies an interval of width `1 / levels`.
 
     Args:
         log_prob: log-densities in nats, of any shape.
-        event_shape: shape of an event; D is the number of its dimensions.
-        levels: number of values that a pixel can have.
+        event_shape: shape of an event, with D dimensions.
+        levels: number of values that a pixel can take.
 
     Returns:
         Bits per dimension, in the shape of `log_prob`.

@@ -1,4 +1,4 @@
-"""The file from which `fit` goes on after it was cut off, and how it is compared with a run."""
+"""The file from which an interrupted `fit` resumes, and its comparison with the call."""
 
 import json
 import os
@@ -10,17 +10,18 @@ from pyroflows_common.archive import replace_file
 
 
 class Checkpoint(ABC):
-    """One file, replaced as a whole whenever it is written; each wing has its own format.
+    """A file that each write replaces as a whole; each wing has its own format.
 
     Args:
-        path: where the file is or will be.
-        settings: all that the run's numbers depend on. A file written under others is refused.
+        path: path of the file, which need not exist.
+        settings: settings that determine the numbers of the run. A file written with other
+            settings is refused.
 
     Raises:
-        ValueError: where the path is not that of a file in a directory.
+        ValueError: if the path is not that of a file in a directory.
     """
 
-    format: str  # written into the file, and expected there
+    format: str  # name of the format, which the file must hold
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         self.path = Path(path)
@@ -34,25 +35,25 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def _read(self) -> dict[str, Any]:
-        """Return what the file holds; no code from it is run."""
+        """Return the content of the file; no code from it is run."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state: arrays, numbers, strings, and dicts and lists of them."""
+        """Write a state made of arrays, numbers, strings, and dicts and lists of them."""
         state = {"format": self.format, "settings": self.settings, **state}
         replace_file(self.path, lambda file: self._write(state, file))
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state, or None where there is no file yet.
+        """Return the state, or None if there is no file yet.
 
         Raises:
-            ValueError: where the file is not a checkpoint, or is one of another run.
+            ValueError: if the file is not a checkpoint, or is the checkpoint of another run.
         """
         if not self.path.exists():
             return None
         try:
             state = self._read()
             known = isinstance(state, dict) and state.get("format") == self.format
-        except Exception as error:  # broken files fail in as many ways as there are
+        except Exception as error:  # a broken file can raise anything
             raise ValueError(f"`checkpoint` {str(self.path)!r} cannot be read: {error}") from error
         if not known:
             raise ValueError(f"`checkpoint` {str(self.path)!r} is not a checkpoint of `fit`")
@@ -66,7 +67,7 @@ class Checkpoint(ABC):
 
 
 def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Return a line for each setting that a checkpoint and this call have differently."""
+    """Return a line for each setting in which a checkpoint differs from this call."""
     differences = []
     for name in sorted(theirs.keys() | ours.keys()):
         there, here = theirs.get(name), ours.get(name)
@@ -80,8 +81,8 @@ def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return differences
 
 
-def describe(value: Any) -> Any:
-    """Describe a value in the same way in every process."""
+def describe(value: object) -> str:
+    """Return a description of a value that is the same in every process."""
     if callable(value):
         named = value if hasattr(value, "__qualname__") else type(value)
         return f"{named.__module__}.{named.__qualname__}"

@@ -1,33 +1,33 @@
-"""Checks of numbers, shapes and rows, with messages that name the argument."""
+"""Checks of numbers, shapes and rows, whose messages name the argument."""
 
 import math
 import numbers
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a model and of its guide
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a model and its guide
 
 
 def as_event_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """Turn an int or a sequence of ints into the tuple of an event's shape."""
+    """Return an event's shape as a tuple, from an int or a sequence of ints."""
     shape = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"`event_shape` is {event_shape!r}, expected positive ints")
     return shape
 
 
-def as_count(value: Any, name: str, least: int = 1) -> int:
-    """Check that `value` is a whole number, at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+def as_count(value: SupportsIndex, name: str, least: int = 1) -> int:
+    """Check that `value` is a whole number of at least `least`, and return it as an int."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
         raise ValueError(f"`{name}` is {value!r}, expected a whole number, at least {least}")
     return operator.index(value)
 
 
 def as_scale(value: Any, name: str, zero: bool = True) -> float:
-    """Check that `value` is a positive number, or zero where that is allowed."""
+    """Check that `value` is a finite positive number, or zero if `zero` allows it."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not (0 <= value < math.inf if zero else 0 < value < math.inf):
         raise ValueError(
@@ -37,7 +37,7 @@ def as_scale(value: Any, name: str, zero: bool = True) -> float:
 
 
 def as_scales(value: Any, name: str) -> list[float]:
-    """Turn a positive number, or several, into a list of them."""
+    """Return one positive number, or several, as a list."""
     several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
     values = list(value) if several else [value]
     if not values:
@@ -46,7 +46,7 @@ def as_scales(value: Any, name: str) -> list[float]:
 
 
 def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
-    """Turn the widths of hidden layers into a tuple of ints."""
+    """Return the widths of hidden layers as a tuple."""
     widths = tuple(hidden) if isinstance(hidden, Sequence) else (None,)
     if not all(isinstance(n, int) and n > 0 for n in widths):
         raise ValueError(f"`hidden` is {hidden!r}, expected a sequence of positive ints")
@@ -54,7 +54,7 @@ def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x") -> None:
-    """Check that a shape ends in the event's."""
+    """Check that a shape ends in the shape of an event."""
     shape = tuple(shape)
     if shape[max(len(shape) - len(event_shape), 0) :] != event_shape:
         raise ValueError(
@@ -64,12 +64,12 @@ def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = 
 
 
 def check_rows(finite: np.ndarray, name: str, cast: str = "") -> None:
-    """Check that all rows are finite; say how many are not, and where the first is.
+    """Check that all rows are finite; the error counts those that are not and locates the first.
 
     Args:
-        finite: `(n,)`, whether each row is.
-        name: how the message calls the data.
-        cast: how the message says in what precision they are not.
+        finite: `(n,)`, whether each row is finite.
+        name: name of the data in the message.
+        cast: precision in which rows are not finite, as the message puts it.
     """
     bad = np.flatnonzero(~finite)
     if len(bad):
@@ -79,8 +79,8 @@ def check_rows(finite: np.ndarray, name: str, cast: str = "") -> None:
         )
 
 
-def as_inputs(args: Any, kwargs: Any) -> Inputs:
-    """Return the arguments of model and guide, and refuse what is none."""
+def as_inputs(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Inputs:
+    """Check the arguments of a model and its guide, and return them as a tuple and a dict."""
     if isinstance(args, str) or not isinstance(args, Sequence):
         raise TypeError(f"`args` is a {type(args).__name__}, expected a tuple of arguments")
     if not (kwargs is None or isinstance(kwargs, Mapping)):

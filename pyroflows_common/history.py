@@ -10,17 +10,17 @@ import numpy as np
 from pyroflows_common.checks import as_count, as_scale
 from pyroflows_common.schedule import check_schedule, factor
 
-# The fraction of skipped steps above which `fit` warns of them.
+# Fraction of skipped steps above which `fit` warns.
 WORRYING = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of `fit` that are numbers and functions; each wing adds its own.
+    """Arguments of `fit` that are numbers or functions; each wing adds its own.
 
     Raises:
-        ValueError: where one is out of its range; the message names it.
-        TypeError: where one is of the wrong kind.
+        ValueError: if an argument is out of range; the message names it.
+        TypeError: if an argument has the wrong type.
     """
 
     steps: int
@@ -37,7 +37,7 @@ class Settings:
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Self:
-        """Return the settings among the arguments of a call."""
+        """Return the settings among the arguments of a call of `fit`."""
         return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Settings:
             raise TypeError(f"`augment` is {self.augment!r}, expected a function or None")
 
     def factor(self, step: int) -> float:
-        """Return the schedule's factor on the learning rate."""
+        """Return the factor of the schedule on the learning rate."""
         return factor(self.schedule, step, self.steps)
 
     def describe(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Settings:
 
 @dataclasses.dataclass
 class History:
-    """Progress of a run: with the parameters, all that a checkpoint needs."""
+    """Progress of a run: with the arrays of the run, the content of a checkpoint."""
 
     step: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -80,26 +80,26 @@ class History:
 
     @property
     def made(self) -> int:
-        """Number of steps that have moved the parameters."""
+        """Number of steps that moved the parameters."""
         return self.step - self.skipped
 
     @property
     def validated(self) -> bool:
-        """Whether a validation has found a finite loss."""
+        """Whether some validation loss is finite."""
         return self.best_loss < math.inf
 
     def warning(self) -> str | None:
-        """Return a warning where training went badly."""
+        """Return a warning if training went badly."""
         if self.stopped == "not finite":
             what = (
-                f"training stopped at step {self.step}: loss or gradient was not finite for "
+                f"training stopped at step {self.step}: the loss or its gradient was not finite for "
                 f"{self.skipped_in_row} steps in a row. The flow has the parameters of step "
                 f"{self.best_step}"
             )
         elif self.skipped > WORRYING * self.step:
             what = (
-                f"{self.skipped} of {self.step} steps were skipped, because loss or gradient was "
-                "not finite"
+                f"{self.skipped} of {self.step} steps were skipped, because the loss or its gradient "
+                "was not finite"
             )
         else:
             return None
@@ -120,18 +120,18 @@ class History:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
-    """A trained flow with the history of its training.
+    """Result of a `fit` run: the trained flow and the history of its training.
 
     Args:
         flow: the trained flow.
-        losses: negative log-likelihood of each training batch, in nats per event; skipped
-            steps included.
-        validation_losses: the same of the held-out data, at each validation.
+        losses: mean negative log-likelihood of each training batch, in nats per event, including
+            skipped steps.
+        validation_losses: mean negative log-likelihood of the validation data, at each validation.
         validation_steps: number of steps before each validation.
-        skipped: number of steps left out because loss or gradient were not finite.
-        best_step: number of steps behind the flow's parameters, without the skipped ones.
-        stopped: why training ended: `"steps"`, `"patience"`, `"interrupted"`, `"not finite"` or
-            `"data exhausted"`.
+        skipped: number of steps skipped because the loss or its gradient was not finite.
+        best_step: number of steps that led to the flow's parameters, without skipped ones.
+        stopped: reason why training ended: `"steps"`, `"patience"`, `"interrupted"`,
+            `"not finite"` or `"data exhausted"`.
     """
 
     flow: Any

@@ -11,23 +11,24 @@ from tqdm.auto import tqdm
 from pyroflows_common.batches import AUGMENT, AUGMENT_VALIDATION, Part
 from pyroflows_common.history import History, Settings
 
-# Steps in a row whose loss or gradient is not finite, after which training gives up.
+# Number of skipped steps in a row after which training stops.
 HOPELESS = 50
 
 
 class Loop(ABC):
-    """One run of `fit`; each wing adds what its host computes.
+    """One run of `fit`; each wing adds the computations of its host.
 
     Args:
-        settings: of the run.
-        train: what to train on.
-        held_out: what to validate on; None for nothing.
-        checkpoint: the file of the run's state; None for none.
-        progress: whether to show a bar, or a function that writes a loss.
-        seed: of the order of the rows.
+        settings: settings of the run.
+        train: data to train on.
+        held_out: data to validate on, if any.
+        checkpoint: file of the run's state, if any.
+        progress: whether to show a bar, or a function that formats a loss.
+        seed: seed of the order of the rows.
     """
 
-    prepare: Callable[..., tuple[Any, Any]]  # a batch, and the stream of its random numbers
+    # Makes the flow's input from a batch and the numbers of its random stream.
+    prepare: Callable[..., tuple[Any, Any]]
 
     def __init__(
         self,
@@ -40,40 +41,40 @@ class Loop(ABC):
     ) -> None:
         self.settings, self.train, self.held_out = settings, train, held_out
         self.checkpoint, self.progress = checkpoint, bool(progress)
-        self.written = progress if callable(progress) else "{:.3f}".format
+        self.format = progress if callable(progress) else "{:.3f}".format
         self.history = History()
         self.feed = train.feed(settings.batch_size, seed)
-        # The parameters that are left in the end: those of the best validation or, until there is
-        # one, the last whose loss was finite; and the batch that they had it on.
+        # The parameters to return: those of the best validation or, before there is one, the last
+        # with a finite loss. `last` is the batch that had this loss.
         self.best: Any = None
         self.last: Any = None
 
     @abstractmethod
     def begin(self) -> None:
-        """Go on from the checkpoint, or start from data."""
+        """Restore the checkpoint, or initialise the flow from data."""
 
     @abstractmethod
     def learn(self, x: Any, context: Any) -> None:
-        """Take one step, and note down how it went; skip it where it is not finite."""
+        """Take one step and record it; skip it if the loss or its gradient is not finite."""
 
     @abstractmethod
     def total_loss(self, x: Any, context: Any) -> float:
-        """Return the summed loss of a batch of held-out rows."""
+        """Return the sum of the losses of a batch of validation data."""
 
     @abstractmethod
     def parameters_now(self) -> Any:
-        """Return the parameters, safe from further steps."""
+        """Return the current parameters, which later steps do not change."""
 
     @abstractmethod
     def last_is_finite(self) -> bool:
-        """Whether the loss on the last batch is finite with the parameters of now."""
+        """Return whether the last batch has a finite loss under the current parameters."""
 
     @abstractmethod
     def save(self) -> None:
         """Write the checkpoint."""
 
     def train_to_the_end(self) -> None:
-        """Train until something stops it, if that is Ctrl-C."""
+        """Train until the run stops or Ctrl-C is pressed."""
         try:
             self.begin()
             with self._bar() as self.bar:
@@ -82,17 +83,17 @@ class Loop(ABC):
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
             if self.history.made:
-                with contextlib.suppress(KeyboardInterrupt):  # pressed again: then without
+                with contextlib.suppress(KeyboardInterrupt):  # pressed again: skip this
                     self._validate()
                     self._prove()
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing has been learned, and the flow is to stay as it was."""
+        """Whether nothing was learned, so that the flow must stay unchanged."""
         return not self.history.made and self.history.stopped in (None, "interrupted")
 
     def _advance(self) -> None:
-        """Take a step; validate and save where it is time to."""
+        """Take a step; validate and save if due."""
         history, settings = self.history, self.settings
         batch = self.feed.next()
         if batch is None:
@@ -109,15 +110,15 @@ class Loop(ABC):
         due = history.step % every == 0 if every else self.feed.at_end
         if history.stopped or due:
             self._validate()
-        saved = self.checkpoint is not None and (due if self.feed.resumes else self.feed.at_end)
-        if history.stopped or saved:
+        save = self.checkpoint is not None and (due if self.feed.resumes else self.feed.at_end)
+        if history.stopped or save:
             self._prove()
             if self.checkpoint is not None:
                 self.save()
         self._show()
 
-    def noted(self, loss: float, skipped: bool) -> None:
-        """Note down one step."""
+    def record(self, loss: float, skipped: bool) -> None:
+        """Record one step."""
         history = self.history
         history.skipped += skipped
         history.skipped_in_row = history.skipped_in_row + 1 if skipped else 0
@@ -125,7 +126,7 @@ class Loop(ABC):
         history.step += 1
 
     def _validate(self) -> None:
-        """Take the loss on the held-out data, and keep the parameters where it is the lowest."""
+        """Compute the loss on the validation data; keep the parameters if it is the lowest."""
         history = self.history
         if self.held_out is None or history.step in history.validation_steps[-1:]:
             return
@@ -147,7 +148,7 @@ class Loop(ABC):
             history.stopped = "patience"
 
     def _prove(self) -> None:
-        """Keep the last parameters if their loss is finite, where nothing is validated."""
+        """Before any validation, keep the current parameters if the last batch's loss is finite."""
         if self.last is not None:
             if self.last_is_finite():
                 self.best, self.history.best_step = self.parameters_now(), self.history.made
@@ -164,15 +165,15 @@ class Loop(ABC):
         )
 
     def _show(self) -> None:
-        """Move the bar; its text changes ten times a second at most, for that takes time."""
+        """Update the bar; its text changes at most ten times a second, because that is slow."""
         history = self.history
         self.bar.update(history.step - self.bar.n)
         if self.progress and (history.stopped or time.monotonic() - self.shown > 0.1):
             self.shown = time.monotonic()
             last = history.losses[-20:]
-            text = {"loss": self.written(sum(last) / len(last))}
+            text = {"loss": self.format(sum(last) / len(last))}
             if history.validation_losses:
-                text["validation"] = self.written(history.validation_losses[-1])
+                text["validation"] = self.format(history.validation_losses[-1])
             if history.skipped:
                 text["skipped"] = str(history.skipped)
             self.bar.set_postfix(text, refresh=False)

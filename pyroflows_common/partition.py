@@ -1,11 +1,11 @@
-"""Partitions: which coordinates of an event a coupling looks at, and which it transforms.
+"""Partitions: the coordinates that a coupling conditions on, and those that it transforms.
 
-One class serves both hosts: an array brings the module of its functions.
+One class serves both hosts: the functions come from the module of the array.
 """
 
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,17 +13,17 @@ from typing import Any
 class Partition:
     """A split of a vector's coordinates into part `a`, which conditions, and part `b`.
 
-    A coupling leaves `a` as it is and transforms `b` given `a`. Two partitions are equal when
-    their masks and axes are.
+    A coupling leaves `a` unchanged and transforms `b` given `a`. Two partitions are equal if
+    their masks and axes are equal.
 
     Args:
-        mask: one boolean per coordinate; true where the coordinate belongs to `a` (the ones of
-            the binary mask b in RealNVP, section 3.4).
-        axis: the axis that is split, counted from the last: −1 for a vector's coordinates, −3 for
+        mask: one boolean per coordinate, true for the coordinates in `a` (the ones of the binary
+            mask b in RealNVP, section 3.4).
+        axis: the axis to split, counted from the end: −1 for the coordinates of a vector, −3 for
             the channels of an image.
 
     Raises:
-        ValueError: where the mask is not one-dimensional or leaves one of the parts empty.
+        ValueError: if the mask is not one-dimensional or leaves one part empty.
 
     Examples:
         >>> import numpy as np
@@ -45,11 +45,11 @@ class Partition:
         if len(set(self.mask)) < 2:
             raise ValueError(
                 f"`mask` of length {len(self.mask)} leaves one part empty, but a coupling needs a "
-                "part to look at and a part to transform"
+                "part to condition on and a part to transform"
             )
         self._slices_a, self._slices_b = _slices(self.mask, True), _slices(self.mask, False)
         self._interleaved = len(self.mask) > 2 and all(map(operator.ne, self.mask, self.mask[1:]))
-        # Not a cached_property: in Python 3.11 that takes a lock, which torch.compile cannot trace.
+        # Not a cached_property: its lock in Python 3.11 cannot be traced by torch.compile.
         self._swap: Partition | None = None
 
     @property
@@ -70,7 +70,7 @@ class Partition:
         return self._take(x, self._slices_a), self._take(x, self._slices_b)
 
     def join(self, a: Any, b: Any) -> Any:
-        """Put two parts together again: the inverse of `split`."""
+        """Join two parts into events: the inverse of `split`."""
         functions = functions_of(a)
         if self._interleaved:
             first, second = (a, b) if self.mask[0] else (b, a)
@@ -89,7 +89,7 @@ class Partition:
         return functions.concatenate(pieces, axis=self.axis)
 
     def only_b(self, values: Any) -> Any:
-        """Return values for part `b`, zero where they are for coordinates outside it."""
+        """Return values for part `b`, with zeros for coordinates outside it."""
         return values
 
     def _take(self, x: Any, slices: list[slice]) -> Any:
@@ -116,11 +116,11 @@ class Partition:
 class Checkerboard(Partition):
     """A split of an image's pixels by the colours of a checkerboard (RealNVP, section 3.4).
 
-    Both parts are images of the full size, with zeros where the pixels of the other belong.
+    Both parts are images of full size, with zeros at the pixels of the other part.
 
     Args:
         event_shape: `(C, H, W)`.
-        even: whether part `a` has the pixels whose row and column add up to an even number.
+        even: whether part `a` holds the pixels whose row and column have an even sum.
 
     Examples:
         >>> import numpy as np
@@ -150,20 +150,20 @@ class Checkerboard(Partition):
         return self.event_shape[0], self.event_shape[0]
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Split images `(*batch, C, H, W)` into two of that shape, each zero where the other is."""
+        """Split images `(*batch, C, H, W)` into two images of the same shape."""
         in_a, where = self._in_a(x), functions_of(x).where
         return where(in_a, x, 0.0), where(in_a, 0.0, x)
 
     def join(self, a: Any, b: Any) -> Any:
-        """Put two parts together again: the inverse of `split`."""
+        """Join two parts into events: the inverse of `split`."""
         return functions_of(a).where(self._in_a(a), a, b)
 
     def only_b(self, values: Any) -> Any:
-        """Return values `(*batch, n, H, W)` for part `b`, zero at the pixels of part `a`."""
+        """Return values `(*batch, n, H, W)` for part `b`, with zeros at the pixels of part `a`."""
         return functions_of(values).where(self._in_a(values), 0.0, values)
 
     def _in_a(self, like: Any) -> Any:
-        # PyTorch's functions do not put a result where it is needed.
+        # PyTorch creates an array on the default device, not on that of `like`.
         place = {} if hasattr(like, "__array_namespace__") else {"device": like.device}
         rows, columns = (functions_of(like).arange(n, **place) for n in self.event_shape[1:])
         return (rows[:, None] + columns) % 2 == (0 if self.even else 1)
@@ -182,7 +182,7 @@ class Checkerboard(Partition):
 
 
 def halves(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
-    """The first half of the coordinates conditions, the second is transformed.
+    """Return the partition in which the first half of a vector conditions the second.
 
     Args:
         event_shape: the size D, or `(D,)`; `a` has `D // 2` coordinates.
@@ -194,7 +194,7 @@ def halves(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
 
 
 def alternating(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
-    """The even coordinates condition, the odd ones are transformed (NICE, section 5.1).
+    """Return the partition in which even coordinates condition odd ones (NICE, section 5.1).
 
     Args:
         event_shape: the size D, or `(D,)`.
@@ -205,7 +205,7 @@ def alternating(event_shape: int | Sequence[int], swap: bool = False) -> Partiti
 
 
 def checkerboard(event_shape: Sequence[int], swap: bool = False) -> Checkerboard:
-    """The even pixels of an image condition, the odd ones are transformed (RealNVP, figure 3).
+    """Return the partition in which even pixels condition odd ones (RealNVP, figure 3).
 
     Args:
         event_shape: `(C, H, W)`.
@@ -215,7 +215,7 @@ def checkerboard(event_shape: Sequence[int], swap: bool = False) -> Checkerboard
 
 
 def channels(event_shape: Sequence[int], swap: bool = False) -> Partition:
-    """The first half of an image's channels conditions, the second is transformed.
+    """Return the partition in which the first half of the channels conditions the second.
 
     Args:
         event_shape: `(C, H, W)`, with at least two channels; `a` has `C // 2` of them.
@@ -224,8 +224,8 @@ def channels(event_shape: Sequence[int], swap: bool = False) -> Partition:
     size = image_shape(event_shape)[0]
     if size < 2:
         raise ValueError(
-            f"`event_shape` is {tuple(event_shape)}, but to split its channels an image needs two: "
-            "use checkerboard, or a Squeeze, which makes four channels of one"
+            f"`event_shape` is {tuple(event_shape)}, but an image needs two channels to split: "
+            "use checkerboard, or a Squeeze, which turns one channel into four"
         )
     partition = Partition([i < size // 2 for i in range(size)], axis=-3)
     return partition.swap if swap else partition
@@ -235,10 +235,12 @@ PARTITIONS = {"halves": halves, "alternating": alternating}
 IMAGE_PARTITIONS = {"channels": channels, "checkerboard": checkerboard, "halves": channels}
 
 
-def as_partition(partition: Any, event_shape: int | Sequence[int]) -> Partition:
-    """Turn a name, a mask or a partition into the partition of an event of this shape."""
+def as_partition(
+    partition: str | Sequence[bool] | Partition, event_shape: int | Sequence[int]
+) -> Partition:
+    """Return the partition of an event that a name, a mask or a partition stands for."""
     image = isinstance(event_shape, Sequence) and len(event_shape) == 3
-    named: dict[str, Any] = IMAGE_PARTITIONS if image else PARTITIONS
+    named: dict[str, Callable[..., Partition]] = IMAGE_PARTITIONS if image else PARTITIONS
     shape = image_shape(event_shape) if image else (vector_size(event_shape),)
     if isinstance(partition, str):
         if partition not in named:
@@ -264,21 +266,21 @@ def as_partition(partition: Any, event_shape: int | Sequence[int]) -> Partition:
 
 
 def vector_size(event_shape: int | Sequence[int]) -> int:
-    """Return the D of an event shape `D` or `(D,)` that a coupling can split."""
+    """Return the D of an event shape `D` or `(D,)`, at least 2."""
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     if len(shape) != 1:
         raise ValueError(f"`event_shape` is {shape}, expected an int or (D,): a vector")
     if shape[0] < 2:
         raise ValueError(
-            f"`event_shape` is {shape}, but a coupling needs at least two coordinates: one to look "
-            "at and one to transform. For a one-dimensional event use DiagonalScaling or ActNorm, "
-            "or append an independent normal coordinate to it"
+            f"`event_shape` is {shape}, but a coupling needs at least two coordinates: one to "
+            "condition on and one to transform. For a one-dimensional event use DiagonalScaling or "
+            "ActNorm, or append an independent normal coordinate to it"
         )
     return int(shape[0])
 
 
 def image_shape(event_shape: int | Sequence[int]) -> tuple[int, int, int]:
-    """Return the `(C, H, W)` of an image."""
+    """Return the event shape of an image, checked to be `(C, H, W)`."""
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     if len(shape) != 3:
         raise ValueError(f"`event_shape` is {shape}, expected (C, H, W): an image")
@@ -286,8 +288,8 @@ def image_shape(event_shape: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def functions_of(x: Any) -> Any:
-    """Return the module whose functions take an array: `torch`, `jax.numpy` or `numpy`."""
-    # The array API's own way, which PyTorch's tensors do not have yet.
+    """Return the module whose functions take the array: `torch`, `jax.numpy` or `numpy`."""
+    # The way of the array API, which PyTorch's tensors do not support yet.
     return x.__array_namespace__() if hasattr(x, "__array_namespace__") else sys.modules["torch"]
 
 
@@ -296,7 +298,7 @@ def _axis(axis: int) -> str:
 
 
 def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:
-    """Write a part's coordinates as one strided slice if they are regular, else as runs."""
+    """Return a part's coordinates as one strided slice if evenly spaced, else one for each run."""
     index = [i for i, seen in enumerate(mask) if seen is part]
     steps = set(map(operator.sub, index[1:], index[:-1])) or {1}
     if len(steps) == 1:

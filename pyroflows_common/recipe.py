@@ -1,4 +1,4 @@
-"""Recipes: how a builder was called, noted down on the flow for `save` and `load`."""
+"""Recipes: the call of a builder, recorded on the flow for `save` and `load`."""
 
 import functools
 import inspect
@@ -10,7 +10,7 @@ from pyroflows_common.partition import Partition
 
 
 class Recipe(NamedTuple):
-    """How a builder was called: what `save` needs to build the flow again."""
+    """The call of a builder, from which `load` rebuilds the flow."""
 
     builder: str
     arguments: tuple[tuple[str, Any], ...]
@@ -23,13 +23,13 @@ def builder(
     vectors: Sequence[str] = (),
     images: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a builder note down on the flow how it was called, so that `save` can tell `load`.
+    """Return a decorator that makes a builder record its call on the flow, for `save` and `load`.
 
     Args:
-        network: the host's class of networks.
-        note: returns a flow with a recipe.
-        vectors: the arguments that mean nothing for images.
-        images: the arguments that mean nothing for vectors.
+        network: the host's base class of networks.
+        note: function that puts a recipe on a flow and returns the flow.
+        vectors: names of the arguments for vectors only.
+        images: names of the arguments for images only.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def builder(
             if isinstance(arguments["network"], network):
                 kind = type(arguments["network"]).__name__
                 raise TypeError(
-                    f"`network` is a {kind}, expected a function that makes a network, given its "
+                    f"`network` is a {kind}, expected a function that returns a network, given the "
                     f"numbers of inputs and outputs{' and a random key' if keyed else ''}"
                 )
             flow = build(**arguments, **({"key": call.arguments["key"]} if keyed else {}))
@@ -71,14 +71,14 @@ def builder(
 
 
 def _plain(value: Any) -> Any:
-    """Turn a partition or sequence into a tuple, which can be compared and written to a file."""
+    """Return a partition or sequence as a tuple, which can be compared and written to a file."""
     value = value.mask if isinstance(value, Partition) else value
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value can be written to a file: not a custom network or function."""
+def _is_plain(value: object) -> bool:
+    """Return whether a value can be written to a file, unlike a custom network or function."""
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

@@ -1,4 +1,4 @@
-"""Schedules of a run: the learning rate over its steps, and the stretches it is divided into."""
+"""The schedule of a run: the learning rate at each step, and the stretches of the run."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# A guide's run is divided into this many stretches, of which the best one's parameters are kept.
+# Number of stretches of a guide's run, and the fewest steps of one.
 STRETCHES, SHORTEST = 50, 10
 
 
@@ -19,7 +19,7 @@ def check_schedule(schedule: Any) -> None:
 
 
 def factor(schedule: str | Callable[[int], float] | None, step: int, steps: int) -> float:
-    """Return a schedule's factor on the learning rate."""
+    """Return the factor on the learning rate at one step."""
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * step / steps))
     if not callable(schedule):
@@ -39,6 +39,6 @@ def stretches(steps: int) -> list[int]:
 
 
 def mean_loss(losses: np.ndarray) -> float:
-    """Return the mean of the finite losses, infinity where most are not."""
+    """Return the mean of the finite losses; infinity if most are not finite."""
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if 2 * len(finite) > len(losses) else math.inf

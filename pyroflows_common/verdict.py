@@ -2,49 +2,66 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-# Fewer draws have no tail that a Pareto distribution can be fitted to.
+# A Pareto distribution cannot be fitted to the tail of fewer draws.
 FEWEST = 25
-# Log ratios this close are equal but for rounding.
+# Log ratios this close differ by rounding only.
 EQUAL = 1e-3
-# Draws can stand for the posterior as they are if they count as this fraction of their number.
+# Draws can be used as they are if their effective number is at least this fraction of them.
 ENOUGH = 0.8
 
 
 class Weights(NamedTuple):
-    """Normalised log weights of draws, and how far these can be trusted."""
+    """Importance weights of draws, and how far they can be trusted.
 
+    Args:
+        ratio: log importance ratios; minus infinity for draws without weight.
+        log_weight: normalised, smoothed logarithms of the weights.
+        pareto_k: shape of the Pareto distribution; minus infinity if all ratios are equal.
+        ess: effective number of the weighted draws.
+    """
+
+    ratio: np.ndarray
     log_weight: np.ndarray
     pareto_k: float
     ess: float
-    lost: int
+
+    @property
+    def lost(self) -> int:
+        """Number of draws without weight."""
+        return int((~np.isfinite(self.ratio)).sum())
 
 
-def weigh(psis: Callable[[np.ndarray], Any], ratio: np.ndarray) -> Weights:
-    """Smooth the weights; `ratio` has minus infinity for draws without weight."""
+def weigh(
+    smooth: Callable[[np.ndarray], tuple[np.ndarray, float]], log_p: np.ndarray, log_q: np.ndarray
+) -> Weights:
+    """Weigh draws by their densities in model and guide.
+
+    A draw has no weight if the ratio of its densities is not finite.
+    """
+    ratio = np.subtract(log_p, log_q, dtype=np.float64)
+    ratio = np.nan_to_num(ratio, nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
     finite = np.isfinite(ratio)
     if not finite.any():
         raise ValueError(
             f"`posterior` fits no draw: none of {len(ratio)} has a finite density ratio to `model`"
         )
-    if finite.sum() >= FEWEST and np.ptp(ratio[finite]) < EQUAL:  # nothing to fit a tail to
+    if finite.sum() >= FEWEST and np.ptp(ratio[finite]) < EQUAL:  # no tail to fit
         log_weight, k = np.where(finite, -math.log(finite.sum()), -np.inf), -math.inf
     else:
-        log_weight, k = psis(ratio)
+        log_weight, k = smooth(ratio)
         k = math.inf if np.isnan(k) else float(k)
-    ess = float(1 / np.exp(2 * log_weight).sum())
-    return Weights(log_weight, k, ess, int((~finite).sum()))
+    return Weights(ratio, log_weight, k, float(1 / np.exp(2 * log_weight).sum()))
 
 
 def verdict(weights: Weights, resampled: bool) -> str:
     """Say in one line whether the draws can be trusted."""
-    draws, k = len(weights.log_weight), weights.pareto_k
+    draws, k = len(weights.ratio), weights.pareto_k
     limit = min(1 - 1 / math.log10(draws), 0.7)
-    # As many as tell the two apart.
-    digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4
+    digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4  # enough to tell the two apart
     if not k < limit:
         text = (
             f"do not trust: above {limit:.{digits}f}, the limit for {draws} draws; train longer, "
@@ -67,7 +84,12 @@ def verdict(weights: Weights, resampled: bool) -> str:
 
 
 def resample(log_weight: np.ndarray, start: float) -> np.ndarray:
-    """Return the draws that equally spaced steps through the weights come upon, in order."""
+    """Return the indices of systematically resampled draws, in order.
+
+    Args:
+        log_weight: normalised logarithms of the weights.
+        start: uniform in [0, 1), the offset of the equally spaced steps through the weights.
+    """
     ends = np.exp(log_weight).cumsum()
     steps = (start + np.arange(len(ends))) / len(ends)
     return np.searchsorted(ends / ends[-1], steps.clip(max=np.nextafter(1.0, 0.0)), side="right")

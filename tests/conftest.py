@@ -1,6 +1,5 @@
 """Set-up that every test shares: threads, precision, markers."""
 
-import itertools
 import os
 import tempfile
 
@@ -15,8 +14,14 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests import annotations  # noqa: E402
+
+annotations.install()
+
+from tests.grouping import group_of, is_of_a_case  # noqa: E402
 from tests.wings import WINGS  # noqa: E402
 from tests.wings.hosts import HOSTS  # noqa: E402
+from tests.wings.numpyro_wing import NumPyroWing  # noqa: E402
 
 torch.set_num_threads(1)
 # Tests run each program once or twice: compile it quickly, and for all processes together.
@@ -31,20 +36,22 @@ hypothesis.settings.load_profile("laws")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs a GPU where there is none."""
+    """Leave out what needs a GPU where there is none; put together what shares programs."""
     if not torch.cuda.is_available():
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    # Files first: the longest groups are among them, and short ones at the end fill the gaps.
+    items.sort(key=lambda item: (is_of_a_case(item), group_of(item)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
-FINISHED = itertools.count(1)
-
-
-def pytest_runtest_logfinish(nodeid, location):
-    """Let go of compiled programs now and then: Linux limits how much a process may map."""
-    if next(FINISHED) % 200 == 0:
+def pytest_runtest_teardown(item, nextitem):
+    """Let go of the programs and flows of a group at its end: each process stays small."""
+    if nextitem is None or group_of(nextitem) != group_of(item):
         jax.clear_caches()
+        NumPyroWing.build.cache_clear()
 
 
 @pytest.fixture(params=WINGS, ids=repr, scope="session")

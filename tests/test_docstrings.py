@@ -9,13 +9,15 @@ import pytest
 
 import numpyro_flows
 import pyroflows
+import pyroflows_common
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 MODULES = [
-    f"{package.__name__}.{module.name}"
-    for package in (pyroflows, numpyro_flows)
-    for module in pkgutil.iter_modules(package.__path__)
+    module.name
+    for package in (pyroflows_common, pyroflows, numpyro_flows)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.ispkg
 ]
 
 
@@ -40,6 +42,6 @@ def test_examples_print_what_they_show(name):
 @pytest.mark.parametrize("package", [pyroflows, numpyro_flows], ids=lambda p: p.__name__)
 def test_examples_are_found(package):
     finder = doctest.DocTestFinder()
-    builders = importlib.import_module(f"{package.__name__}.flows")
+    builders = importlib.import_module(f"{package.__name__}.flows.builders")
     found = {test.name.rpartition(".")[2] for test in finder.find(builders) if test.examples}
     assert {"nice", "realnvp", "glow"} <= found

@@ -11,7 +11,7 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 # A module imports only those before it; a package, as it runs all its modules, only where it ends.
 COMMON = [
     "checks", "partition", "bits", "levels", "recipe", "archive", "checkpoint", "rows", "batches",
-    "schedule", "history", "loop", "verdict", "arviz",
+    "schedule", "history", "loop", "sites", "guides", "search", "ascent", "verdict", "arviz",
 ]  # fmt: skip
 WING = [
     "rng", "tree", "networks", "transform",

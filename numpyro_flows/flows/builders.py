@@ -9,14 +9,7 @@ import equinox as eqx
 import jax
 from jax import Array
 
-from numpyro_flows.flows.images import (
-    coupling_of,
-    glow_depth,
-    glow_levels,
-    realnvp_depth,
-    realnvp_levels,
-    realnvp_scales,
-)
+from numpyro_flows.flows.images import coupling_of, glow_levels, realnvp_levels
 from numpyro_flows.layers.chain import Chain, Stack
 from numpyro_flows.layers.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
@@ -29,6 +22,7 @@ from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common import recipe
 from pyroflows_common.checks import as_count, as_event_shape
+from pyroflows_common.levels import glow_depth, realnvp_depth, realnvp_scales
 from pyroflows_common.partition import Partition, as_partition
 from pyroflows_common.recipe import Recipe
 
@@ -187,8 +181,8 @@ def realnvp(
     """
     check_key(key)
     shape = as_event_shape(event_shape)
-    options = {"scale": scale, "squash": robust, "context_dim": context_dim}
-    conditioner = {"activation": activation, "init_scale": init_scale}
+    options: dict[str, Any] = {"scale": scale, "squash": robust, "context_dim": context_dim}
+    conditioner: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
     if len(shape) == 3:
         scales = realnvp_scales(shape, scales)
         limit = IMAGE_BUDGET / realnvp_depth(scales) if robust else None
@@ -299,13 +293,14 @@ def glow(
     """
     check_key(key)
     shape = as_event_shape(event_shape)
-    options = {"squash": robust, "context_dim": context_dim}
-    conditioner = {"activation": activation, "init_scale": init_scale}
+    options: dict[str, Any] = {"squash": robust, "context_dim": context_dim}
+    conditioner: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
     if len(shape) == 3:
         if coupling not in COUPLINGS:
             raise ValueError(f"`coupling` is {coupling!r}, expected one of {sorted(COUPLINGS)}")
         levels, depth = glow_depth(shape, levels, steps)
-        kind, scaled = COUPLINGS[coupling], {}
+        kind = COUPLINGS[coupling]
+        scaled: dict[str, Any] = {}
         if kind is AffineCoupling:
             scaled = {"scale": scale, "limit": IMAGE_BUDGET / depth if robust else None}
 
@@ -347,7 +342,7 @@ def glow(
     def step(key: Array) -> Chain:
         net_key, matrix_key = jax.random.split(key)
         matrix = InvertibleLinear(shape, gain=gain, key=matrix_key)
-        return Chain([affine(net_key), matrix, ActNorm(shape)])
+        return Chain([affine(key=net_key), matrix, ActNorm(shape)])
 
     steps_ = [step(k) for k in jax.random.split(key, layers)]
     return Chain([Stack(steps_), *_data_end(shape, logit)])

@@ -12,10 +12,8 @@ from numpyro_flows.layers.elementwise import ActNorm, BatchNorm
 from numpyro_flows.layers.linear import InvertibleConv1x1
 from numpyro_flows.layers.multiscale import MultiScale, Squeeze
 from numpyro_flows.transform import TransformModule
-from pyroflows_common.checks import as_count
+from pyroflows_common.levels import CHANNELS, CHECKERBOARDS, LAST_CHECKERBOARDS, realnvp_depth
 from pyroflows_common.partition import Partition, channels, checkerboard
-
-CHECKERBOARDS, LAST_CHECKERBOARDS, CHANNELS = 3, 4, 3  # couplings of RealNVP's scales
 
 # Makes a coupling on events of a shape, given a partition, the width of its network and a key.
 CouplingOfWidth = Callable[[tuple[int, ...], Partition, int, Array], TransformModule]
@@ -47,19 +45,6 @@ def coupling_of(
         size_a, size_b = partition.sizes
         options["network"] = network(size_a + context_dim, kind.outputs * size_b, key)
     return kind(shape, partition=partition, context_dim=context_dim, key=key, **options)
-
-
-def realnvp_scales(shape: tuple[int, ...], scales: int | None) -> int:
-    """Return the number of RealNVP's scales: as given, or up to 3, as the size allows."""
-    if scales is None:
-        scales = 1 + min(2, halvings(shape) - (shape[1] == shape[2] == 2 ** halvings(shape)))
-    check_size(shape, scales, scales - 1, "scales")
-    return scales
-
-
-def realnvp_depth(scales: int) -> int:
-    """Return the number of RealNVP's couplings on images."""
-    return (scales - 1) * (CHECKERBOARDS + CHANNELS) + LAST_CHECKERBOARDS
 
 
 def realnvp_levels(
@@ -100,14 +85,6 @@ def realnvp_levels(
     return MultiScale(levels)
 
 
-def glow_depth(shape: tuple[int, ...], levels: int | None, steps: int) -> tuple[int, int]:
-    """Return the number of Glow's levels, as given or up to 3, and of all its steps."""
-    if levels is None:
-        levels = max(1, min(3, halvings(shape)))
-    check_size(shape, levels, levels, "levels")
-    return levels, levels * as_count(steps, "steps")
-
-
 def glow_levels(
     shape: tuple[int, ...],
     coupling: CouplingOfWidth,
@@ -140,22 +117,3 @@ def glow_levels(
         built.insert(0, Chain([*layers, *(end if level == 0 else [])]))
         shape = (2 * c, h // 2, w // 2)
     return MultiScale(built)
-
-
-def halvings(shape: tuple[int, ...]) -> int:
-    """Count how often height and width can be halved."""
-    _, h, w = shape
-    return min((n & -n).bit_length() - 1 for n in (h, w))
-
-
-def check_size(shape: tuple[int, ...], count: int, halved: int, name: str) -> None:
-    """Check that images can be halved so often, or name the next size that can."""
-    as_count(count, name)
-    c, *sides = shape
-    if halved > halvings(shape):
-        factor = 2**halved
-        good = tuple(-(-side // factor) * factor for side in sides)
-        raise ValueError(
-            f"`event_shape` is {shape}, but {name}={count} needs a height and width that are "
-            f"multiples of {factor}: pad the images, to {(c, *good)} for example, or take fewer"
-        )

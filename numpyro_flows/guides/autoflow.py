@@ -1,8 +1,7 @@
-"""A guide of any flow: where it starts, what it learns and what it says."""
+"""A guide of any flow: its start, its parameters and its posterior."""
 
 import functools
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,58 +19,56 @@ from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.guides.model import Latents, latents, unblocked
 from numpyro_flows.guides.path_gradient import PathDistribution
 from numpyro_flows.guides.preconditioner import Preconditioner
-from numpyro_flows.guides.search import DENSE, HISTORY, search
+from numpyro_flows.guides.search import search
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.elementwise import ActNorm
 from numpyro_flows.layers.linear import LowerTriangular
 from numpyro_flows.layers.tails import SinhArcsinh
 from numpyro_flows.rng import check_key
 from numpyro_flows.transform import TransformModule
-from pyroflows_common.checks import as_scale
+from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
+from pyroflows_common.search import DENSE, HISTORY, LARGE
 
-# Points that the search starts from: the model's own, the origin and random ones around it.
-STARTS = 8
-# Draws that medians and quantiles are taken of.
-DRAWS = 4096
+Params = Mapping[str, Any]
 
 
 class AutoFlow(AutoContinuous):
-    r"""A guide whose posterior is a flow of one's own over all latent variables.
+    r"""A guide whose posterior is a custom flow over all latent variables.
 
-    In the unconstrained space of the D latent numbers the posterior is that of
+    The posterior of the D latent numbers, in their unconstrained space, is the distribution of
 
     $$x = m + L (b + A \cdot \mathrm{flow}(z))$$
 
-    for z from a Student-t distribution. Location m and scale L are found when the guide is set up,
-    by a search for the Gaussian that fits best, and stay fixed: one learning rate then suits every
+    for z from a Student-t distribution. A search for the Gaussian that fits best finds location m
+    and scale L when the guide is set up. They stay fixed, so that one learning rate suits every
     model, whatever its units. Shift b and lower-triangular A are learned with the flow, from 0 and
-    the identity. In more than 256 dimensions L is diagonal plus a matrix of low rank, and A
-    diagonal. A flow takes two coordinates at least: the guide of a single latent number has a
-    learned monotone function in its place.
+    the identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A
+    flow needs at least two coordinates: the guide of a single latent number learns a monotone
+    function instead.
 
-    All else is as in NumPyro's own guides, with SVI, `Predictive`, `NeuTraReparam` and the like.
+    Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
     Args:
         model: a NumPyro model with continuous latent variables.
         build: makes the flow, given D and a `key`: any builder of this package, with arguments by
-            `functools.partial`, or a function of one's own.
-        prefix: what the names of the guide's sites and parameters begin with.
+            `functools.partial`, or a custom function.
+        prefix: beginning of the names of the guide's sites and parameters.
         init_loc_fn: where each site starts, one of NumPyro's strategies; by default
-            `init_to_uniform`, or where that finds no finite density `init_to_median` or zero.
+            `init_to_uniform`, or `init_to_median` or zero if that finds no finite density.
         create_plates: makes the plates of subsampled data, as in NumPyro's `AutoGuide`.
-        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
-            host's guides do.
-        init_scale: standard deviation of every coordinate at the start without a search, or where
-            it finds nothing better.
-        degrees_of_freedom: of the Student-t base; None for a normal one.
-        path_gradient: whether the gradient of an evidence lower bound goes through the samples
-            alone ("sticking the landing"), each of limited weight. Switch it off for the
+        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as
+            NumPyro's own guides do.
+        init_scale: standard deviation of every coordinate at the start, without a search or if it
+            finds nothing better.
+        degrees_of_freedom: those of the Student-t base; None for a normal base.
+        path_gradient: whether the gradient of an evidence lower bound goes only through the
+            samples ("sticking the landing"), each with limited weight. Switch it off for the
             importance weighted bounds of `RenyiELBO`, for which it is biased, and for
             forward-mode differentiation.
-        key: random key of the flow's first weights; always the same one by default.
+        key: random key of the flow's first weights; by default always the same one.
 
     Raises:
-        ValueError: where an argument is out of its range; the message names it.
+        ValueError: if an argument is out of its range; the message names it.
 
     References:
         Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194); Agrawal, Sheldon and
@@ -106,14 +103,12 @@ class AutoFlow(AutoContinuous):
         path_gradient: bool = True,
         key: Array | None = None,
     ) -> None:
-        _check_function(build, "build", "a function of D and a key that makes a flow")
+        expected = "a function of D and a key that makes a flow"
+        check_function(build, "build", expected, TransformModule)
         if init_loc_fn is not None:
-            _check_function(init_loc_fn, "init_loc_fn", "one of NumPyro's strategies")
-        if init not in ("search", "location"):
-            raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
-        as_scale(init_scale, "init_scale", zero=False)
-        if degrees_of_freedom is not None:
-            as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+            expected = "one of NumPyro's strategies"
+            check_function(init_loc_fn, "init_loc_fn", expected, TransformModule)
+        check_options(init, init_scale, degrees_of_freedom)
         key = jax.random.key(0) if key is None else key
         check_key(key)
         super().__init__(
@@ -134,14 +129,17 @@ class AutoFlow(AutoContinuous):
         except (RuntimeError, ValueError) as error:  # no finite density, or out of range
             self._set_up_elsewhere(error, *args, **kwargs)
         size, dtype = self.latent_dim, self._init_latent.dtype
-        # Not traced: the arrays that are not parameters stay on the guide.
+        # Not traced, because the guide keeps the arrays that are not parameters.
         with jax.ensure_compile_time_eval():
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
 
     def _set_up_elsewhere(self, error: Exception, *args: Any, **kwargs: Any) -> None:
-        """Begin where the model can be evaluated, with parameters out of range on the way."""
+        """Set the guide up at a point where the model can be evaluated.
+
+        On the way there the model's parameters may be out of their range.
+        """
         own = self.init_loc_fn
         strategies = [own] if isinstance(error, ValueError) else []
         if own is init_to_uniform:
@@ -151,7 +149,7 @@ class AutoFlow(AutoContinuous):
                 self.init_loc_fn = strategy
                 try:
                     super()._setup_prototype(*args, **kwargs)
-                    own = strategy  # the one to stay with
+                    own = strategy  # keep this one
                     return
                 except (RuntimeError, ValueError):
                     continue
@@ -161,14 +159,14 @@ class AutoFlow(AutoContinuous):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Draw each site, as in NumPyro's guides."""
-        self._inputs = args, kwargs  # for the start of new parameters
+        self._inputs = args, kwargs  # the start of new parameters needs them
         try:
             return super().__call__(*args, **kwargs)
         finally:
             del self._inputs
 
-    def _start(self, key: Array) -> tuple[Any, Array]:
-        """Return the parameters of a new guide, and their unit."""
+    def _start(self, key: Array) -> tuple[TransformModule, Array]:
+        """Return the parameters of a new guide, and the unit of those that are fixed."""
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
         if self.init == "search":
@@ -185,7 +183,8 @@ class AutoFlow(AutoContinuous):
         where = latents.where
         own = np.concatenate([where[name] for name in self._init_locs])
         loc = latents.loc.at[own].set(start.loc)
-        uniform = jax.random.uniform(start_key, (STARTS - 2, len(loc)), loc.dtype, -2.0, 2.0)
+        # From the model's own start, the origin and random points around it.
+        uniform = jax.random.uniform(start_key, (LARGE.starts - 2, len(loc)), loc.dtype, -2.0, 2.0)
         starts = jnp.concatenate([loc[None], jnp.zeros_like(loc)[None], uniform])
         whole = _preconditioner(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
 
@@ -194,74 +193,63 @@ class AutoFlow(AutoContinuous):
         )
         sound = jnp.isfinite(elbo)
         if not isinstance(sound, jax.core.Tracer) and not sound:
-            _warn("has found no Gaussian with a finite evidence lower bound")
+            warn_of_search("found no Gaussian with a finite evidence lower bound")
         found = start.marginal(found, own)
         return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
 
     def _latents(self, key: Array) -> Latents | None:
         args, kwargs = self._inputs
-        if unblocked(self.model) is self.model:  # all that the host has found already
+        if unblocked(self.model) is self.model:  # the host has found all of it already
             locs = jax.tree.map(jnp.asarray, self._init_locs)
             return Latents(locs, self._potential_fn_gen(*args, **kwargs))
         try:
             return latents(key, self.model, self.init_loc_fn, *args, **kwargs)
-        except Exception as error:  # whatever a model does where it is not run as NumPyro's
-            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+        except Exception as error:  # the model may do anything outside of a NumPyro run
+            warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return None
 
     def _transform(self) -> TransformModule:
         params, unit = numpyro.param(f"{self.prefix}_flow$params", self._start)
         inner, start = eqx.combine(params, self._flow).layers
-        # What is fixed is among the parameters, too. Decoupled weight decay shrinks all of them by
-        # one factor, up to rounding: that of the unit.
+        # The fixed start is a parameter, too: NumPyro keeps only parameters with the results of
+        # SVI. It has no gradient, but decoupled weight decay shrinks it. The unit, which starts at
+        # one, shrinks by the same factor, and the division by it undoes the decay.
         return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)])
 
     def _get_posterior(self) -> FlowDistribution:
         kind = PathDistribution if self.path_gradient else FlowDistribution
         return kind(self.get_base_dist(), [self._transform()])
 
-    def get_base_dist(self) -> Any:
+    def get_base_dist(self) -> dist.Distribution:
         """Return the distribution of z: Student-t or normal."""
         zeros = jnp.zeros_like(self._flow.layers[-1].loc)
         if self.degrees_of_freedom is None:
             return dist.Normal(zeros, 1.0).to_event(1)
         return dist.StudentT(self.degrees_of_freedom, zeros, 1.0).to_event(1)
 
-    def get_transform(self, params: Any) -> TransformModule:
-        """Return the transform of z to the unconstrained latent numbers, with these parameters."""
+    def get_transform(self, params: Params) -> TransformModule:
+        """Return the transform from z to the unconstrained latent numbers at these parameters."""
         return handlers.substitute(self._transform, params)()
 
-    def get_posterior(self, params: Any) -> FlowDistribution:
-        """Return the posterior of the unconstrained latent numbers, with these parameters."""
+    def get_posterior(self, params: Params) -> FlowDistribution:
+        """Return the posterior of the unconstrained latent numbers at these parameters."""
         return FlowDistribution(self.get_base_dist(), [self.get_transform(params)])
 
-    def median(self, params: Any) -> dict[str, Array]:
-        """Return the median of each latent number, of 4096 draws that are always the same."""
+    def median(self, params: Params) -> dict[str, Array]:
+        """Return the median of each latent number, from 4096 draws that are always the same."""
         return {name: draws[0] for name, draws in self.quantiles(params, [0.5]).items()}
 
-    def quantiles(self, params: Any, quantiles: Sequence[float]) -> dict[str, Array]:
-        """Return quantiles of each latent number, of 4096 draws that are always the same."""
+    def quantiles(self, params: Params, quantiles: Sequence[float]) -> dict[str, Array]:
+        """Return quantiles of each latent number, from 4096 draws that are always the same."""
         draws = self.sample_posterior(jax.random.key(0), params, sample_shape=(DRAWS,))
         levels = jnp.asarray(quantiles)
         return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
-
-
-def _check_function(value: Any, name: str, expected: str) -> None:
-    if not callable(value) or isinstance(value, TransformModule):
-        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
 
 
 def _preconditioner(size: int) -> Preconditioner:
     return Preconditioner(size, rank=None if size <= DENSE else 2 * HISTORY)
 
 
-def _warn(reason: str) -> None:
-    warnings.warn(
-        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
-        stacklevel=2,
-    )
-
-
 def _monotone() -> TransformModule:
-    """Return a flexible bijection of one number, which couplings cannot give."""
+    """Return a flexible bijection of one number, which no coupling can transform."""
     return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

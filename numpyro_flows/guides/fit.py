@@ -1,10 +1,8 @@
-"""Training of guides: the highest evidence lower bound that some learning rate comes to."""
+"""Training of guides: the highest evidence lower bound that some learning rate reaches."""
 
 import dataclasses
 import functools
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,28 +14,29 @@ from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
-from tqdm.auto import tqdm
 
-from numpyro_flows.guides.model import is_latent, model_of, unblocked
+from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import check_key
+from pyroflows_common.ascent import PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
-from pyroflows_common.schedule import check_schedule, factor, mean_loss, stretches
+from pyroflows_common.guides import model_of
+from pyroflows_common.schedule import check_schedule, factor
 
-PARTICLES = 16
+Model = Callable[..., Any]  # or a guide
 
 
 @dataclasses.dataclass
 class GuideFitResult:
-    """What `fit_guide` has come to.
+    """The result of `fit_guide`.
 
     Args:
         guide: the guide.
-        params: its parameters and the model's, as in NumPyro's `SVIRunResult`.
-        losses: minus the evidence lower bound at each step of the best run, in nats; also of the
-            steps that were skipped.
-        loss: the best mean loss of a stretch, infinite where none was finite.
-        learning_rate: that of the best run.
-        skipped: number of its steps that were left out since loss or gradient were not finite.
+        params: its parameters and those of the model, as in NumPyro's `SVIRunResult`.
+        losses: minus the evidence lower bound at each step of the best run, in nats; skipped
+            steps included.
+        loss: the mean loss of the best stretch; infinite if no stretch had one.
+        learning_rate: learning rate of the best run.
+        skipped: number of its steps that were skipped because loss or gradient was not finite.
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
     """
 
@@ -65,36 +64,37 @@ def fit_guide(
 ) -> GuideFitResult:
     r"""Train a guide by the host's `SVI`, and keep the best of it.
 
-    Adam climbs the evidence lower bound with a learning rate that falls along a cosine, which takes
-    the noise of the last steps out. The parameters that are left are those after the best stretch
-    of training, by the mean loss over a fiftieth of all steps, and of the best run, where several
-    learning rates are given: each starts at the same place, where the guide does. Equal keys give
-    equal numbers.
+    Adam climbs the evidence lower bound with a learning rate that falls along a cosine, which
+    averages out the noise of the last steps. A run is divided into fifty stretches. The parameters
+    after the stretch with the best mean loss are kept. With several learning rates there is one
+    run for each, all from the start of the guide, and the best run counts. Runs with the same
+    key are identical.
 
-    A step whose loss or gradient is not finite is skipped; a stretch of nothing else ends a run.
+    A step is skipped if its loss or gradient is not finite. A stretch of skipped steps only ends
+    the run.
 
     Args:
         guide: an automatic or hand-written guide.
-        model: the model, with its data as observed sites. Default: the one that an automatic
-            guide was made for, with all sites that it hides from the guide.
+        model: the model, with its data as observed sites. Default: the model of an automatic
+            guide, including sites hidden from the guide.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
         steps: number of steps of each run.
-        learning_rate: Adam's step size, or several to try: one run each.
+        learning_rate: Adam's step size, or several to try.
         schedule: `"cosine"`, None, or a function of the number of steps done, from 0, that gives a
             factor on the learning rate.
         loss: one of NumPyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles.
         progress: whether to show a bar.
-        key: random key; always the same one by default.
+        key: random key; by default always the same one.
 
     Returns:
-        The parameters with the history of the best run. Ctrl-C ends training with what is best
-        so far.
+        The parameters with the history of the best run. Ctrl-C ends training and keeps the best so
+        far.
 
     Raises:
-        ValueError: where an argument is out of its range, `model` is missing, or the guide leaves
-            sites to a default `loss`.
-        TypeError: where `guide`, `model`, `args` or `key` is of the wrong kind.
+        ValueError: if an argument is out of its range, if `model` is missing, or if the guide
+            leaves sites to a default `loss`.
+        TypeError: if `guide`, `model`, `args` or `key` has the wrong type.
 
     Examples:
         >>> import numpyro, numpyro.distributions as dist
@@ -111,36 +111,24 @@ def fit_guide(
     check_schedule(schedule)
     factors = jnp.array([factor(schedule, k, steps) for k in range(steps)])
     own, model = model is None, model_of(guide, model, "guide")
-    if own:  # an automatic guide's, with all that it hides from it
+    if own:  # the guide may see only a part of its model
         model = unblocked(model)
     inputs = as_inputs(args, kwargs)
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    run = _Run(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, key)
+    ascent = _Ascent(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, key)
     if loss is None:
-        params = run.svi.get_params(run.start)
+        params = ascent.svi.get_params(ascent.start)
         _check_sites(model, handlers.substitute(guide, params), inputs, key)
-    found = []
-    with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
-        for rate in rates:
-            found.append(run.train(rate, bar))
-            if found[-1].stopped == "interrupted":
-                break
-    result = min(found, key=lambda result: result.loss)
-    if result.stopped == "not finite":
-        left = "those of its best stretch" if math.isfinite(result.loss) else "what they were"
-        warnings.warn(
-            f"training stopped after {len(result.losses)} steps, as the evidence lower bound was "
-            f"not finite: the guide's parameters are {left}",
-            stacklevel=2,
-        )
-    return result
+    best = ascent.best(rates, steps, progress)
+    best.warn()
+    return GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:])
 
 
-def _check_sites(model: Any, guide: Any, inputs: Inputs, key: Array) -> None:
-    """Refuse sites that the guide does not draw: the bound would not be one."""
+def _check_sites(model: Model, guide: Model, inputs: Inputs, key: Array) -> None:
+    """Check that the guide draws all sites: otherwise the loss is no bound."""
     args, kwargs = inputs
     drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
     seeded = handlers.seed(handlers.replay(model, drawn), key)
@@ -150,25 +138,24 @@ def _check_sites(model: Any, guide: Any, inputs: Inputs, key: Array) -> None:
         raise ValueError(
             f"`guide` does not draw the sites {left} of `model`: draw them in the guide, sum "
             "discrete ones out in the model, with a mixture distribution or by numpyro.factor, or "
-            "give a `loss` that can do without"
+            "give a `loss` that does without"
         )
 
 
-class _Run:
-    """A guide and its model, at the start of training."""
+class _Ascent(Ascent):
+    """Training of a guide and its model."""
 
     def __init__(
         self,
-        model: Any,
-        guide: Any,
-        loss: Any,
+        model: Model,
+        guide: Model,
+        loss: ELBO,
         factors: Array,
         inputs: Inputs,
         key: Array,
     ) -> None:
         args, kwargs = inputs
         init_key, self.key = jax.random.split(key)
-        self.lengths = stretches(len(factors))
 
         def svi(rate: float | Array) -> SVI:
             return SVI(model, guide, optax.adam(lambda count: rate * factors[count]), loss)
@@ -185,25 +172,15 @@ class _Run:
 
         self.stretch = stretch
 
-    def train(self, rate: float, bar: Any) -> GuideFitResult:
-        """Return what one learning rate comes to."""
-        state = best = self.start._replace(rng_key=self.key)
-        loss, losses, stopped = math.inf, [np.array([])], "steps"
-        try:
-            for length in self.lengths:
-                state, new = self.stretch(state, rate, length)
-                losses.append(np.asarray(new))
-                mean = mean_loss(losses[-1])
-                if mean < loss:
-                    loss, best = mean, state
-                if not np.isfinite(losses[-1]).any():
-                    stopped = "not finite"
-                    break
-                bar.set_postfix_str(f"ELBO {-mean:.2f}")
-                bar.update(length)
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-        every = np.concatenate(losses)
-        skipped = len(every) - int(state.optim_state[0])
-        params = self.svi.get_params(best)
-        return GuideFitResult(self.svi.guide, params, every, loss, rate, skipped, stopped)
+    def begin(self) -> None:
+        self.state = self.start._replace(rng_key=self.key)
+        self.skipped = self.done = 0
+
+    def climb(self, rate: float, length: int) -> Iterator[np.ndarray]:
+        self.state, losses = self.stretch(self.state, rate, length)
+        self.done += length
+        self.skipped = self.done - int(self.state.optim_state[0])
+        yield np.asarray(losses)
+
+    def state_now(self) -> SVIState:
+        return self.state

@@ -1,4 +1,4 @@
-"""A model's latent numbers: what a search for a guide's start sees of the model."""
+"""What the search for a guide's start sees of a model: its continuous latent numbers."""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 from numpyro import handlers
 from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
@@ -17,25 +18,25 @@ class Latents(NamedTuple):
 
     Args:
         locs: where each unconstrained site starts.
-        potential: what the host calls so, minus the log-density of such a dict.
+        potential: the host's potential energy, minus the log-density at such a dict.
     """
 
     locs: dict[str, Array]
     potential: Callable[[dict[str, Array]], Array]
 
     @property
-    def where(self) -> dict[str, np.ndarray]:
-        """Each site's coordinates."""
+    def where(self) -> dict[str, Int[np.ndarray, " n"]]:
+        """Coordinates of each site."""
         ends = np.cumsum([loc.size for loc in self.locs.values()])
         return dict(zip(self.locs, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
 
     @property
-    def loc(self) -> Array:
-        """Where the search starts, `(D,)`."""
+    def loc(self) -> Float[Array, " D"]:
+        """Where each site starts."""
         return jnp.concatenate([loc.ravel() for loc in self.locs.values()])
 
-    def log_density(self, latent: Array) -> Array:
-        """Return the log-density of `(D,)` in the model."""
+    def log_density(self, latent: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return the log-density of the model at one point."""
         where = self.where
         sites = {name: latent[where[name]].reshape(loc.shape) for name, loc in self.locs.items()}
         with handlers.block():
@@ -49,14 +50,14 @@ def latents(
     *args: Any,
     **kwargs: Any,
 ) -> Latents:
-    """Return the latent numbers of a guide's model, those that it hides from the guide included.
+    """Return the latent numbers of a guide's model, including those hidden from the guide.
 
     A guide for some of the sites sees the model through `handlers.block`, which may hide the data
-    with the others. Discrete sites are summed out, which takes the package funsor.
+    together with the other sites. Discrete sites are summed out, by the package funsor.
 
     Raises:
-        ImportError: where the model has discrete sites and funsor is not installed.
-        NotImplementedError: where a discrete site has no finite support.
+        ImportError: if the model has discrete sites and funsor is not installed.
+        NotImplementedError: if a discrete site has no finite support.
     """
     with handlers.block():
         found = initialize_model(
@@ -70,7 +71,7 @@ def latents(
 
 
 def unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a model without the handlers that hide sites of it."""
+    """Return a model without the handlers that hide its sites."""
     if not isinstance(model, Messenger):
         return model
     inner = unblocked(model.fn)
@@ -84,7 +85,7 @@ def unblocked(model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_latent(site: dict[str, Any]) -> bool:
-    """Whether a site of a trace is latent."""
+    """Return whether a site of a trace is latent."""
     return site["type"] == "sample" and not site["is_observed"]
 
 
@@ -93,20 +94,3 @@ def _enumerated(site: dict[str, Any]) -> dict[str, str]:
     if site["is_observed"] or not site["fn"].has_enumerate_support:
         return {}
     return {"enumerate": "parallel"}
-
-
-def model_of(posterior: Any, model: Any, name: str = "posterior") -> Any:
-    """Return the model, and refuse what is no posterior."""
-    expected = "a guide" if name == "guide" else "a guide or a distribution"
-    if not callable(posterior):  # which a distribution is, too
-        raise TypeError(f"`{name}` is a {type(posterior).__name__}, expected {expected}")
-    if isinstance(posterior, type):
-        raise TypeError(f"`{name}` is the class {posterior.__name__}, expected an instance")
-    model = getattr(posterior, "model", None) if model is None else model
-    if model is None:
-        raise ValueError(
-            "`model` is missing: only an automatic guide knows the model that it was made for"
-        )
-    if not callable(model):
-        raise TypeError(f"`model` is a {type(model).__name__}, expected a function")
-    return model

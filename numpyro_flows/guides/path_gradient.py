@@ -1,10 +1,10 @@
-"""Gradients of a guide that go through its samples alone.
+"""Gradients of a guide that go only through its samples.
 
 Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,16 @@ from jax import Array
 
 from numpyro_flows.distribution import FlowDistribution
 
-# Longest gradient that one draw may contribute, in standard deviations of the whole posterior.
+# Limit on the gradient of one draw, in standard deviations of the whole posterior.
 GRADIENT_LIMIT = 10.0
 
 
 @jax.custom_vjp
 def limited(x: Array, unit: Array) -> tuple[Array, Array]:
-    """Return both as they are; what comes back to x is no longer than the limit.
+    """Return both arguments, and limit the length of the gradient of x.
 
-    The gradient that comes back to `unit`, a zero that is added to each draw's log-density, is
-    what one nat of that draw weighs in the objective: a mean over particles weighs each by one in
-    their number.
+    `unit` is a zero that is added to the log-density of each draw. Its gradient is therefore the
+    weight of one nat of that draw in the objective: a mean over n particles gives each 1/n.
     """
     return x, unit
 
@@ -48,24 +47,26 @@ limited.defvjp(_limited_forward, _limited_backward)
 class PathDistribution(FlowDistribution):
     r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
 
-    An evidence lower bound keeps the gradient that goes through the samples: as right on average,
-    and zero for every draw where guide and posterior are equal. What one draw contributes is cut
-    to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide started
-    from: one draw from far out would otherwise outweigh all others for thousands of steps.
+    An evidence lower bound keeps the gradient that goes through the samples. That gradient is
+    unbiased, and it is zero for every draw if guide and posterior are equal. The gradient of one
+    draw is cut to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide
+    started from. Otherwise a single far-out draw would outweigh all others for thousands of steps.
 
     References:
         Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
     """
 
-    def sample_with_intermediates(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Any:
-        """Draw, with what `log_prob` adds for `limited` to know the weight of a draw."""
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        """Draw, and return the unit of each draw for `log_prob` to add."""
         (flow,) = self.transforms
         inner, preconditioner = flow.layers
         x = inner(self.base_dist.sample(key, sample_shape))
         x, unit = limited(x, jnp.zeros_like(x, shape=x.shape[:-1]))
         return preconditioner(x), [unit]
 
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
+    def log_prob(self, value: Array, intermediates: Sequence[Array] | None = None) -> Array:
         """Log-density of `value`, as a function of the value alone."""
         density = FlowDistribution.log_prob(jax.lax.stop_gradient(self), value)
         return density + sum(intermediates or [])

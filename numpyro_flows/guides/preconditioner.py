@@ -1,4 +1,4 @@
-"""The fixed affine map in front of a guide: the location, scale and correlations it starts from."""
+"""The fixed affine map from which a guide starts: location, scale and correlations."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from numpyro_flows.layers.linear import exact_product, vector_size
 from numpyro_flows.transform import Pair, TransformModule
@@ -14,13 +15,14 @@ from pyroflows_common.checks import as_count
 
 
 class Preconditioner(TransformModule):
-    r"""A fixed location and scale, correlations among them: where a guide starts.
+    r"""A fixed affine map: the location, scale and correlations from which a guide starts.
 
     $$y = s \odot (x + Q ((e^{\lambda} - 1) \odot Q^\top x)) + \mathrm{loc}, \qquad
     \log|\det dy/dx| = \sum_j \log s_j + \sum_k \lambda_k$$
 
-    with orthonormal columns Q: as many as coordinates for any covariance, fewer for a diagonal one
-    plus one of low rank. It is not trained, and the identity until it is set.
+    where the columns of Q are orthonormal. As many columns as coordinates give any covariance, and
+    fewer give a diagonal plus low-rank one. The layer is not trained. It is the identity until it
+    is set.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
@@ -29,7 +31,7 @@ class Preconditioner(TransformModule):
         rank: number of columns of Q; by default D.
 
     Raises:
-        ValueError: where `event_shape` is that of an image, or `rank` is more than D.
+        ValueError: if `event_shape` is the shape of an image, or if `rank` is more than D.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -41,10 +43,10 @@ class Preconditioner(TransformModule):
 
     buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale", "basis", "log_values")
 
-    loc: Array
-    log_scale: Array
-    basis: Array
-    log_values: Array
+    loc: Float[Array, " D"]
+    log_scale: Float[Array, " D"]
+    basis: Float[Array, "D rank"]
+    log_values: Float[Array, " rank"]
 
     def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
         super().__init__(event_shape)
@@ -57,12 +59,12 @@ class Preconditioner(TransformModule):
         self.basis = jnp.eye(size, rank)
         self.log_values = jnp.zeros(rank)
 
-    def at(self, loc: Array, scale: float | Array) -> "Preconditioner":
+    def at(self, loc: Float[Array, " D"], scale: float | Float[Array, " D"]) -> "Preconditioner":
         """Return the layer set so that N(0, 1) becomes N(loc, scale²), uncorrelated.
 
         Args:
-            loc: `(D,)`.
-            scale: a positive number, or `(D,)` of them.
+            loc: the mean.
+            scale: the standard deviations, or one for all.
         """
         return replace(
             self,
@@ -71,29 +73,30 @@ class Preconditioner(TransformModule):
             log_values=jnp.zeros_like(self.log_values),
         )
 
-    def precondition(self, loc: Array, factor: Array) -> "Preconditioner":
+    def precondition(
+        self, loc: Float[Array, " D"], factor: Float[Array, "D n"]
+    ) -> "Preconditioner":
         """Return the layer set so that N(0, 1) becomes N(loc, factor factorᵀ).
 
         Args:
-            loc: `(D,)`.
-            factor: `(D, n)` with n at least D, any factor of the covariance.
+            loc: the mean.
+            factor: any factor of the covariance, with n at least D.
         """
         scale = jnp.linalg.norm(factor, axis=1)
-        # By singular values, not by the eigenvalues of the correlations: those lose their small
-        # ones to rounding.
+        # Singular values, because small eigenvalues of the correlations are lost to rounding.
         basis, values, _ = jnp.linalg.svd(factor / scale[:, None], full_matrices=False)
         state = (loc, jnp.log(scale), basis, jnp.log(values))
         new = [a.astype(self.loc.dtype) for a in state]
         return replace(self, **dict(zip(self.buffers, new, strict=True)))
 
-    def marginal(self, whole: "Preconditioner", index: np.ndarray) -> "Preconditioner":
-        """Return the layer set so that N(0, 1) becomes some coordinates of what `whole` makes.
+    def marginal(self, whole: "Preconditioner", index: Int[np.ndarray, " D"]) -> "Preconditioner":
+        """Return the layer set so that N(0, 1) becomes a marginal of what `whole` makes.
 
-        A layer of full rank gets their correlations, too.
+        A layer of full rank keeps the correlations.
 
         Args:
             whole: a layer of no fewer dimensions.
-            index: `(D,)`, the coordinates of `whole`, not traced.
+            index: the coordinates of `whole` to keep, not traced.
         """
         if np.array_equal(index, np.arange(len(whole.loc))):
             return whole
@@ -102,23 +105,23 @@ class Preconditioner(TransformModule):
             return self.precondition(whole.loc[index], factor)
         return self.at(whole.loc[index], jnp.linalg.norm(factor, axis=1))
 
-    def forward_and_ladj(self, x: Array) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, "*batch D"]) -> Pair:
         """Map base to data."""
         loc, log_scale, *rest = self._in_precision_of(x)
         return _stretched(x, *rest) * jnp.exp(log_scale) + loc, self._ladj(x)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, "*batch D"]) -> Pair:
         """Map data to base."""
         loc, log_scale, basis, log_values = self._in_precision_of(y)
         return _stretched((y - loc) * jnp.exp(-log_scale), basis, -log_values), -self._ladj(y)
 
     def _in_precision_of(self, x: Array) -> tuple[Array, ...]:
-        """Return the state, as precise as what it works on."""
+        """Return the state in the precision of the input."""
         dtype = jnp.result_type(x, self.loc)
         loc, log_scale, basis, log_values = (
             getattr(self, name).astype(dtype) for name in self.buffers
         )
-        if dtype != self.basis.dtype:  # orthonormal up to rounding, now to a finer one
+        if dtype != self.basis.dtype:  # orthonormal to the new precision
             basis = jnp.linalg.qr(basis)[0]
         return loc, log_scale, basis, log_values
 
@@ -127,5 +130,5 @@ class Preconditioner(TransformModule):
 
 
 def _stretched(x: Array, basis: Array, log_values: Array) -> Array:
-    """Multiply along each column of a basis by the exponential of its value."""
+    """Stretch a vector along each column of a basis, by the exponential of its value."""
     return x + exact_product(jnp.expm1(log_values) * exact_product(x, basis), basis.T)

@@ -1,4 +1,4 @@
-"""Where a guide starts: a search for the Gaussian that fits a posterior best, on any scale."""
+"""The search for a guide's start: the Gaussian that fits a posterior best, on any scale."""
 
 import functools
 import warnings
@@ -8,52 +8,42 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float
 
 from numpyro_flows.guides.preconditioner import Preconditioner
 from numpyro_flows.tree import replace
+from pyroflows_common.search import DENSE, DOUBT, HALVINGS, HISTORY, LARGE, NO_HESSIAN, PROBES
 
-# Up to so many coordinates the search has Hessians and the covariance any correlations.
-DENSE = 256
-# Pairs of steps and changes of slope that stand for the Hessian of more coordinates.
-HISTORY = 10
-# Products of the Hessian with random vectors, for its diagonal.
-PROBES = 8
-# Draws that score each Gaussian on the way, and those that score the few that are left.
-FEW, MANY = 16, 256
-NEWTON_STEPS, QUASI_NEWTON_STEPS = 50, 200
-HALVINGS = 15
-ROUNDS = 30
-# How much the change of a log-density in a draw's last digits weighs against the draw.
-DOUBT = 10.0
-
-LogDensity = Callable[[Array], Array]
+LogDensity = Callable[[Float[Array, " D"]], Float[Array, ""]]
 Derivative = Callable[[LogDensity], Callable[[Array], Array]]
 
 
 class Found(NamedTuple):
-    """A Gaussian and its evidence lower bound, the entropy up to a constant."""
+    """A Gaussian and its evidence lower bound, up to the constant of the entropy."""
 
     gaussian: Preconditioner
-    elbo: Array
+    elbo: Float[Array, ""]
 
 
-def search(log_density: LogDensity, start: Preconditioner, starts: Array, key: Array) -> Found:
-    r"""Find the Gaussian that fits a posterior best: for a guide to start from.
+def search(
+    log_density: LogDensity, start: Preconditioner, starts: Float[Array, "n D"], key: Array
+) -> Found:
+    r"""Find the Gaussian that fits a posterior best, for a guide to start from.
 
-    From each start a damped Newton path climbs to a mode; the Gaussian \(N(x, |H|^{-1})\) of every
-    point on the way is a candidate, as the mode may be a bad centre. The best of all, by the
-    evidence lower bound, is refined by batch and match. In more than `DENSE` dimensions the path
-    is one of L-BFGS, the covariance diagonal plus one of low rank, and not refined.
+    From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
+    point on the way is a candidate, because the mode may be a bad centre. Batch and match refines
+    the candidate with the highest evidence lower bound. In more than `DENSE` dimensions the path
+    is one of L-BFGS, the covariance is diagonal plus low-rank, and there is no refinement.
 
     Args:
-        log_density: maps `(D,)` to the log-density of the posterior, up to a constant.
-        start: what scales a candidate at each start has, for where no path leads anywhere.
-        starts: `(n, D)`.
+        log_density: maps a point to the log-density of the posterior, up to a constant.
+        start: Gaussian that is tried at each start, too, in case its path leads nowhere.
+        starts: the points to set out from.
         key: random key.
 
     Returns:
-        The Gaussian that is N(0, 1) through a `Preconditioner`, and its evidence lower bound,
-        which is not finite where no candidate's is.
+        The Gaussian, as a `Preconditioner` of N(0, 1), and its evidence lower bound, which is not
+        finite if that of no candidate is.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
@@ -67,7 +57,7 @@ def search(log_density: LogDensity, start: Preconditioner, starts: Array, key: A
 
     dense = starts.shape[-1] <= DENSE
     few_key, many_key, match_key, probe_key = jax.random.split(key, 4)
-    few, many = _noise(few_key, FEW, starts), _noise(many_key, MANY, starts)
+    few, many = _noise(few_key, LARGE.few, starts), _noise(many_key, LARGE.many, starts)
     path: Callable[..., Preconditioner]
     if dense:
         path = functools.partial(_newton_path, hessian=_hessian(target, starts[0]))
@@ -90,7 +80,7 @@ def search(log_density: LogDensity, start: Preconditioner, starts: Array, key: A
 
 
 def _hessian(target: LogDensity, example: Array) -> Derivative:
-    """Return a way to a model's second derivatives: not all models let both modes be mixed."""
+    """Return a way to the Hessian: not all models allow forward over reverse mode."""
     for way in (jax.hessian, lambda function: jax.jacrev(jax.grad(function))):
         if _has(way(target), example):
             return way
@@ -103,9 +93,9 @@ def _symmetric(target: LogDensity, x: Array) -> Array:
 
 
 def _products(target: LogDensity, example: Array) -> Callable[..., Array]:
-    """Return a function of a point and vectors `(n, D)` to the Hessian's products with them."""
+    """Return a function of a point and vectors: the products of the Hessian with them."""
 
-    def products(x: Array, vectors: Array) -> Array:
+    def products(x: Float[Array, " D"], vectors: Float[Array, "n D"]) -> Float[Array, "n D"]:
         return jax.vmap(jax.vjp(jax.grad(target), x)[1])(vectors)[0]
 
     if _has(lambda x: products(x, x[None]), example):
@@ -116,17 +106,14 @@ def _products(target: LogDensity, example: Array) -> Callable[..., Array]:
 def _has(derivative: Callable[[Array], Array], example: Array) -> bool:
     try:
         jax.eval_shape(derivative, example)
-    except Exception:  # whatever the model's own derivatives raise
+    except Exception:  # the model's own derivatives may raise any
         return False
     return True
 
 
 def _differences(target: LogDensity, x: Array, vectors: Array) -> Array:
     """Return the Hessian's products with vectors, by central differences of slopes."""
-    warnings.warn(
-        "the model has no second derivatives: the search for a start takes differences of slopes",
-        stacklevel=2,
-    )
+    warnings.warn(NO_HESSIAN, stacklevel=2)
     widths = jnp.finfo(x.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(vectors @ x))
     steps = widths[:, None] * vectors
     above, below = jnp.split(lax.map(jax.grad(target), jnp.concatenate([x + steps, x - steps])), 2)
@@ -134,7 +121,7 @@ def _differences(target: LogDensity, x: Array, vectors: Array) -> Array:
 
 
 def _noise(key: Array, draws: int, like: Array) -> Array:
-    """Return standard normal draws in pairs of opposite ones, so that their mean is exact."""
+    """Return standard normal draws in pairs of opposite sign, so that their mean is exact."""
     half = jax.random.normal(key, (draws // 2, like.shape[-1]), like.dtype)
     return jnp.concatenate([half, -half])
 
@@ -146,10 +133,11 @@ def _scored(target: LogDensity, gaussian: Preconditioner, noise: Array) -> Found
 
 
 def _sure(target: LogDensity, draws: Array, noise: Array) -> Array:
-    """Return the mean log-density of draws, less what may be no more than rounding errors.
+    """Return the mean log-density of draws, less a multiple of its rounding errors.
 
-    A funnel's log-density rises without end where it cancels more and more of its digits. The
-    noise's signs say to which side each coordinate is moved.
+    A funnel's log-density rises without end where more and more of its digits cancel. The error of
+    a draw is the change of its log-density when the last digits of each coordinate change, to the
+    side that the noise's sign says.
     """
     nearby = draws * (1 + 2 * jnp.finfo(draws.dtype).eps * jnp.sign(noise))
     values, others = jnp.split(jax.vmap(target)(jnp.concatenate([draws, nearby])), 2)
@@ -161,7 +149,7 @@ def _better(a: Any, b: Any) -> Any:
 
 
 def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[Array, Array]:
-    """Return the best point on a way, of halved steps, and whether it is better than the start."""
+    """Return the best of halved steps along a way, and whether it is better than staying."""
     steps = 0.5 ** jnp.arange(HALVINGS, dtype=x.dtype)
     points = x + steps[:, None] * way
     values = jax.vmap(target)(points)
@@ -182,7 +170,7 @@ def _newton_path(
         value, slope = jax.value_and_grad(target)(x)
         found = _curved(start, x, -hessian(target)(x))
         best = _better(best, _scored(target, found, noise))
-        # F Fᵀ g, with F the symmetric root of the inverse curvature on the diagonal's scale.
+        # F Fᵀ g, where F is the symmetric root of the inverse curvature on the diagonal's scale.
         scale, turned = jnp.exp(found.log_scale), jnp.exp(2 * found.log_values)
         way = scale * (found.basis @ (turned * (found.basis.T @ (scale * slope))))
         x, going = _furthest(target, x, value, way)
@@ -191,7 +179,7 @@ def _newton_path(
     value = target(start.loc)
     best = Found(start, jnp.full_like(value, -jnp.inf))
     state = lax.while_loop(
-        lambda state: state[-1] & (state[-2] < NEWTON_STEPS),
+        lambda state: state[-1] & (state[-2] < LARGE.newton_steps),
         step,
         (start.loc, best, 0, jnp.isfinite(value)),
     )
@@ -199,7 +187,7 @@ def _newton_path(
 
 
 def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditioner:
-    """Return N(loc, |precision|⁻¹), the eigenvalues taken on the scale of the diagonal."""
+    """Return N(loc, |precision|⁻¹), with eigenvalues on the scale of the diagonal."""
     diagonal = jnp.abs(jnp.diagonal(precision))
     scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     values, vectors = jnp.linalg.eigh(scale[:, None] * precision * scale)
@@ -242,7 +230,7 @@ def _quasi_newton_path(
     best = Found(start, jnp.full_like(value, -jnp.inf))
     going = jnp.isfinite(value) & jnp.isfinite(slope).all()
     state = lax.while_loop(
-        lambda state: state[-1] & (state[-2] < QUASI_NEWTON_STEPS),
+        lambda state: state[-1] & (state[-2] < LARGE.quasi_newton_steps),
         step,
         (start.loc, slope, none, none, best, 0, going),
     )
@@ -252,8 +240,8 @@ def _quasi_newton_path(
 def _diagonal(products: Array) -> Array:
     """Return a diagonal inverse curvature from the Hessian's products with vectors of ±1.
 
-    Their root mean square estimates the length of each of the Hessian's rows: its diagonal, where
-    it is diagonal, and more than that where it is not.
+    Their root mean square estimates the length of each row of the Hessian. That is the diagonal if
+    the Hessian is diagonal, and more otherwise.
     """
     sizes = jnp.sqrt(jnp.square(products).mean(0))
     sound = jnp.isfinite(sizes) & (sizes > 0)
@@ -314,7 +302,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array)
 
     eye = jnp.eye(size, dtype=noise.dtype)
     state = _Matched(jnp.zeros(size, noise.dtype), eye, start.elbo)
-    inputs = (jnp.arange(ROUNDS), jax.random.split(key, ROUNDS))
+    inputs = (jnp.arange(LARGE.rounds), jax.random.split(key, LARGE.rounds))
     (_, best), _ = lax.scan(round_, (state, state), inputs)
     centred = replace(start.gaussian, loc=jnp.zeros_like(best.loc))
     gaussian = start.gaussian.precondition(start.gaussian(best.loc), centred(best.factor.T).T)
@@ -333,7 +321,7 @@ def _matched(old: _Matched, draws: Array, slopes: Array, weight: Array) -> tuple
     gap = old.loc - mean
     u = weight * scatter + share * jnp.outer(slope, slope)
     v = old.factor @ old.factor.T + weight * covariance + share * jnp.outer(gap, gap)
-    # Σ U Σ + Σ = V, by a symmetric root: Σ = 2 L (1 + (1 + 4 Lᵀ U L)^½)⁻¹ Lᵀ with L Lᵀ = V.
+    # Solves Σ U Σ + Σ = V by a symmetric root: Σ = 2 L (1 + (1 + 4 Lᵀ U L)^½)⁻¹ Lᵀ with L Lᵀ = V.
     root = jnp.linalg.cholesky(v)
     values, vectors = jnp.linalg.eigh(root.T @ u @ root)
     values = 2 / (1 + jnp.sqrt(1 + 4 * jnp.maximum(values, 0.0)))

@@ -1,4 +1,4 @@
-"""Composition: a chain of layers, and a stack of blocks built alike."""
+"""Composition: chains of layers, and stacks of blocks with the same structure."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -8,22 +8,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 from numpyro.distributions import constraints
 
-from numpyro_flows.transform import Conditioned, Pair, TransformModule
+from numpyro_flows.transform import Conditioned, Context, EventPair, TransformModule
 from numpyro_flows.tree import Blocks, replace
 
 
 class Chain(TransformModule):
-    """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
+    """Composition of layers: `y = layers[-1](… layers[0](x))`, ladj the sum over the layers.
 
     Args:
-        layers: transforms, the one next to the base first; each takes the events that the one
-            before it gives.
+        layers: transforms in order from base to data; each takes the events that the one before it
+            gives.
 
     Raises:
-        ValueError: where there are none, or where shapes or context sizes differ.
-        TypeError: where one is not a `TransformModule`.
+        ValueError: if there are no layers, or if shapes or context sizes do not match.
+        TypeError: if an element is not a `TransformModule`.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -45,33 +46,31 @@ class Chain(TransformModule):
 
     @property
     def domain(self) -> constraints.Constraint:
-        """What the first layer takes."""
+        """The domain of the first layer."""
         return self.layers[0].domain
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """What the last layer gives."""
+        """The codomain of the last layer."""
         return self.layers[-1].codomain
 
-    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
-        """Map base to data, through the first layer first."""
+    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
+        """Map base to data, starting with the first layer."""
         ladj: Any = 0.0
         for layer in self.layers:
             x, step = layer._forward_pair(x, context)
             ladj = ladj + step
         return x, ladj
 
-    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
-        """Map data to base, through the last layer first."""
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
+        """Map data to base, starting with the last layer."""
         ladj: Any = 0.0
         for layer in reversed(self.layers):
             y, step = layer._inverse_pair(y, context)
             ladj = ladj + step
         return y, ladj
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layers = []
         for layer in reversed(self.layers):
             layer, y = layer._absorb(y, context, first)
@@ -88,22 +87,22 @@ class Chain(TransformModule):
                 break
         return replace(self, layers=self._held(layers)), left
 
-    def _held(self, layers: Iterable[TransformModule]) -> Any:
-        """Return layers as the chain holds them."""
+    def _held(self, layers: Iterable[TransformModule]) -> "tuple[TransformModule, ...] | Blocks":
+        """Return layers in the form in which the chain stores them."""
         return tuple(layers)
 
 
 class Stack(Chain):
-    """A chain of blocks that are built alike, as the builders repeat them.
+    """A chain of blocks with the same structure.
 
-    Their arrays are held stacked along a first axis and a scan runs over them, so that compile
-    time does not grow with depth. `stack[k]` is the k-th block.
+    Their arrays are stacked along a first axis and a scan runs over them, so that compile time does
+    not grow with depth. `stack[k]` is the k-th block.
 
     Args:
-        layers: the blocks, the one next to the base first.
+        layers: the blocks in order from base to data.
 
     Raises:
-        ValueError: where there are none, or where they are not built alike.
+        ValueError: if there are no blocks, or if their structures differ.
     """
 
     def __len__(self) -> int:
@@ -112,32 +111,30 @@ class Stack(Chain):
     def __getitem__(self, index: int) -> TransformModule:
         return self.layers[index]
 
-    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
-        """Map base to data, through the first block first."""
+    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
+        """Map base to data, starting with the first block."""
         return self._scan(x, context, forward=True)
 
-    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
-        """Map data to base, through the last block first."""
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
+        """Map data to base, starting with the last block."""
         return self._scan(y, context, forward=False)
 
-    def _scan(self, x: Array, context: Array | None, forward: bool) -> Pair:
+    def _scan(self, x: Array, context: Context, forward: bool) -> EventPair:
         arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
 
-        def step(carry: Pair, arrays: Any) -> tuple[Pair, None]:
+        def step(carry: EventPair, arrays: Any) -> tuple[EventPair, None]:
             block, (x, ladj) = eqx.combine(arrays, static), carry
             x, log_det = (block._forward_pair if forward else block._inverse_pair)(x, context)
             return (x, ladj + log_det), None
 
-        # The carry keeps one dtype: what the blocks will make of the event.
+        # The carry keeps one dtype: that of the blocks' output.
         dtype = _dtype(x, arrays)
         start = x.astype(dtype), jnp.zeros((), dtype)
-        # The length is given, for blocks may have no arrays at all.
+        # The length is explicit because blocks may have no arrays at all.
         end, _ = jax.lax.scan(step, start, arrays, len(self), reverse=not forward)
         return end
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
 
         def step(y: Array, arrays: Any) -> tuple[Array, Any]:
@@ -152,24 +149,24 @@ class Stack(Chain):
         return Blocks(layers)
 
 
-def _dtype(*values: Any) -> Any:
+def _dtype(*values: object) -> jnp.dtype:
     return jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves(values)))
 
 
-def check_layers(layers: Sequence[Any]) -> int:
-    """Refuse layers that do not fit one another; return the size of their context."""
+def check_layers(layers: Sequence[TransformModule]) -> int:
+    """Check that layers fit one another, and return the size of their context."""
     check_modules(layers, "layers")
     for i, (layer, following) in enumerate(pairwise(layers)):
         if layer.event_shape != following.base_shape:
             raise ValueError(
-                f"`layers` do not fit: number {i} gives events of shape {layer.event_shape}, but "
-                f"number {i + 1} takes {following.base_shape}"
+                f"`layers` do not fit: layer {i} gives events of shape {layer.event_shape}, but "
+                f"layer {i + 1} takes {following.base_shape}"
             )
     return check_context_dims(layers, "layers")
 
 
-def check_modules(layers: Sequence[Any], name: str) -> None:
-    """Refuse what is not a sequence of transforms."""
+def check_modules(layers: Sequence[object], name: str) -> None:
+    """Check that `layers` is a non-empty sequence of transforms."""
     if not layers:
         raise ValueError(f"`{name}` is empty, expected at least one transform")
     for layer in layers:
@@ -178,12 +175,12 @@ def check_modules(layers: Sequence[Any], name: str) -> None:
         if isinstance(layer, Conditioned) and layer.context.ndim > 1:
             raise ValueError(
                 f"`{name}` has a flow with a batch of contexts of shape {layer.context.shape}, "
-                "which cannot be told from the batch of events: condition the whole of them"
+                "which cannot be told from the batch of events: condition the whole flow instead"
             )
 
 
-def check_context_dims(layers: Sequence[Any], name: str) -> int:
-    """Return the size of the context that the layers take; 0 where they take none."""
+def check_context_dims(layers: Sequence[TransformModule], name: str) -> int:
+    """Return the context size of the layers; 0 if none of them takes a context."""
     contexts = {layer.context_dim for layer in layers} - {0}
     if len(contexts) > 1:
         raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")

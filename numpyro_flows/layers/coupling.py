@@ -1,25 +1,27 @@
 """Coupling layers (NICE, section 3.2; RealNVP, section 3.3)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from numpyro_flows.layers.scales import SCALES, FunctionScale
 from numpyro_flows.networks import ConvNet, DataDependent, DenseNet
-from numpyro_flows.transform import Pair, TransformModule
+from numpyro_flows.rng import RandomKey
+from numpyro_flows.transform import Context, EventPair, TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import as_event_shape, as_scale
 from pyroflows_common.partition import Partition, as_partition
 
 
 class Coupling(TransformModule):
-    """Base of the couplings: a partition, and a network that sees part `a` of the event."""
+    """Base class of the couplings: a partition, and a network that sees part `a` of the event."""
 
-    outputs: ClassVar[int]  # the conditioner's outputs for each transformed coordinate
+    outputs: ClassVar[int]  # network outputs for each transformed coordinate
 
     network: Callable[..., Array]
     partition: Partition = eqx.field(static=True)
@@ -29,14 +31,14 @@ class Coupling(TransformModule):
         self,
         event_shape: int | Sequence[int],
         *,
-        partition: Any = "halves",
+        partition: str | Sequence[bool] | Partition = "halves",
         network: Callable[..., Array] | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
         init_scale: float = 0.0,
         squash: bool = True,
         context_dim: int = 0,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         shape = as_event_shape(event_shape)
         super().__init__(shape, context_dim=context_dim)
@@ -53,19 +55,17 @@ class Coupling(TransformModule):
             key=key,
         )
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
-        layer = self
-        if isinstance(self.network, DataDependent):
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
+        layer, network = self, cast(object, self.network)
+        if isinstance(network, DataDependent):
             seen = jax.vmap(self._seen)(self.partition.split(y)[0], context)
-            layer = replace(self, network=self.network.absorb(seen, first))
+            layer = replace(self, network=network.absorb(seen, first))
         return layer, layer._encoded(y, context)
 
-    def _seen(self, a: Array, context: Array | None) -> Array:
-        """Return what the network sees of part `a` and the context."""
-        # The network may see any function of the untouched part. asinh keeps far-out inputs from
-        # driving the shift, and with it the rounding error, beyond what float32 holds.
+    def _seen(self, a: Array, context: Context) -> Array:
+        """Return the network's input: part `a` and the context."""
+        # The network may see any function of the unchanged part. asinh keeps extreme inputs from
+        # driving the shift, and with it the rounding error, beyond the precision of float32.
         seen = jnp.arcsinh(a) if self.squash else a
         if context is not None and self.context_dim:
             pixels = seen.shape[1:]
@@ -74,7 +74,7 @@ class Coupling(TransformModule):
             seen = jnp.concatenate([seen, context])
         return seen
 
-    def _parameters_given(self, a: Array, context: Array | None) -> Array:
+    def _parameters_given(self, a: Array, context: Context) -> Array:
         """Evaluate the network on part `a`."""
         raw = self.network(self._seen(a, context))
         expected = self.outputs * self.partition.sizes[1]
@@ -95,22 +95,22 @@ class AdditiveCoupling(Coupling):
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
+        event_shape: D or `(D,)` for vectors, D at least 2; `(C, H, W)` for images.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
             for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
-        network: maps part a of one event, joined by the context, `(D_a + context_dim,)`, to the
-            shift `(D_b,)`, as Equinox's networks do; for images C in place of D, and `(H, W)`
-            after it. Default: a `DenseNet`, for images a `ConvNet`.
+        network: maps part a of one event and the context, `(D_a + context_dim,)`, to the shift
+            `(D_b,)`, as Equinox's networks do; for images, C replaces D and `(H, W)` follows.
+            Default: a `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
-        init_scale: standard deviation of the default network's last layer at the start.
+        init_scale: initial standard deviation of the default network's last layer.
         squash: whether the network sees `asinh(x_a)` in place of `x_a`.
         context_dim: size of the context; 0 for none.
-        key: random key of the default network's weights.
+        key: random key for the default network's weights.
 
     Raises:
-        ValueError: where the event has fewer than two coordinates, or partition or network do
-            not fit it.
+        ValueError: if the event has fewer than two coordinates, or if partition or network does not
+            fit it.
 
     References:
         Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
@@ -126,19 +126,19 @@ class AdditiveCoupling(Coupling):
 
     outputs: ClassVar[int] = 1
 
-    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
         """Map base to data: add the shift."""
         a, b = self.partition.split(x)
         y = self.partition.join(a, b + self._shift(a, context))
         return y, jnp.zeros((), y.dtype)
 
-    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
         """Map data to base: subtract the shift."""
         a, b = self.partition.split(y)
         x = self.partition.join(a, b - self._shift(a, context))
         return x, jnp.zeros((), x.dtype)
 
-    def _shift(self, a: Array, context: Array | None) -> Array:
+    def _shift(self, a: Array, context: Context) -> Array:
         return self.partition.only_b(self._parameters_given(a, context))
 
 
@@ -148,31 +148,31 @@ class AffineCoupling(Coupling):
     $$y_a = x_a, \qquad y_b = x_b \odot \exp(\mathrm{log\_scale}(x_a)) + \mathrm{shift}(x_a),
     \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j(x_a).$$
 
-    Shift and the number r behind the log-scale come out of one network, the shifts first.
+    One network gives the shifts and the values r that determine the log-scales, the shifts first.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
-        scale: how r becomes the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
+        event_shape: D or `(D,)` for vectors, D at least 2; `(C, H, W)` for images.
+        scale: the map from r to the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
             (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
-        limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
-            A flow of L couplings holds its numbers best with about 4 / L.
+        limit: bound on the log-scale of the named scales except `"exp"`; None for the papers' form.
+            A flow of L couplings is numerically most accurate with a limit of about 4 / L.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
             for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
-        network: maps part a of one event, joined by the context, `(D_a + context_dim,)`, to
-            `(2 D_b,)`, as Equinox's networks do; for images C in place of D, and `(H, W)` after
-            it. Default: a `DenseNet`, for images a `ConvNet`.
+        network: maps part a of one event and the context, `(D_a + context_dim,)`, to `(2 D_b,)`, as
+            Equinox's networks do; for images, C replaces D and `(H, W)` follows. Default: a
+            `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
-        init_scale: standard deviation of the default network's last layer at the start.
+        init_scale: initial standard deviation of the default network's last layer.
         squash: whether the network sees `asinh(x_a)` in place of `x_a`.
         context_dim: size of the context; 0 for none.
-        key: random key of the default network's weights.
+        key: random key for the default network's weights.
 
     Raises:
-        ValueError: where the event has fewer than two coordinates, or partition, network or
-            scale do not fit it.
+        ValueError: if the event has fewer than two coordinates, or if partition, network or scale
+            does not fit it.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -195,16 +195,16 @@ class AffineCoupling(Coupling):
         self,
         event_shape: int | Sequence[int],
         *,
-        scale: str | Callable[[Array], Array] = "tanh",
+        scale: str | Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]] = "tanh",
         limit: float | None = 2.0,
-        partition: Any = "halves",
+        partition: str | Sequence[bool] | Partition = "halves",
         network: Callable[..., Array] | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
         init_scale: float = 0.0,
         squash: bool = True,
         context_dim: int = 0,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         super().__init__(
             event_shape,
@@ -224,23 +224,23 @@ class AffineCoupling(Coupling):
                 )
             if limit is not None:
                 as_scale(limit, "limit", zero=False)
-            ones = [1] * (len(self.event_shape) - 1)  # one parameter for a channel of an image
+            ones = [1] * (len(self.event_shape) - 1)  # one parameter per image channel
             self.scale = SCALES[scale]((self.partition.sizes[1], *ones), limit)
         else:
             self.scale = scale if isinstance(scale, eqx.Module) else FunctionScale(scale)
 
-    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
         """Map base to data: scale, then shift."""
         a, b = self.partition.split(x)
         shift, log_scale = self._shift_and_log_scale(a, context)
         return self.partition.join(a, b * jnp.exp(log_scale) + shift), log_scale.sum()
 
-    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
         """Map data to base: subtract the shift, then unscale."""
         a, b = self.partition.split(y)
         shift, log_scale = self._shift_and_log_scale(a, context)
         return self.partition.join(a, (b - shift) * jnp.exp(-log_scale)), -log_scale.sum()
 
-    def _shift_and_log_scale(self, a: Array, context: Array | None) -> tuple[Array, Array]:
+    def _shift_and_log_scale(self, a: Array, context: Context) -> tuple[Array, Array]:
         shift, r = jnp.split(self._parameters_given(a, context), 2)
         return self.partition.only_b(shift), self.partition.only_b(self.scale(r))

@@ -1,4 +1,4 @@
-"""Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
+"""Layers that shift and scale each coordinate, by parameters or by moments of the data."""
 
 import functools
 import math
@@ -10,26 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
+from typing_extensions import override
 
 from numpyro_flows.networks import RunningMoments
-from numpyro_flows.transform import Pair, TransformModule
+from numpyro_flows.transform import Context, EventPair, TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import as_scale
 
 
 class Elementwise(TransformModule):
-    """Base of the layers here: `y = x · exp(log_scale) + loc`, coordinate by coordinate."""
+    """Base class of the elementwise layers: `y = x · exp(log_scale) + loc`."""
 
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         raise NotImplementedError
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
         loc, log_scale = self._broadcast_to(x)
         return x * jnp.exp(log_scale) + loc, log_scale.sum()
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
         loc, log_scale = self._broadcast_to(y)
         return (y - loc) * jnp.exp(-log_scale), -log_scale.sum()
 
@@ -45,7 +47,7 @@ class DiagonalScaling(Elementwise):
     $$y = x \odot \exp(\mathrm{log\_scale}), \qquad
     \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
 
-    The paper's s, which multiplies on the way from data to base, is `-log_scale`.
+    The paper's s, which acts from data to base, is `-log_scale`.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
@@ -62,7 +64,7 @@ class DiagonalScaling(Elementwise):
         [1.0, 1.0]
     """
 
-    log_scale: Array
+    log_scale: Float[Array, "..."]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
@@ -73,7 +75,7 @@ class DiagonalScaling(Elementwise):
 
 
 class ActNorm(Elementwise):
-    r"""Glow's activation normalisation: a learned shift and scale that start from data.
+    r"""Glow's activation normalisation: a learned shift and scale, initialised from data.
 
     $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
     \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
@@ -82,11 +84,11 @@ class ActNorm(Elementwise):
     coordinate; until then the layer is the identity. A coordinate that is constant in the batch
     keeps scale 1.
 
-    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
-    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`. The parameters are `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j runs over all pixels.
 
     Args:
-        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+        event_shape: D or `(D,)` for vectors; `(C, H, W)` for images.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
@@ -99,9 +101,9 @@ class ActNorm(Elementwise):
         [[-1.0], [1.0]]
     """
 
-    loc: Array
-    log_scale: Array
-    initialized: Array
+    loc: Float[Array, "..."]
+    log_scale: Float[Array, "..."]
+    initialized: Bool[Array, ""]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
@@ -112,9 +114,7 @@ class ActNorm(Elementwise):
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         return self.loc, self.log_scale
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layer = self
         if first:
             mean, deviation = moments(y, self.event_shape)
@@ -128,18 +128,18 @@ class ActNorm(Elementwise):
 
 
 class Standardization(Elementwise):
-    r"""A fixed shift and scale at the data's end of a flow; the identity until it is set.
+    r"""A fixed shift and scale at the data end of a flow, initially the identity.
 
     $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
     \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
 
-    `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
+    `fit(…, standardize=True)` sets both to the moments of the training data. They are not trained.
 
-    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
-    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`. The parameters are `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j runs over all pixels.
 
     Args:
-        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+        event_shape: D or `(D,)` for vectors; `(C, H, W)` for images.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -151,8 +151,8 @@ class Standardization(Elementwise):
 
     buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
 
-    loc: Array
-    log_scale: Array
+    loc: Float[Array, "..."]
+    log_scale: Float[Array, "..."]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
@@ -162,14 +162,16 @@ class Standardization(Elementwise):
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         return self.loc, self.log_scale
 
-    def standardize(self, x: Array | Iterator[Array]) -> "Standardization":
-        """Return the layer set so that this data is encoded to mean 0 and variance 1.
+    def standardize(
+        self, x: Float[Array, "..."] | Iterator[Float[Array, "..."]]
+    ) -> "Standardization":
+        """Return the layer with shift and scale that give the encoded data mean 0 and variance 1.
 
         Args:
             x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
 
         Raises:
-            ValueError: where its moments are not finite.
+            ValueError: if the moments of the data are not finite.
         """
         if isinstance(x, Iterator):
             mean, deviation = pooled_moments(x, self.event_shape)
@@ -189,22 +191,22 @@ class Standardization(Elementwise):
 
 
 class BatchNorm(Elementwise, RunningMoments):
-    r"""RealNVP's batch normalisation by running averages, as a layer of the flow.
+    r"""RealNVP's batch normalisation with running averages, as a layer of the flow.
 
     $$y = x \odot \sqrt{\tilde\sigma^2 + \epsilon} + \tilde\mu, \qquad
     \log|\det dy/dx| = \tfrac12 \sum_j \log(\tilde\sigma^2_j + \epsilon).$$
 
-    Encoding normalises by the running averages, in training as afterwards, so that a density
-    never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
-    `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
+    Encoding normalises by the running averages, during and after training, so that the density of
+    an event never depends on the rest of its batch. `flow.initialize(x)` sets them from a batch and
+    `flow.update(x)` updates them with one; `fit` calls both. No other call changes them.
 
-    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
-    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`. The parameters are `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j runs over all pixels.
 
     Args:
-        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
-        momentum: weight of the new batch in the running averages.
-        eps: added to the variance.
+        event_shape: D or `(D,)` for vectors; `(C, H, W)` for images.
+        momentum: weight of a new batch in the running averages.
+        eps: constant added to the variance.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -220,9 +222,9 @@ class BatchNorm(Elementwise, RunningMoments):
 
     buffers: ClassVar[tuple[str, ...]] = RunningMoments.buffers
 
-    running_mean: Array
-    running_var: Array
-    initialized: Array
+    running_mean: Float[Array, "..."]
+    running_var: Float[Array, "..."]
+    initialized: Bool[Array, ""]
     momentum: float = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
@@ -240,27 +242,27 @@ class BatchNorm(Elementwise, RunningMoments):
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         return self.running_mean, 0.5 * jnp.log(self.running_var + self.eps)
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         mean, deviation = moments(y, self.event_shape)
         layer = self._moved(mean, jnp.square(deviation), self.momentum, first)
         return layer, layer._encoded(y, context)
 
 
 def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of what is held for each coordinate of a vector or channel of an image."""
+    """Return the shape of parameters per coordinate of a vector or channel of an image."""
     return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return mean and standard deviation over the batch, of images also over their pixels."""
+def moments(
+    x: Float[Array, "..."], event_shape: tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return mean and standard deviation over the batch and, for images, over the pixels."""
     rows = x.reshape(-1, *event_shape)
     dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
     first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
-    # Relative to the first: a constant has deviation 0 then, whatever the rounding of sums. In
-    # units of the largest: squares neither overflow nor underflow then.
+    # Relative to the first row, a constant has deviation 0, whatever the rounding of sums. In units
+    # of the largest entry, squares neither overflow nor underflow.
     rest = rows - first
     unit = jnp.abs(rest).max(dims, keepdims=True)
     rest = rest / jnp.where(unit == 0, jnp.ones_like(unit), unit)
@@ -268,8 +270,10 @@ def moments(x: Array, event_shape: tuple[int, ...]) -> tuple[Array, Array]:
     return mean[0], (unit * rest.std(dims, keepdims=True))[0]
 
 
-def pooled_moments(parts: Iterable[Array], event_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return the moments of data that comes in parts; no two of them are held at once."""
+def pooled_moments(
+    parts: Iterable[Float[Array, "..."]], event_shape: tuple[int, ...]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return the moments of data that arrives in parts, holding one part at a time."""
     rows, mean, deviation = 0, np.zeros(()), np.zeros(())
     for part in parts:
         rows += len(part)
@@ -284,8 +288,10 @@ def pooled_moments(parts: Iterable[Array], event_shape: tuple[int, ...]) -> tupl
     return jnp.asarray(mean, found.dtype), jnp.asarray(deviation, spread.dtype)
 
 
-def log_deviation(mean: Array, deviation: Array) -> Array:
-    """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
+def log_deviation(
+    mean: Float[Array, "*shape"], deviation: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Return the log standard deviation; 0 for coordinates that are constant up to rounding."""
     varies = deviation > jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
     return jnp.where(varies, jnp.log(jnp.where(varies, deviation, 1.0)), 0.0)
 

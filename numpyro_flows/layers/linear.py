@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.linalg import lu, solve_triangular
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+from typing_extensions import override
 
-from numpyro_flows.transform import Pair, TransformModule
+from numpyro_flows.rng import RandomKey
+from numpyro_flows.transform import EventPair, TransformModule
 from pyroflows_common.checks import as_scale
 
 
@@ -25,10 +28,10 @@ class Permutation(TransformModule):
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
-        permutation: π as a sequence of the ints 0 … D − 1.
+        permutation: π as a sequence of the integers 0 … D − 1.
 
     Raises:
-        ValueError: where the ints are not a permutation.
+        ValueError: if the integers are not a permutation.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -37,49 +40,49 @@ class Permutation(TransformModule):
         [30.0, 10.0, 20.0]
     """
 
-    permutation: Array
+    permutation: Int[Array, " d"]
 
-    def __init__(self, permutation: Sequence[int] | Array) -> None:
+    def __init__(self, permutation: Sequence[int] | Int[Array, " d"]) -> None:
         index = np.asarray(permutation)
         if index.ndim != 1 or sorted(index.tolist()) != list(range(len(index))):
             raise ValueError(f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once")
         super().__init__(len(index))
         self.permutation = jnp.asarray(index.astype(np.int32))
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, " d"]) -> EventPair:
         return x[self.permutation], jnp.zeros((), x.dtype)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, " d"]) -> EventPair:
         return y[jnp.argsort(self.permutation)], jnp.zeros((), y.dtype)
 
 
-# Matrices in a row that may learn at the full rate.
+# Number of consecutive matrices that train stably at the full learning rate.
 MATRICES = 16
 
 
 def shared_gain(depth: int) -> float:
-    """Return the gain of each of `depth` matrices in a row, so that training stays stable."""
+    """Return the gain that keeps the training of `depth` consecutive matrices stable."""
     return min(1.0, MATRICES / depth)
 
 
-def exact_product(a: Array, b: Array) -> Array:
-    """Return `a @ b`, as precise as the numbers are, whatever the device does by default.
+def exact_product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return `a @ b` in the precision of the operands, whatever the default of the device.
 
-    What a product in fewer bits rounds away, no inverse brings back.
+    No inverse recovers what a product of lower precision rounds away.
     """
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 class PLU(TransformModule):
-    """Base of the two layers below: the matrix and its factors."""
+    """Base class of the two layers below: a matrix and its PLU factors."""
 
-    lower: Array
-    upper: Array
-    log_diagonal: Array
-    permutation: Array
-    signs: Array
+    lower: Float[Array, "d d"]
+    upper: Float[Array, "d d"]
+    log_diagonal: Float[Array, " d"]
+    permutation: Int[Array, " d"]
+    signs: Int[Array, " d"]
     gain: float = eqx.field(static=True)
 
     def __init__(
@@ -88,7 +91,7 @@ class PLU(TransformModule):
         rank: int,
         expected: str,
         gain: float,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         super().__init__(event_shape)
         self.gain = as_scale(gain, "gain", zero=False)
@@ -103,7 +106,7 @@ class PLU(TransformModule):
         self.permutation = p.argmax(1).astype(jnp.int32)
         self.signs = jnp.sign(diagonal).astype(jnp.int32)
 
-    def _triangles(self, dtype: Any) -> tuple[Array, Array]:
+    def _triangles(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """Return L and U with their diagonals."""
         eye = jnp.eye(len(self.lower), dtype=dtype)
         lower = self.gain * jnp.tril(self.lower.astype(dtype), -1) + eye
@@ -111,14 +114,14 @@ class PLU(TransformModule):
         return lower, self.gain * jnp.triu(self.upper.astype(dtype), 1) + jnp.diag(diagonal)
 
     def _matrix(self, x: Array) -> Array:
-        """Return W = P L U, as precise as its product with x can be."""
+        """Return W = P L U in the dtype of its product with x."""
         lower, upper = self._triangles(jnp.result_type(x, self.lower))
         return exact_product(lower, upper)[self.permutation]
 
     def _solve(self, columns: Array) -> Array:
         """Multiply a vector `(D,)`, or columns `(D, n)`, by the inverse of W: two solves."""
         dtype = jnp.result_type(columns, self.lower)
-        wide = jnp.promote_types(dtype, jnp.float32)  # JAX solves no systems in half precision
+        wide = jnp.promote_types(dtype, jnp.float32)  # JAX has no solver in half precision
         lower, upper = self._triangles(wide)
         y = columns[jnp.argsort(self.permutation)].astype(wide)
         y = solve_triangular(lower, y, lower=True, unit_diagonal=True)
@@ -130,29 +133,29 @@ class PLU(TransformModule):
 
 
 class InvertibleLinear(PLU):
-    r"""A learned invertible matrix between all coordinates: Glow's 1×1 convolution for vectors.
+    r"""A learned invertible matrix on all coordinates: Glow's 1×1 convolution for vectors.
 
     $$x = W y, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
     \log|\det dy/dx| = -\sum_j d_j.$$
 
     P is a fixed permutation, L unit lower triangular, U strictly upper triangular, s fixed signs
-    and d the learned log-diagonal. As in the paper W acts on the way from data to base, which is
-    the way of maximum-likelihood training; from base to data two triangular systems are solved.
-    W starts as a random rotation.
+    and d the learned log-diagonal. As in the paper, W acts from data to base, the direction of
+    maximum-likelihood training; from base to data, two triangular systems are solved. W is
+    initially a random rotation.
 
-    L, U and d are `gain` times the parameters, which start as large as that asks for: one step of
-    Adam then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
+    L, U and d are `gain` times the parameters, which are initialised to match: one step of Adam
+    then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
     matrices add up, and a small gain keeps training stable.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
-        gain: what the parameters are multiplied by.
-        key: random key of the rotation at the start.
+        gain: factor on the parameters.
+        key: random key for the initial rotation.
 
     Raises:
-        ValueError: where `event_shape` or `gain` is not as said; the message names it.
+        ValueError: if `event_shape` or `gain` is invalid.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
@@ -165,35 +168,37 @@ class InvertibleLinear(PLU):
         True
     """
 
-    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0, key: Array) -> None:
+    def __init__(
+        self, event_shape: int | Sequence[int], *, gain: float = 1.0, key: RandomKey
+    ) -> None:
         super().__init__(event_shape, 1, "an int or (D,)", gain, key)
 
-    def forward_and_ladj(self, x: Array) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, " d"]) -> EventPair:
         """Map base to data: two triangular solves."""
         return self._solve(x), self._ladj(x)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, " d"]) -> EventPair:
         """Map data to base: a matrix product."""
         return exact_product(y, self._matrix(y).T), -self._ladj(y)
 
 
 class InvertibleConv1x1(PLU):
-    r"""Glow's invertible 1×1 convolution: one learned matrix between the channels of each pixel.
+    r"""Glow's invertible 1×1 convolution: one learned matrix on the channels of each pixel.
 
     $$x_{hw} = W y_{hw}, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
     \log|\det dy/dx| = -H W' \sum_j d_j$$
 
-    for images of height H and width W'. All else is as in `InvertibleLinear`.
+    for images of height H and width W'. Everything else is as in `InvertibleLinear`.
 
     Shapes: `(*batch, C, H, W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
     Args:
         event_shape: `(C, H, W)`.
-        gain: what the parameters are multiplied by.
-        key: random key of the rotation at the start.
+        gain: factor on the parameters.
+        key: random key for the initial rotation.
 
     Raises:
-        ValueError: where `event_shape` or `gain` is not as said; the message names it.
+        ValueError: if `event_shape` or `gain` is invalid.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 9 to 11.
@@ -207,15 +212,15 @@ class InvertibleConv1x1(PLU):
         True
     """
 
-    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0, key: Array) -> None:
+    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0, key: RandomKey) -> None:
         super().__init__(event_shape, 3, "(C, H, W)", gain, key)
 
-    def forward_and_ladj(self, x: Array) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, "c h w"]) -> EventPair:
         """Map base to data: a 1×1 convolution with the inverse, from two triangular solves."""
         inverse = self._solve(jnp.eye(self.event_shape[0], dtype=x.dtype))
         return self._convolved(x, inverse), self._ladj(x)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, "c h w"]) -> EventPair:
         """Map data to base: a 1×1 convolution."""
         return self._convolved(y, self._matrix(y)), -self._ladj(y)
 
@@ -224,21 +229,21 @@ class InvertibleConv1x1(PLU):
 
 
 class LowerTriangular(TransformModule):
-    r"""A learned shift and lower-triangular matrix: what turns N(0, 1) into any Gaussian.
+    r"""A learned shift and lower-triangular matrix, which map N(0, I) to any Gaussian.
 
     $$y = A x + \mathrm{loc}, \qquad A = \mathrm{lower} + \mathrm{diag}(e^{d}), \qquad
     \log|\det dy/dx| = \sum_j d_j.$$
 
-    It starts as the identity. Shift, lower part and d are `gain` times the parameters.
+    It is initially the identity. loc, lower and d are `gain` times the parameters.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
-        gain: what the parameters are multiplied by.
+        gain: factor on the parameters.
 
     Raises:
-        ValueError: where `event_shape` is that of an image, or `gain` not positive.
+        ValueError: if `event_shape` is that of an image, or if `gain` is not positive.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -247,9 +252,9 @@ class LowerTriangular(TransformModule):
         [1.0, 1.0]
     """
 
-    loc: Array
-    lower: Array
-    log_diagonal: Array
+    loc: Float[Array, " d"]
+    lower: Float[Array, "d d"]
+    log_diagonal: Float[Array, " d"]
     gain: float = eqx.field(static=True)
 
     def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
@@ -260,14 +265,14 @@ class LowerTriangular(TransformModule):
         self.lower = jnp.zeros((size, size))
         self.log_diagonal = jnp.zeros(size)
 
-    def forward_and_ladj(self, x: Array) -> Pair:
+    def forward_and_ladj(self, x: Float[Array, " d"]) -> EventPair:
         """Map base to data: a matrix product."""
         return exact_product(x, self._matrix(x).T) + self.gain * self.loc, self._ladj(x)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
+    def inverse_and_ladj(self, y: Float[Array, " d"]) -> EventPair:
         """Map data to base: a triangular solve."""
         matrix = self._matrix(y)
-        wide = jnp.promote_types(matrix.dtype, jnp.float32)  # JAX solves nothing in half precision
+        wide = jnp.promote_types(matrix.dtype, jnp.float32)  # JAX has no half-precision solver
         column = (y - self.gain * self.loc).astype(wide)
         x = solve_triangular(matrix.astype(wide), column, lower=True)
         return x.astype(matrix.dtype), -self._ladj(y)

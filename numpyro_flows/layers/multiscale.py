@@ -1,4 +1,4 @@
-"""Images through several scales: squeezing pixels into channels, and factoring latents out."""
+"""Multi-scale image flows: squeezing pixels into channels, and factoring out latents."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,24 +8,26 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 from numpyro.distributions import constraints
+from typing_extensions import override
 
 from numpyro_flows.layers.chain import check_context_dims, check_modules
-from numpyro_flows.transform import Pair, TransformModule, check_event
+from numpyro_flows.transform import Context, EventPair, TransformModule, check_event
 from numpyro_flows.tree import replace
 from pyroflows_common.partition import Partition, channels, image_shape
 
 
 class Squeeze(TransformModule):
-    r"""Each square of 2 × 2 pixels of an image becomes one pixel of four times the channels.
+    r"""A reshape of each square of 2 × 2 pixels into one pixel with four times the channels.
 
-    Seen from data to base, as the papers say it; from base to data the squares come back. With
-    `i` and `j` the row and the column in the square,
+    This describes the direction from data to base, as in the papers; the direction from base to
+    data restores the squares. With row `i` and column `j` in the square,
 
     $$x_{(2i + j) C + c,\, h,\, w} = y_{c,\, 2h + i,\, 2w + j}, \qquad \log|\det dy/dx| = 0.$$
 
-    Channels are ordered by their place in the square first, as in RealNVP's code, so that two
-    halves of them are two rows of pixels; behind a 1×1 convolution the order does not matter.
+    Channels are ordered by their position in the square first, as in RealNVP's code, so that their
+    two halves are two rows of pixels; after a 1×1 convolution the order does not matter.
 
     Shapes: `(*batch, 4 C, H / 2, W / 2)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
@@ -33,7 +35,7 @@ class Squeeze(TransformModule):
         event_shape: `(C, H, W)`, with H and W even.
 
     Raises:
-        ValueError: where height or width is odd.
+        ValueError: if height or width is odd.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -56,15 +58,15 @@ class Squeeze(TransformModule):
             )
         super().__init__((c, h, w), base_shape=(4 * c, h // 2, w // 2))
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, "c h w"]) -> EventPair:
         c, h, w = self.event_shape
         squares = x.reshape(2, 2, c, h // 2, w // 2)
         y = squares.transpose(2, 3, 0, 4, 1)  # (c, h/2, 2, w/2, 2)
         return y.reshape(c, h, w), jnp.zeros((), x.dtype)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "c h w"]) -> EventPair:
         c, h, w = self.event_shape
         squares = y.reshape(c, h // 2, 2, w // 2, 2)
         x = squares.transpose(2, 4, 0, 1, 3)
@@ -72,14 +74,14 @@ class Squeeze(TransformModule):
 
 
 class Flatten(TransformModule):
-    r"""An image as a vector, row by row and channel by channel.
+    r"""A reshape between a vector and an image, channel by channel and row by row.
 
     $$y_{c,h,w} = x_{(c H + h) W + w}, \qquad \log|\det dy/dx| = 0.$$
 
     Shapes: `(*batch, C · H · W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
     Args:
-        event_shape: `(C, H, W)`, or any other.
+        event_shape: `(C, H, W)`, or any other shape.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -91,34 +93,34 @@ class Flatten(TransformModule):
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__(event_shape, base_shape=math.prod(event_shape))
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, " d"]) -> EventPair:
         return x.reshape(self.event_shape), jnp.zeros((), x.dtype)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
         return y.reshape(self.base_shape), jnp.zeros((), y.dtype)
 
 
 class MultiScale(TransformModule):
-    """Flows of several scales, each of which passes half of its channels on to the next.
+    """A flow of several scales, each of which passes half of its channels on to the next.
 
-    On the way from data to base the finest level encodes the image; one half of its channels, part
-    `b` of `channels`, is done, the other goes through the next level, and so on. The latents of
-    all levels make up one flat base vector, the coarsest first.
+    From data to base, the finest level encodes the image; one half of its channels, part `b` of
+    `channels`, is factored out, the other goes through the next level, and so on. The latents of
+    all levels form one flat base vector, the coarsest first.
 
-    A level's first layer may be an `AffineCoupling` on `channels`: it gives what is factored out
-    a mean and a scale that are functions of what goes on, Glow's learned prior.
+    The first layer of a level may be an `AffineCoupling` on `channels`: it makes mean and scale of
+    the channels that are factored out functions of the others, as Glow's learned prior does.
 
     Shapes: `(*batch, C · H · W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
     Args:
-        levels: flows on images, the one next to the base first; each gives half the channels that
-            the next one takes.
+        levels: flows on images in order from base to data; each gives half of the channels that the
+            next one takes.
 
     Raises:
-        ValueError: where there are none, or they do not fit.
-        TypeError: where one is not a `TransformModule`.
+        ValueError: if there are no levels, or if they do not fit.
+        TypeError: if an element is not a `TransformModule`.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -139,7 +141,7 @@ class MultiScale(TransformModule):
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """What the finest level gives."""
+        """The codomain of the finest level."""
         return self.levels[-1].codomain
 
     def __init__(self, levels: Iterable[TransformModule]) -> None:
@@ -154,15 +156,15 @@ class MultiScale(TransformModule):
             own, done = self.partitions[i].sizes
             if coarse.event_shape != (own, *fine.base_shape[1:]):
                 raise ValueError(
-                    f"`levels` do not fit: number {i} gives events of shape {coarse.event_shape}, "
-                    f"but number {i + 1} takes {(own, *fine.base_shape[1:])} from it"
+                    f"`levels` do not fit: level {i} gives events of shape {coarse.event_shape}, "
+                    f"but level {i + 1} takes {(own, *fine.base_shape[1:])} from it"
                 )
             shapes.append((done, *fine.base_shape[1:]))
         self.latent_shapes = tuple(shapes)
         self.levels = levels
 
-    def split_latent(self, z: Array) -> list[Array]:
-        """Take a base vector apart into the latents of the levels, the coarsest first.
+    def split_latent(self, z: Float[Array, "*batch d"]) -> list[Float[Array, "*batch _ _ _"]]:
+        """Split a base vector into the latents of the levels, the coarsest first.
 
         Args:
             z: `(*batch, C · H · W)`.
@@ -176,13 +178,15 @@ class MultiScale(TransformModule):
         pairs = zip(parts, self.latent_shapes, strict=True)
         return [part.reshape(*z.shape[:-1], *shape) for part, shape in pairs]
 
-    def join_latent(self, parts: Sequence[Array]) -> Array:
-        """Put the latents of the levels together again: the inverse of `split_latent`."""
+    def join_latent(
+        self, parts: Sequence[Float[Array, "*batch _ _ _"]]
+    ) -> Float[Array, "*batch d"]:
+        """Join the latents of the levels to a base vector: the inverse of `split_latent`."""
         flat = [part.reshape(*part.shape[:-3], math.prod(part.shape[-3:])) for part in parts]
         return jnp.concatenate(flat, axis=-1)
 
-    def forward_and_ladj(self, x: Array, context: Array | None = None) -> Pair:
-        """Map base to data, through the coarsest level first."""
+    def forward_and_ladj(self, x: Float[Array, " d"], context: Context = None) -> EventPair:
+        """Map base to data, starting with the coarsest level."""
         first, *rest = self.split_latent(x)
         coarsest, *levels = self.levels
         y, ladj = coarsest._forward_pair(first, context)
@@ -191,8 +195,8 @@ class MultiScale(TransformModule):
             ladj = ladj + step
         return y, ladj
 
-    def inverse_and_ladj(self, y: Array, context: Array | None = None) -> Pair:
-        """Map data to base, through the finest level first."""
+    def inverse_and_ladj(self, y: Float[Array, "c h w"], context: Context = None) -> EventPair:
+        """Map data to base, starting with the finest level."""
         ladj: Any = 0.0
 
         def encode(level: TransformModule, y: Array) -> Array:
@@ -204,7 +208,7 @@ class MultiScale(TransformModule):
         return self._latent(encode, y), ladj
 
     def _latent(self, encode: Callable[[TransformModule, Array], Array], y: Array) -> Array:
-        """Return the latents of all levels as one vector, each level encoded by a function."""
+        """Encode each level by a function, and return the latents of all levels as one vector."""
         parts: list[Array] = []
         coarsest, *levels = self.levels
         for level, partition in reversed(list(zip(levels, self.partitions, strict=True))):
@@ -212,9 +216,7 @@ class MultiScale(TransformModule):
             parts.insert(0, part)
         return self.join_latent([encode(coarsest, y), *parts])
 
-    def _absorb(
-        self, y: Array, context: Array | None, first: bool
-    ) -> tuple[TransformModule, Array]:
+    def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         absorbed: list[TransformModule] = []
 
         def encode(level: TransformModule, y: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Pixels: from whole numbers to densities and back, with all factors kept in one place."""
+"""Pixels: dequantization of integers, and the logit transform."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,29 +7,34 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 from numpyro.distributions import constraints
+from typing_extensions import override
 
-from numpyro_flows.transform import Pair, TransformModule, check_finite
+from numpyro_flows.rng import RandomKey
+from numpyro_flows.transform import EventPair, TransformModule, check_finite
 
 
-def dequantize(x: Array, key: Array, *, levels: int = 256) -> Array:
-    r"""Spread whole numbers over the unit interval: `(x + u) / levels`, u uniform on [0, 1).
+def dequantize(
+    x: Int[Array, "*shape"], key: RandomKey, *, levels: int = 256
+) -> Float[Array, "*shape"]:
+    r"""Map integers to the unit interval: `(x + u) / levels`, u uniform on [0, 1).
 
-    A density of the result bounds the probability of the pixels from below (Theis et al., "A note
-    on the evaluation of generative models", arXiv:1511.01844, section 3.1). It can be given to
-    `fit` as `augment`, which draws the noise afresh for every batch.
+    The expected log-density of the result is a lower bound on the log-probability of the pixels
+    (Theis et al., "A note on the evaluation of generative models", arXiv:1511.01844, section 3.1).
+    Passed to `fit` as `augment`, it draws new noise for every batch.
 
     Args:
-        x: whole numbers from 0 to `levels − 1`, of any shape.
-        key: random key of the noise.
-        levels: number of values that a pixel can have.
+        x: integers from 0 to `levels − 1`, of any shape.
+        key: random key for the noise.
+        levels: number of possible values of a pixel.
 
     Returns:
         Numbers in [0, 1), in JAX's default dtype.
 
     Raises:
-        TypeError: where `x` is not an array of whole numbers.
-        ValueError: where one is out of range, which cannot be seen under `jit`.
+        TypeError: if `x` is not an array of integers.
+        ValueError: if an integer is out of range, which cannot be checked under `jit`.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -47,25 +52,25 @@ def dequantize(x: Array, key: Array, *, levels: int = 256) -> Array:
                 f"`x` has numbers from {int(x.min())} to {int(x.max())}, expected 0 to {levels - 1}"
             )
     noise = jax.random.uniform(key, x.shape)
-    # Rounding may not lift the sum to the next number.
+    # Rounding must not lift the sum to the next integer.
     return jnp.minimum((x + noise) / levels, 1.0 - jnp.finfo(noise.dtype).eps / 2)
 
 
 class Logit(TransformModule):
-    r"""Pixels in the unit interval as real numbers: RealNVP's pre-processing, as a layer.
+    r"""RealNVP's pre-processing of pixels in the unit interval, as a layer.
 
     $$y = \frac{\mathrm{sigmoid}(x) - \alpha}{1 - 2\alpha}, \qquad
     \log|\det dy/dx| = \sum_j \log \mathrm{sigmoid}(x_j) + \log \mathrm{sigmoid}(-x_j)
     - \log(1 - 2\alpha).$$
 
-    From data to base: `logit(α + (1 − 2α) y)`, as in RealNVP's code, where the paper's formula has
-    `1 − α`. α keeps the black and the white pixels away from infinity.
+    From data to base, this is `logit(α + (1 − 2α) y)`, as in RealNVP's code; the paper's formula
+    has `1 − α` in place of `1 − 2α`. α keeps black and white pixels finite.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
         event_shape: shape of the images or vectors.
-        alpha: α, from 0 to below 0.5.
+        alpha: α, in [0, 0.5).
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -89,18 +94,18 @@ class Logit(TransformModule):
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`: a little more than the pixels."""
+        """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`, slightly beyond [0, 1]."""
         margin = self.alpha / (1 - 2 * self.alpha)
         inside = constraints.interval(-margin, 1 + margin)
         return constraints.independent(inside, len(self.event_shape))
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
         y = (jax.nn.sigmoid(x) - self.alpha) / (1 - 2 * self.alpha)
         return y, self._sum(jax.nn.log_sigmoid(x) + jax.nn.log_sigmoid(-x))
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
         p = self.alpha + (1 - 2 * self.alpha) * y
         low, high = jnp.log(p), jnp.log1p(-p)
         return low - high, -self._sum(low + high)

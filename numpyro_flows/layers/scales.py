@@ -1,13 +1,13 @@
-"""Scale functions of affine couplings: how a conditioner's output becomes a bounded log-scale."""
+"""Scale functions of affine couplings: maps from network output to a bounded log-scale."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 
 class TanhScale(eqx.Module):
@@ -15,11 +15,10 @@ class TanhScale(eqx.Module):
 
     Args:
         shape: shape of the factors: `(D,)`, one per coordinate, or `(C, 1, 1)`, one per channel.
-        limit: bound that the factor approaches smoothly but never passes; None for none, as in
-            the paper.
+        limit: smooth bound on the factor; None for no bound, as in the paper.
     """
 
-    weight: Array
+    weight: Float[Array, "..."]
     limit: float | None = eqx.field(static=True)
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
@@ -27,27 +26,27 @@ class TanhScale(eqx.Module):
         self.weight = jnp.full(tuple(shape), 1.0 if limit is None else min(1.0, limit), dtype=float)
 
     @property
-    def factor(self) -> Array:
+    def factor(self) -> Float[Array, "..."]:
         """The factor, bounded by the limit."""
         if self.limit is None:
             return self.weight
         return self.limit * jnp.tanh(self.weight / self.limit)
 
-    def penalty(self) -> Array:
-        """Sum of the squared factors."""
+    def penalty(self) -> Float[Array, ""]:
+        """Return the sum of the squared factors."""
         return jnp.square(self.factor).sum()
 
-    def __call__(self, r: Array) -> Array:
-        """Map the network's output to a log-scale."""
+    def __call__(self, r: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Map network output to a log-scale."""
         return jnp.broadcast_to(self.factor, r.shape) * jnp.tanh(r)
 
 
 class SigmoidScale(eqx.Module):
-    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
+    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)` (Glow's code).
 
     Args:
-        shape: not used.
-        limit: bound on the distance from the value at `r = 0`; None for none.
+        shape: unused.
+        limit: bound on the distance from the value at `r = 0`; None for no bound.
     """
 
     limit: float | None = eqx.field(static=True)
@@ -55,13 +54,13 @@ class SigmoidScale(eqx.Module):
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         self.limit = limit
 
-    def __call__(self, r: Array) -> Array:
-        """Map the network's output to a log-scale."""
+    def __call__(self, r: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Map network output to a log-scale."""
         log_scale = jax.nn.softplus(-(r + 2.0))
         if self.limit is None:
             return log_scale
         start = math.log1p(math.exp(-2.0))
-        # No steeper than the limit asks for: rounding errors of far-out inputs pass this slope.
+        # No steeper than the limit requires: the slope amplifies rounding errors of extreme inputs.
         return start + self.limit * jnp.tanh((log_scale - start) / max(self.limit, 0.5))
 
 
@@ -72,8 +71,8 @@ class ClampScale(eqx.Module):
     high-dimensional variational inference" (2024), section 4.1.
 
     Args:
-        shape: not used.
-        limit: a smaller bound for both sides; None for none.
+        shape: unused.
+        limit: a smaller bound on both sides; None for no further bound.
     """
 
     upper: float = eqx.field(static=True)
@@ -83,8 +82,8 @@ class ClampScale(eqx.Module):
         limit = math.inf if limit is None else limit
         self.upper, self.lower = min(0.1, limit), min(2.0, limit)
 
-    def __call__(self, r: Array) -> Array:
-        """Map the network's output to a log-scale."""
+    def __call__(self, r: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Map network output to a log-scale."""
         upper = self.upper * jnp.arctan(jnp.maximum(r, 0.0) / self.upper)
         lower = self.lower * jnp.arctan(jnp.minimum(r, 0.0) / self.lower)
         return 2.0 / math.pi * (upper + lower)
@@ -94,33 +93,33 @@ class ExpScale(eqx.Module):
     """`log_scale = r`: unbounded, the papers' formula.
 
     Args:
-        shape: not used.
-        limit: not used.
+        shape: unused.
+        limit: unused.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         pass
 
-    def __call__(self, r: Array) -> Array:
-        """Map the network's output to a log-scale."""
+    def __call__(self, r: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Map network output to a log-scale."""
         return r
 
 
 class FunctionScale(eqx.Module):
-    """A plain function as a scale: static, so that a flow's leaves are arrays alone.
+    """A plain function as a scale: static, so that all leaves of a flow are arrays.
 
     Args:
         function: maps the network's output to a log-scale.
     """
 
-    function: Callable[[Array], Array] = eqx.field(static=True)
+    function: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]] = eqx.field(static=True)
 
-    def __call__(self, r: Array) -> Array:
-        """Map the network's output to a log-scale."""
+    def __call__(self, r: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Map network output to a log-scale."""
         return self.function(r)
 
 
-SCALES: dict[str, Callable[..., Any]] = {
+SCALES: dict[str, Callable[..., Callable[[Array], Array]]] = {
     "tanh": TanhScale,
     "sigmoid": SigmoidScale,
     "clamp": ClampScale,

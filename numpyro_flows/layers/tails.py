@@ -6,22 +6,24 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
+from typing_extensions import override
 
-from numpyro_flows.transform import Pair, TransformModule
+from numpyro_flows.transform import EventPair, TransformModule
 from pyroflows_common.checks import as_scale
 
-# How far beyond its threshold a limit is a logarithm.
+# Width of the logarithmic range of `LogTails` beyond its threshold.
 STRAIGHT = 40.0
 
 
 class SinhArcsinh(TransformModule):
-    r"""A learned skewness and weight of the tails for each coordinate.
+    r"""A learned skewness and tail weight for each coordinate.
 
     $$y = \sinh(e^{w} (\mathrm{asinh}(x) + s)), \qquad
     \log|\det dy/dx| = \sum_j w_j + \tfrac12 \log(1 + y_j^2) - \tfrac12 \log(1 + x_j^2)$$
 
-    with skewness s and log-weight w: positive weights make tails heavier, as \(y \sim x^{e^w}\)
-    far out. It starts as the identity.
+    with skewness s and log-weight w. A positive w makes the tails heavier: \(y \sim x^{e^w}\) for
+    large x. It is initially the identity.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -38,39 +40,39 @@ class SinhArcsinh(TransformModule):
         [1.0, 1.0]
     """
 
-    skewness: Array
-    log_weight: Array
+    skewness: Float[Array, "..."]
+    log_weight: Float[Array, "..."]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
         self.skewness = jnp.zeros(self.event_shape)
         self.log_weight = jnp.zeros(self.event_shape)
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
         weight, skewness = self.log_weight.astype(x.dtype), self.skewness.astype(x.dtype)
         y = jnp.sinh(jnp.exp(weight) * (jnp.arcsinh(x) + skewness))
         return y, self._ladj(x, y)
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
         weight, skewness = self.log_weight.astype(y.dtype), self.skewness.astype(y.dtype)
         x = jnp.sinh(jnp.exp(-weight) * jnp.arcsinh(y) - skewness)
         return x, -self._ladj(x, y)
 
     def _ladj(self, x: Array, y: Array) -> Array:
-        # By hypot: squares overflow.
+        # hypot, since squares overflow.
         ladj = self.log_weight + jnp.log(jnp.hypot(1.0, y)) - jnp.log(jnp.hypot(1.0, x))
         return ladj.sum()
 
 
 class LogTails(TransformModule):
-    r"""The identity up to a threshold t, a logarithm beyond it: a limit to far-out draws.
+    r"""The identity up to a threshold t, a logarithm beyond it: a limit on extreme draws.
 
     $$y = \mathrm{sign}(x) (\min(|x|, t) + \log(1 + \max(|x| - t, 0))), \qquad
     \log|\det dy/dx| = -\sum_j \log(1 + \max(|x_j| - t, 0)).$$
 
-    Beyond |y| = t + 40 it goes on straight, for its inverse to stay a number.
+    Beyond |y| = t + 40 it is linear, which keeps its inverse finite.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -79,7 +81,7 @@ class LogTails(TransformModule):
         threshold: t, a positive number.
 
     Raises:
-        ValueError: where `threshold` is not positive.
+        ValueError: if `threshold` is not positive.
 
     References:
         Andrade, "Stable training of normalizing flows for high-dimensional variational inference"
@@ -98,8 +100,8 @@ class LogTails(TransformModule):
         super().__init__(event_shape)
         self.threshold = as_scale(threshold, "threshold", zero=False)
 
-    def forward_and_ladj(self, x: Array) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
         size = jnp.abs(x)
         over = jnp.maximum(size - self.threshold, 0.0)
         near = jnp.minimum(over, math.expm1(STRAIGHT))
@@ -108,8 +110,8 @@ class LogTails(TransformModule):
         y = jnp.sign(x) * (jnp.minimum(size, self.threshold) + beyond + far)
         return y, -beyond.sum()
 
-    def inverse_and_ladj(self, y: Array) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
         size = jnp.abs(y)
         over = jnp.maximum(size - self.threshold, 0.0)
         beyond = jnp.minimum(over, STRAIGHT)

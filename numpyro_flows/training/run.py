@@ -138,7 +138,7 @@ class Run(Loop):
         if good and not self.history.validated:
             self.best, self.history.best_step = (before, self.state), self.history.made
             self.last = x, context
-        self.noted(loss, skipped=not good)
+        self.record(loss, skipped=not good)
 
     def _step(self, x: Any, context: Any, rate: float) -> tuple[Any, Any, Any, Array]:
         return step(
@@ -165,8 +165,8 @@ class Run(Loop):
     def last_is_finite(self) -> bool:
         """Whether the loss on the last batch is finite with the parameters of now."""
         # A step, for it is compiled already, of which nothing but the loss is used.
-        memory = jax.tree.map(jnp.copy, self.memory)
-        numbers = self._step(*self.last, 0.0)[-1]
+        (x, context), memory = self.last, jax.tree.map(jnp.copy, self.memory)
+        numbers = self._step(x, context, 0.0)[-1]
         self.memory = memory
         return bool(jnp.isfinite(numbers[0]))
 

@@ -7,14 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pyroflows.flows.images import (
-    coupling_of,
-    glow_depth,
-    glow_levels,
-    realnvp_depth,
-    realnvp_levels,
-    realnvp_scales,
-)
+from pyroflows.flows.images import coupling_of, glow_levels, realnvp_levels
 from pyroflows.layers.chain import Chain, Stack
 from pyroflows.layers.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
@@ -25,6 +18,7 @@ from pyroflows.networks import ConvNet, ResNet
 from pyroflows.transform import TransformModule
 from pyroflows_common import recipe
 from pyroflows_common.checks import as_count, as_event_shape
+from pyroflows_common.levels import glow_depth, realnvp_depth, realnvp_scales
 from pyroflows_common.partition import Partition, as_partition
 from pyroflows_common.recipe import Recipe
 
@@ -176,15 +170,17 @@ def realnvp(
         torch.Size([])
     """
     shape = as_event_shape(event_shape)
-    options = {"scale": scale, "squash": robust, "context_dim": context_dim}
-    conditioner = {"activation": activation, "init_scale": init_scale}
+    options: dict[str, Any] = {"scale": scale, "squash": robust, "context_dim": context_dim}
+    conditioner: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
     if len(shape) == 3:
         scales = realnvp_scales(shape, scales)
         limit = IMAGE_BUDGET / realnvp_depth(scales) if robust else None
-        make = network or functools.partial(ResNet, blocks=blocks, norm=norm, **conditioner)
 
         def coupling(shape: tuple[int, ...], partition: Partition, width: int) -> TransformModule:
-            net = network or functools.partial(make, channels=width)
+            def make(inputs: int, outputs: int) -> ResNet:
+                return ResNet(inputs, outputs, width, blocks, norm=norm, **conditioner)
+
+            net = network or make
             return coupling_of(AffineCoupling, net, shape, partition, limit=limit, **options)
 
         return realnvp_levels(
@@ -195,13 +191,13 @@ def realnvp(
             width=channels,
             batch_norm=batch_norm,
         )
-    limit = LOG_SCALE_BUDGET / as_count(layers, "layers") if robust else None
+    layers = as_count(layers, "layers")
     vector_coupling = functools.partial(
         coupling_of,
         AffineCoupling,
         network,
         shape,
-        limit=limit,
+        limit=LOG_SCALE_BUDGET / layers if robust else None,
         hidden=hidden,
         **conditioner,
         **options,
@@ -279,19 +275,22 @@ def glow(
         torch.Size([5, 3])
     """
     shape = as_event_shape(event_shape)
-    options = {"squash": robust, "context_dim": context_dim}
-    conditioner = {"activation": activation, "init_scale": init_scale}
+    options: dict[str, Any] = {"squash": robust, "context_dim": context_dim}
+    conditioner: dict[str, Any] = {"activation": activation, "init_scale": init_scale}
     if len(shape) == 3:
         if coupling not in COUPLINGS:
             raise ValueError(f"`coupling` is {coupling!r}, expected one of {sorted(COUPLINGS)}")
         levels, depth = glow_depth(shape, levels, steps)
-        kind, scaled = COUPLINGS[coupling], {}
+        kind = COUPLINGS[coupling]
+        scaled: dict[str, Any] = {}
         if kind is AffineCoupling:
             scaled = {"scale": scale, "limit": IMAGE_BUDGET / depth if robust else None}
 
         def coupling_(shape: tuple[int, ...], partition: Partition, width: int) -> TransformModule:
-            net = network or functools.partial(ConvNet, hidden=(width, width), **conditioner)
-            return coupling_of(kind, net, shape, partition, **options, **scaled)
+            def make(inputs: int, outputs: int) -> ConvNet:
+                return ConvNet(inputs, outputs, (width, width), **conditioner)
+
+            return coupling_of(kind, network or make, shape, partition, **options, **scaled)
 
         prior = functools.partial(AffineCoupling, hidden=(), init_scale=init_scale, **options)
         return glow_levels(
@@ -304,8 +303,7 @@ def glow(
             gain=shared_gain(depth) if robust else 1.0,
             prior=prior if learned_prior else None,
         )
-    partition = as_partition(partition, shape)
-    limit = LOG_SCALE_BUDGET / as_count(layers, "layers") if robust else None
+    partition, layers = as_partition(partition, shape), as_count(layers, "layers")
     gain = shared_gain(layers) if robust else 1.0
     affine = functools.partial(
         coupling_of,
@@ -314,7 +312,7 @@ def glow(
         shape,
         partition,
         scale=scale,
-        limit=limit,
+        limit=LOG_SCALE_BUDGET / layers if robust else None,
         hidden=hidden,
         **conditioner,
         **options,

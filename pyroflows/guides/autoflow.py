@@ -1,4 +1,4 @@
-"""A guide of any flow: where it starts, what it learns and what it says."""
+"""A guide of any flow: its start, its parameters and its posterior."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,56 +17,55 @@ from pyroflows.guides import store
 from pyroflows.guides.model import alone, latents
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.preconditioner import Preconditioner
-from pyroflows.guides.search import DENSE, HISTORY, LARGE, SMALL, search
+from pyroflows.guides.search import search
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
 from pyroflows.layers.linear import LowerTriangular
 from pyroflows.layers.tails import SinhArcsinh
 from pyroflows.rng import seeded
 from pyroflows.transform import TransformModule
-from pyroflows_common.checks import as_count, as_scale
-
-# Draws that medians and quantiles are taken of.
-DRAWS = 4096
+from pyroflows_common.checks import as_count
+from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
+from pyroflows_common.search import DENSE, HISTORY, LARGE, SMALL
 
 
 class AutoFlow(AutoContinuous):
-    r"""A guide whose posterior is a flow of one's own over all latent variables.
+    r"""A guide whose posterior is a custom flow over all latent variables.
 
-    In the unconstrained space of the D latent numbers the posterior is that of
+    The posterior of the D latent numbers, in their unconstrained space, is the distribution of
 
     $$x = m + L (b + A \cdot \mathrm{flow}(z))$$
 
-    for z from a Student-t distribution. Location m and scale L are found when the guide is set up,
-    by a search for the Gaussian that fits best, and stay fixed: one learning rate then suits every
+    for z from a Student-t distribution. A search for the Gaussian that fits best finds location m
+    and scale L when the guide is set up. They stay fixed, so that one learning rate suits every
     model, whatever its units. Shift b and lower-triangular A are learned with the flow, from 0 and
-    the identity. In more than 256 dimensions L is diagonal plus a matrix of low rank, and A
-    diagonal. A flow takes two coordinates at least: the guide of a single latent number has a
-    learned monotone function in its place.
+    the identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A
+    flow needs at least two coordinates: the guide of a single latent number learns a monotone
+    function instead.
 
-    All else is as in Pyro's own guides, with SVI, `Predictive`, `NeuTraReparam` and the like.
+    Everything else is as in Pyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
     Args:
         model: a Pyro model with continuous latent variables.
         build: makes the flow, given D: any builder of this package, with arguments by
-            `functools.partial`, or a function of one's own.
+            `functools.partial`, or a custom function.
         init_loc_fn: where each site starts, one of Pyro's strategies; by default
             `init_to_median`.
         create_plates: makes the plates of subsampled data, as in Pyro's `AutoGuide`.
-        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as the
-            host's guides do.
-        init_scale: standard deviation of every coordinate at the start without a search, or where
-            it finds nothing better.
-        degrees_of_freedom: of the Student-t base; None for a normal one.
-        path_gradient: whether the gradient of an evidence lower bound goes through the samples
-            alone ("sticking the landing"), each of limited weight. Switch it off for the
+        init: `"search"`, or `"location"` to start at `init_loc_fn` with `init_scale`, as
+            Pyro's own guides do.
+        init_scale: standard deviation of every coordinate at the start, without a search or if it
+            finds nothing better.
+        degrees_of_freedom: those of the Student-t base; None for a normal base.
+        path_gradient: whether the gradient of an evidence lower bound goes only through the
+            samples ("sticking the landing"), each with limited weight. Switch it off for the
             importance weighted bounds of `RenyiELBO`, for which it is biased.
-        seed: of the flow's first weights.
-        name: by which Pyro's parameter store knows the guide; by default that of its class, and
-            in an `AutoGuideList` that of its place there.
+        seed: seed of the flow's first weights.
+        name: name of the guide in Pyro's parameter store; by default the name of its class, or of
+            its place in an `AutoGuideList`.
 
     Raises:
-        ValueError: where an argument is out of its range; the message names it.
+        ValueError: if an argument is out of its range; the message names it.
 
     References:
         Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194); Agrawal, Sheldon and
@@ -104,14 +103,10 @@ class AutoFlow(AutoContinuous):
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        _check_function(build, "build", "a function of D that makes a flow")
+        check_function(build, "build", "a function of D that makes a flow", TransformModule)
         if init_loc_fn is not None:
-            _check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies")
-        if init not in ("search", "location"):
-            raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
-        as_scale(init_scale, "init_scale", zero=False)
-        if degrees_of_freedom is not None:
-            as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+            check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies", TransformModule)
+        check_options(init, init_scale, degrees_of_freedom)
         init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
         super().__init__(model, init_loc_fn)
         self._pyro_name = name or self._pyro_name
@@ -126,7 +121,7 @@ class AutoFlow(AutoContinuous):
         self._copied = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # The host keeps no model in pickles and copies, but nor in the guide itself.
+        # Pyro takes the model out of pickles and copies, and out of the guide itself, too.
         model, master = self._model, self.master
         copied = "transform" in self._modules
         state = {**super().__getstate__(), "init_loc_fn": None, "_copied": copied}
@@ -138,19 +133,20 @@ class AutoFlow(AutoContinuous):
         try:
             try:
                 super()._setup_prototype(*args, **kwargs)
-            except ValueError as error:  # out of range, if only at these draws of the prior
+            except ValueError as error:  # out of range, maybe only at these draws of the prior
                 wrong = error
                 with alone():
                     super()._setup_prototype(*args, **kwargs)
             self.transform = self._made(wrong, *args, **kwargs)
-        except BaseException:  # Ctrl-C, too: the next call sets the guide up from the beginning
+        except BaseException:  # or Ctrl-C: the next call sets the guide up again
             self.prototype_trace = None
             raise
 
     def _made(self, wrong: ValueError | None, *args: Any, **kwargs: Any) -> TransformModule:
-        """Return a new flow behind the start, which is looked for or recalled.
+        """Return a new flow and its start, which is searched for or taken from the store.
 
-        What was wrong with the model is raised unless there is a start.
+        Raises:
+            ValueError: what was wrong with the model, unless there is a start.
         """
         size, loc = self.latent_dim, self._init_loc()
         with seeded(self.seed):
@@ -175,23 +171,23 @@ class AutoFlow(AutoContinuous):
             own = torch.cat([where[name] for name, _ in sites])
             loc[own] = start.loc
             budget = LARGE if batched else SMALL
-            # The model's own start, the origin and random ones around it.
+            # From the model's own start, the origin and random points around it.
             uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
             starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
             with torch.enable_grad():
                 whole = _preconditioner(loc, self.init_scale)
                 found, elbo = search(log_density, whole, starts, budget)
-        except Exception as error:  # whatever a model does where it is not run as one of Pyro's
-            _warn(f"cannot follow the model ({type(error).__name__}: {error})")
+        except Exception as error:  # the model may do anything outside of a Pyro run
+            warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return False
         if not elbo.isfinite():
-            _warn("has found no Gaussian with a finite evidence lower bound")
+            warn_of_search("found no Gaussian with a finite evidence lower bound")
             return False
         start.marginal(found, own)
         return True
 
     def _is_stored(self, transform: TransformModule) -> bool:
-        """Whether Pyro's parameter store holds this guide: its start need not be looked for."""
+        """Return whether Pyro's parameter store holds this guide, so that it needs no search."""
         if pyro.settings.get("module_local_params") or not store.holds(self._pyro_name, transform):
             return False
         warnings.warn(
@@ -202,7 +198,7 @@ class AutoFlow(AutoContinuous):
         )
         return True
 
-    def get_base_dist(self) -> Any:
+    def get_base_dist(self) -> dist.Distribution:
         """Return the distribution of z: Student-t or normal."""
         zeros = torch.zeros_like(self._modules["transform"].layers[-1].loc)
         if self.degrees_of_freedom is None:
@@ -210,10 +206,10 @@ class AutoFlow(AutoContinuous):
         return dist.StudentT(self.degrees_of_freedom, zeros, 1.0).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> TransformModule:
-        """Return the transform of z to the unconstrained latent numbers."""
+        """Return the transform from z to the unconstrained latent numbers."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
-        if self._copied:  # a guide of its own, beside the one that it was copied from
+        if self._copied:  # a new guide, separate from the original
             self._pyro_name, self._copied = store.free_name(self._pyro_name), False
         store.register(self._pyro_name, self._modules["transform"])
         return self._modules["transform"]
@@ -225,17 +221,17 @@ class AutoFlow(AutoContinuous):
         return kind(self.get_base_dist(), [self.get_transform()])
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the median of each latent number, of 4096 draws that are always the same."""
+        """Return the median of each latent number, from 4096 draws that are always the same."""
         return {name: draws[0] for name, draws in self.quantiles([0.5]).items()}
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return quantiles of each latent number, of 4096 draws that are always the same."""
+        """Return quantiles of each latent number, from 4096 draws that are always the same."""
         posterior = FlowDistribution(self.get_base_dist(), [self.get_transform()])
         with seeded(0):
             draws = posterior.sample((DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
-        # Dimensions for the model's plates between that of the draws and the latent numbers'.
+        # The dimensions of the plates lie between those of the draws and of the latent numbers.
         plates = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
         result = {}
         for site, unconstrained in self._unpack_latent(draws[(slice(None), *[None] * plates)]):
@@ -245,23 +241,11 @@ class AutoFlow(AutoContinuous):
         return result
 
 
-def _check_function(value: Any, name: str, expected: str) -> None:
-    if not callable(value) or isinstance(value, TransformModule):
-        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
-
-
 def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:
     rank = None if len(loc) <= DENSE else 2 * HISTORY
     return Preconditioner(len(loc), rank=rank).to(loc).at(loc, scale)
 
 
-def _warn(reason: str) -> None:
-    warnings.warn(
-        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
-        stacklevel=2,
-    )
-
-
 def _monotone() -> TransformModule:
-    """Return a flexible bijection of one number, which couplings cannot give."""
+    """Return a flexible bijection of one number, which no coupling can transform."""
     return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

@@ -1,10 +1,8 @@
-"""Guides: flows as variational posteriors of Pyro models, ready to use."""
+"""Guides for Pyro models that are ready to use: couplings as variational posteriors."""
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from pyroflows.flows.builders import glow
 from pyroflows.guides.autoflow import AutoFlow
@@ -15,25 +13,21 @@ from pyroflows.layers.scales import TanhScale
 from pyroflows.layers.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
 from pyroflows_common.checks import as_count
+from pyroflows_common.guides import INIT_SCALE, LOG_SCALE_BUDGET, permutations
 from pyroflows_common.partition import as_partition
-
-# Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
-LOG_SCALE_BUDGET = 24.0
-# Standard deviation of the first weights of each conditioner's last layer.
-INIT_SCALE = 1e-3
 
 
 class AutoNICE(AutoFlow):
     """A guide of additive couplings.
 
-    Pairs of couplings that swap their halves, each behind a fixed random permutation.
+    The couplings form pairs that swap their halves. A fixed random permutation precedes each pair.
 
     Args:
-        model: as `AutoFlow`'s.
+        model: as in `AutoFlow`.
         layers: number of couplings.
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
-        options: as `AutoFlow`'s.
+        options: as in `AutoFlow`.
 
     References:
         Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516).
@@ -55,22 +49,22 @@ class AutoNICE(AutoFlow):
 
 
 class AutoRealNVP(AutoFlow):
-    """A guide of affine couplings: the one to try first.
+    """A guide of affine couplings: the first guide to try.
 
-    Pairs of couplings that swap their halves, each behind a fixed random permutation.
+    The couplings form pairs that swap their halves. A fixed random permutation precedes each pair.
 
     Args:
-        model: as `AutoFlow`'s.
+        model: as in `AutoFlow`.
         layers: number of couplings.
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
-        preset: None, or `"high_dim"` for thousands of latent numbers: a soft asymmetric clamp for
-            a scale, learned tails of each base coordinate, and a limit to what far-out draws
-            become.
-        options: as `AutoFlow`'s.
+        preset: None, or `"high_dim"` for thousands of latent numbers. That gives a soft asymmetric
+            clamp as the scale, learned tails of each base coordinate, and a limit on far-out
+            draws.
+        options: as in `AutoFlow`.
 
     Raises:
-        ValueError: where an argument is out of its range; the message names it.
+        ValueError: if an argument is out of its range; the message names it.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803);
@@ -107,11 +101,11 @@ class AutoGlow(AutoFlow):
     """A guide of Glow's steps: `AutoFlow` with `glow`.
 
     Args:
-        model: as `AutoFlow`'s.
+        model: as in `AutoFlow`.
         layers: number of steps.
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
-        options: as `AutoFlow`'s.
+        options: as in `AutoFlow`.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039).
@@ -138,22 +132,22 @@ class AutoGlow(AutoFlow):
 
 
 def _pairs(coupling: Callable[..., TransformModule], layers: int, size: int) -> TransformModule:
-    """Stack couplings in pairs that swap their halves, each pair behind a random permutation.
+    """Stack pairs of couplings that swap their halves, each after a random permutation.
 
-    Without the permutations, coordinates of one half would see each other only through the other.
+    Without the permutations, coordinates of one half would see each other only through the other
+    half.
     """
     halves = as_partition("halves", size)
-    random, order, pairs = np.random.default_rng(0), np.arange(size), []
-    for _ in range(as_count(layers, "layers") // 2):
-        permutation = random.permutation(size)
-        order = order[permutation]
+    shuffles, restoring = permutations(size, as_count(layers, "layers") // 2)
+    pairs = []
+    for shuffle in shuffles:
         pair = [coupling(size, partition=part) for part in (halves, halves.swap)]
-        pairs.append(Chain([Permutation(permutation.tolist()), *pair]))
+        pairs.append(Chain([Permutation(shuffle), *pair]))
     stack = [Stack(pairs)] if pairs else []
     single = [coupling(size, partition=halves)] if layers % 2 else []
-    return Chain([*stack, *single, Permutation(np.argsort(order).tolist())])
+    return Chain([*stack, *single, Permutation(restoring)])
 
 
 def _tailed(build: Callable[..., TransformModule], size: int) -> TransformModule:
-    """Return a flow with learned tails at the base and a limit at the other end."""
+    """Return a flow with learned tails at its base and a limit at its other end."""
     return Chain([SinhArcsinh(size), build(size), LogTails(size)])

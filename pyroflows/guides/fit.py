@@ -1,9 +1,9 @@
-"""Training of guides: the highest evidence lower bound that some learning rate comes to."""
+"""Training of guides: the highest evidence lower bound that some learning rate reaches."""
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.poutine import Trace
 from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyroflows.guides.model import (
     alone,
@@ -24,23 +24,24 @@ from pyroflows.guides.model import (
     without,
 )
 from pyroflows.rng import seeded
+from pyroflows_common.ascent import PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
-from pyroflows_common.schedule import SHORTEST, check_schedule, factor, mean_loss, stretches
+from pyroflows_common.schedule import check_schedule, factor
 
-PARTICLES = 16
+Model = Callable[..., Any]  # or a guide
 
 
 @dataclasses.dataclass
 class GuideFitResult:
-    """What `fit_guide` has come to.
+    """The result of `fit_guide`.
 
     Args:
         guide: the trained guide.
-        losses: minus the evidence lower bound at each step of the best run, in nats; also of the
-            steps that were skipped.
-        loss: the best mean loss of a stretch, infinite where none was finite.
-        learning_rate: that of the best run.
-        skipped: number of its steps that were left out since loss or gradient were not finite.
+        losses: minus the evidence lower bound at each step of the best run, in nats; skipped
+            steps included.
+        loss: the mean loss of the best stretch; infinite if no stretch had one.
+        learning_rate: learning rate of the best run.
+        skipped: number of its steps that were skipped because loss or gradient was not finite.
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
     """
 
@@ -67,39 +68,39 @@ def fit_guide(
 ) -> GuideFitResult:
     r"""Train a guide by the host's `SVI`, and keep the best of it.
 
-    Adam climbs the evidence lower bound with a learning rate that falls along a cosine, which takes
-    the noise of the last steps out. The parameters that are left are those after the best stretch
-    of training, by the mean loss over a fiftieth of all steps, and of the best run, where several
-    learning rates are given: each starts at the same place, where the guide does. Equal seeds give
-    equal numbers.
+    Adam climbs the evidence lower bound with a learning rate that falls along a cosine, which
+    averages out the noise of the last steps. A run is divided into fifty stretches. The parameters
+    after the stretch with the best mean loss are kept. With several learning rates there is one
+    run for each, all from the start of the guide, and the best run counts. Runs with the same
+    seed are identical.
 
-    A step whose loss or gradient is not finite, or where the model raises an error, is skipped; a
-    stretch of nothing else ends a run.
+    A step is skipped if its loss or gradient is not finite, or if the model raises an error. A
+    stretch of skipped steps only ends the run.
 
     Args:
         guide: an automatic or hand-written guide. Its parameters, and those of the model, are
             trained in place; Pyro's parameter store holds them.
-        model: the model, with its data as observed sites. Default: the one that an automatic
-            guide was made for, with all sites that it hides from the guide.
+        model: the model, with its data as observed sites. Default: the model of an automatic
+            guide, including sites hidden from the guide.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
         steps: number of steps of each run.
-        learning_rate: Adam's step size, or several to try: one run each.
+        learning_rate: Adam's step size, or several to try.
         schedule: `"cosine"`, None, or a function of the number of steps done, from 0, that gives a
             factor on the learning rate.
         loss: one of Pyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles, as a
-            batch where the model can be batched, or `TraceEnum_ELBO` where the guide leaves
-            discrete sites to be summed out.
+            batch if the model can be batched, or `TraceEnum_ELBO` if the guide leaves discrete
+            sites to be summed out.
         progress: whether to show a bar.
-        seed: of all random numbers; the global ones are not touched.
+        seed: seed of all random numbers; the global ones are left alone.
 
     Returns:
-        The guide with the history of its best run. Ctrl-C ends training with what is best so far.
+        The guide with the history of its best run. Ctrl-C ends training and keeps the best so far.
 
     Raises:
-        ValueError: where an argument is out of its range, `model` is missing, or the guide leaves
-            sites to a default `loss` that cannot be summed out.
-        TypeError: where `guide`, `model` or `args` is of the wrong kind.
+        ValueError: if an argument is out of its range, if `model` is missing, or if the guide
+            leaves sites to a default `loss` that cannot be summed out.
+        TypeError: if `guide`, `model` or `args` has the wrong type.
 
     Examples:
         >>> import pyro, pyro.distributions as dist
@@ -116,38 +117,26 @@ def fit_guide(
     check_schedule(schedule)
     factors = [factor(schedule, k, steps) for k in range(steps)]
     own, model = model is None, model_of(guide, model, "guide")
-    if own:  # an automatic guide's, with all that it hides from it
+    if own:  # the guide may see only a part of its model
         model = without(model, BlockMessenger)
     inputs = as_inputs(args, kwargs)
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
-    found = []
     with seeded(seed):
         if loss is None:
             model, loss = _bound(model, guide, inputs)
-        run = _Run(model, guide, loss, factors, inputs, seed)
-        with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
-            for rate in rates:
-                found.append(run.train(rate, bar))
-                if found[-1][0].stopped == "interrupted":
-                    break
-    result, best = min(found, key=lambda one: one[0].loss)
-    run.restore(best)
-    if result.stopped == "not finite":
-        left = "those of its best stretch" if math.isfinite(result.loss) else "what they were"
-        warnings.warn(
-            f"training stopped after {len(result.losses)} steps, as the evidence lower bound was "
-            f"not finite{run.cause}: the guide's parameters are {left}",
-            stacklevel=2,
-        )
-    return result
+        ascent = _Ascent(model, guide, loss, factors, inputs, seed)
+        best = ascent.best(rates, steps, progress)
+    ascent.restore(best.state)
+    best.warn(ascent.cause)
+    return GuideFitResult(guide, *best[1:])
 
 
-def _bound(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
+def _bound(model: Model, guide: Model, inputs: Inputs) -> tuple[Model, ELBO]:
     """Return the model and an evidence lower bound that suits it.
 
-    Where discrete sites are left to it, it sums them out. Where the model cannot be batched, it
-    takes one particle at a time.
+    The bound sums out discrete sites that the guide leaves. It takes one particle at a time if the
+    model cannot be batched.
     """
     traces = [_run(model, guide, inputs) for _ in range(PARTICLES)]
     drawn, trace = traces[0]
@@ -169,22 +158,22 @@ def _bound(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
     if lost:
         raise ValueError(
             f"`guide` does not draw the sites {lost} of `model`, which cannot be summed out: the "
-            "bound would not be one. Draw them in the guide, or give a `loss` that can do without"
+            "loss would be no bound. Draw them in the guide, or give a `loss` that does without"
         )
     return config_enumerate(model), TraceEnum_ELBO(**options)
 
 
-def _run(model: Any, guide: Any, inputs: Inputs) -> tuple[Any, Any]:
+def _run(model: Model, guide: Model, inputs: Inputs) -> tuple[Trace, Trace]:
     """Return traces of guide and model with the same draws."""
     args, kwargs = inputs
     drawn = poutine.trace(guide).get_trace(*args, **kwargs)
     return drawn, poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
 
 
-def _unbatchable(model: Any, traces: list[Any], inputs: Inputs, nesting: int) -> str:
-    """Say why a model does not give several particles at once the densities of each by itself.
+def _unbatchable(model: Model, traces: list[Trace], inputs: Inputs, nesting: int) -> str:
+    """Say why the densities of several particles at once are not those of each one alone.
 
-    One that is written for a single particle may broadcast its data over several, or mix them.
+    A model written for a single particle may broadcast its data over several, or mix them.
     """
     args, kwargs = inputs
     values = [{n: s["value"].detach() for n, s in latent_sites(t).items()} for t in traces]
@@ -195,7 +184,7 @@ def _unbatchable(model: Any, traces: list[Any], inputs: Inputs, nesting: int) ->
         batch[name] = several[(slice(None), *plates)]
     particles = pyro.plate("_particles", len(values), dim=-nesting - 1)
 
-    def densities(model: Any, values: dict[str, Tensor]) -> dict[str, float]:
+    def densities(model: Model, values: dict[str, Tensor]) -> dict[str, float]:
         with torch.no_grad(), alone(), seeded(0):
             trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
             trace.compute_log_prob()
@@ -217,59 +206,44 @@ def _unbatchable(model: Any, traces: list[Any], inputs: Inputs, nesting: int) ->
     return ""
 
 
-class _Run:
-    """A guide and its model, at the start of training."""
+class _Ascent(Ascent):
+    """Training of a guide and its model."""
 
     def __init__(
         self,
-        model: Any,
-        guide: Any,
-        loss: Any,
+        model: Model,
+        guide: Model,
+        loss: ELBO,
         factors: list[float],
         inputs: Inputs,
         seed: int,
     ) -> None:
-        self.guide, self.loss, self.factors, self.seed = guide, loss, factors, seed
+        self.loss, self.factors, self.seed = loss, factors, seed
         self.cause = ""
         self.inputs = (model, guide, *inputs[0]), inputs[1]
         with poutine.trace(param_only=True) as capture:
             self.evaluate()
         sites = capture.trace.nodes.values()
         self.parameters = list(dict.fromkeys(site["value"].unconstrained() for site in sites))
-        self.start = self.copied()
+        self.start = self.state_now()
 
-    def train(self, rate: float, bar: Any) -> tuple[GuideFitResult, list[Tensor]]:
-        """Return what one learning rate comes to, and its parameters."""
+    def begin(self) -> None:
         self.restore(self.start)
         torch.manual_seed(self.seed)
-        best, loss, skipped, stopped = self.start, math.inf, 0, "steps"
-        losses: list[float] = []
-        adam = torch.optim.Adam(self.parameters, foreach=True)
-        for length in stretches(len(self.factors)):
-            done = len(losses)
-            try:
-                while len(losses) < done + length:
-                    adam.param_groups[0]["lr"] = rate * self.factors[len(losses)]
-                    losses.append(self.attempt())
-                    if math.isfinite(losses[-1]) and self.gradient_norm().isfinite():
-                        adam.step()
-                    else:
-                        skipped += 1
-                    adam.zero_grad()
-                    bar.update()
-            except KeyboardInterrupt:
-                stopped = "interrupted"
-            stretch = np.array(losses[done:])
-            mean = mean_loss(stretch) if len(stretch) >= min(length, SHORTEST) else math.inf
-            if mean < loss:
-                loss, best = mean, self.copied()
-            if stopped == "interrupted":
-                break
-            if not np.isfinite(stretch).any():
-                stopped = "not finite"
-                break
-            bar.set_postfix_str(f"ELBO {-mean:.2f}")
-        return GuideFitResult(self.guide, np.array(losses), loss, rate, skipped, stopped), best
+        self.adam = torch.optim.Adam(self.parameters, foreach=True)
+        self.skipped = self.done = 0
+
+    def climb(self, rate: float, length: int) -> Iterator[np.ndarray]:
+        for _ in range(length):
+            self.adam.param_groups[0]["lr"] = rate * self.factors[self.done]
+            self.done += 1
+            loss = self.attempt()
+            yield np.array([loss])
+            if math.isfinite(loss) and self.gradient_norm().isfinite():
+                self.adam.step()
+            else:
+                self.skipped += 1
+            self.adam.zero_grad()
 
     def evaluate(self) -> float:
         """Return the loss, and leave its gradients with the parameters."""
@@ -277,7 +251,7 @@ class _Run:
         return float(self.loss.loss_and_grads(*args, **kwargs))
 
     def attempt(self) -> float:
-        """As `evaluate`; NaN where the model, or validation, refuses what a guide has become."""
+        """Return the loss; NaN if the model, or validation, raises an error at these parameters."""
         try:
             return self.evaluate()
         except torch.OutOfMemoryError:
@@ -290,7 +264,7 @@ class _Run:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
-    def copied(self) -> list[Tensor]:
+    def state_now(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()

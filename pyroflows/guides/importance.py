@@ -1,9 +1,11 @@
-"""Importance weights: the draws of a guide, weighed against its model."""
+"""Importance weights: the draws of a guide, and their densities in guide and model."""
 
 import contextlib
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -11,58 +13,52 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyroflows_common.checks import Inputs
+from pyroflows_common.sites import (
+    Draws,
+    Sites,
+    check_match,
+    check_plates,
+    check_widths,
+    site_of,
+)
 
-# Draws whose model is evaluated at once.
+# Number of draws at which the model is evaluated at once.
 BLOCK = 250
 
-
-class Sites(NamedTuple):
-    """The sites of one run, by their names."""
-
-    latent: dict[str, Any]
-    observed: dict[str, Any]  # without factors
-    deterministic: dict[str, Any]
+Model = Callable[..., Any]  # or a guide
+Evaluated = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
-class Draws(NamedTuple):
-    """Draws of a guide, and what the model makes of them: the first dimension is that of draws."""
-
-    sites: Sites
-    values: dict[str, Tensor]
-    log_q: Tensor
-    log_p: Tensor
-    log_likelihood: dict[str, Tensor]
-    deterministic: dict[str, Tensor]
-
-
-def draw(posterior: Any, model: Any, inputs: Inputs, draws: int) -> Draws:
+def draw(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Draws[Tensor]:
     """Draw from a guide or a density, and evaluate the model at each draw."""
     guide = _guide_of(posterior, model, inputs)
-    guide_sites, sites = _match(_run(guide, inputs), model, inputs)
-    # What the host can draw at once needs a dimension outside of all that the sites have.
+    guide_sites, sites = _matched(_run(guide, inputs), model, inputs)
+    # The host draws many at once along a dimension outside of those of all sites.
     known = isinstance(posterior, AutoContinuous | AutoNormal | dist.Distribution)
     fns = [site["fn"] for kind in (*sites, guide_sites.latent) for site in kind.values()]
     nesting = max(len(fn.batch_shape) for fn in fns) if known else None
     shapes = {name: site["value"].shape for name, site in sites.latent.items()}
     values, log_q = _sample(guide, inputs, draws, shapes, nesting)
-    for name, value in values.items():
-        if value.is_floating_point() and value.numel() and (value == value[0]).all():
-            raise ValueError(
-                f"`posterior` gives site {name!r} the same value in all {draws} draws: a point "
-                "has no density to weigh; use a guide with a width"
-            )
-    return Draws(sites, values, log_q, *_evaluate(model, inputs, values))
+    check_widths({name: as_array(value) for name, value in values.items()})
+    observed = {name: torch.as_tensor(site["value"]) for name, site in sites.observed.items()}
+    return Draws(sites, observed, values, log_q, *_evaluate(model, inputs, values))
 
 
-def _run(function: Any, inputs: Inputs) -> Any:
+def as_array(x: Tensor) -> np.ndarray:
+    """Return a tensor of any device as an array."""
+    return x.detach().cpu().numpy()
+
+
+def _run(function: Model, inputs: Inputs) -> Trace:
     return poutine.trace(function).get_trace(*inputs[0], **inputs[1])
 
 
-def _sites(trace: Any) -> Sites:
+def _sites(trace: Trace) -> Sites:
     sites = Sites({}, {}, {})
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site):
@@ -71,82 +67,36 @@ def _sites(trace: Any) -> Sites:
             sites.latent[name] = site
         elif site["infer"].get("_deterministic"):
             sites.deterministic[name] = site
-        elif torch.as_tensor(site["value"]).numel():  # that of a factor is empty
+        elif torch.as_tensor(site["value"]).numel():  # a factor has no value
             sites.observed[name] = site
     return sites
 
 
-def _guide_of(posterior: Any, model: Any, inputs: Inputs) -> Any:
+def _guide_of(posterior: Any, model: Model, inputs: Inputs) -> Model:
     """Return the guide, or one that draws the model's only site from a density."""
     if not isinstance(posterior, dist.Distribution):
         return posterior
-    latent = _sites(_run(model, inputs)).latent
-    if len(latent) != 1:
-        raise ValueError(
-            f"`posterior` is a density, but `model` has the latent sites {sorted(latent)}: "
-            "expected one; use a guide"
-        )
-    ((name, site),) = latent.items()
-    support, batch = site["fn"].support, tuple(posterior.batch_shape)
-    shape, expected = tuple(posterior.event_shape), tuple(site["fn"].shape())
-    if not isinstance(_each(support), type(constraints.real)):
-        raise ValueError(
-            f"`posterior` is a density on the real line, but site {name!r} of `model` has the "
-            f"support {support}: use a guide"
-        )
-    if batch:
-        raise ValueError(
-            f"`posterior` is a batch of densities of shape {batch}, expected one: of a "
-            "conditional flow, give one context"
-        )
-    if shape != expected:
-        raise ValueError(
-            f"`posterior` has events of shape {shape}, but site {name!r} of `model` has shape "
-            f"{expected}"
-        )
+    name = site_of(posterior, _sites(_run(model, inputs)), _is_real)
     return lambda *args, **kwargs: pyro.sample(name, posterior)
 
 
-def _match(guide_trace: Any, model: Any, inputs: Inputs) -> tuple[Sites, Sites]:
-    """Return the sites of guide and model, and refuse what cannot be weighed."""
+def _matched(guide_trace: Trace, model: Model, inputs: Inputs) -> tuple[Sites, Sites]:
+    """Return the sites of guide and model, and check that the draws can be weighed."""
     trace = _run(poutine.replay(model, trace=guide_trace), inputs)
     guide_sites, sites = _sites(guide_trace), _sites(trace)
-    auxiliary = {n for n, s in guide_sites.latent.items() if s["infer"].get("is_auxiliary")}
-    missing = sorted(set(sites.latent) - set(guide_sites.latent))
-    surplus = sorted(set(guide_sites.latent) - set(sites.latent) - auxiliary)
-    if missing or not sites.latent:
-        raise ValueError(
-            f"`posterior` does not draw the latent sites {missing} of `model`: expected all of "
-            "them; sum discrete ones out in the model"
-        )
-    if surplus:
-        raise ValueError(
-            f"`posterior` draws the sites {surplus}, which `model` does not have: mark auxiliary "
-            "ones with infer={'is_auxiliary': True}"
-        )
-    for name, site in sites.latent.items():
-        shape, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
-        if shape != expected:
-            raise ValueError(
-                f"`posterior` draws site {name!r} with shape {shape}, but in `model` it has shape "
-                f"{expected}"
-            )
-    everything = (*guide_trace.nodes.values(), *trace.nodes.values())
-    for plate in (p for s in everything if s["type"] == "sample" for p in s["cond_indep_stack"]):
-        if plate.full_size not in (None, plate.size):
-            raise ValueError(
-                f"plate {plate.name!r} takes a subsample, {plate.size} of {plate.full_size}: the "
-                "ratios need all of the data; choose `args` or `kwargs` so that the model does"
-            )
+    check_match(guide_sites, sites)
+    nodes = [s for t in (guide_trace, trace) for s in t.nodes.values() if s["type"] == "sample"]
+    plates = (plate for site in nodes for plate in site["cond_indep_stack"])
+    check_plates((plate.name, plate.size, plate.full_size) for plate in plates)
     return guide_sites, sites
 
 
 def _sample(
-    guide: Any, inputs: Inputs, draws: int, shapes: dict[str, Any], nesting: int | None
+    guide: Model, inputs: Inputs, draws: int, shapes: dict[str, torch.Size], nesting: int | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw each site with the log-density of each draw, at once if all plates can be nested."""
+    """Draw each site, with the log-density of each draw; at once if the nesting is known."""
     if nesting is not None:
-        with contextlib.suppress(Exception):  # an error of the guide comes again below
+        with contextlib.suppress(Exception):  # below, an error of the guide is raised again
             trace = _run(pyro.plate("_draws", draws, dim=-nesting - 1)(guide), inputs)
             trace.compute_log_prob()
             sites = _sites(trace).latent
@@ -158,10 +108,10 @@ def _sample(
     return values, torch.stack([trace.log_prob_sum() for trace in traces])
 
 
-def _evaluate(model: Any, inputs: Inputs, values: dict[str, Tensor]) -> tuple[Any, ...]:
+def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Evaluated:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
-    def one(values: dict[str, Tensor]) -> tuple[Any, ...]:
+    def one(values: dict[str, Tensor]) -> Evaluated:
         trace = _run(poutine.condition(model, values), inputs)
         trace.compute_log_prob()
         log_p = trace.log_prob_sum()
@@ -177,11 +127,16 @@ def _evaluate(model: Any, inputs: Inputs, values: dict[str, Tensor]) -> tuple[An
 
     try:
         return torch.vmap(one, chunk_size=BLOCK)(values)
-    except Exception:  # what vmap cannot do, it refuses; an error of the model comes again
+    except Exception:  # vmap refuses it; an error of the model is raised again
         draws = range(len(next(iter(values.values()))))
-        log_p, *rest = zip(*[one({n: v[i] for n, v in values.items()}) for i in draws], strict=True)
-        stacked = ({n: torch.stack([d[n] for d in dicts]) for n in dicts[0]} for dicts in rest)
-        return torch.stack(log_p), *stacked
+        found = [one({name: value[i] for name, value in values.items()}) for i in draws]
+        log_p, likelihoods, deterministic = zip(*found, strict=True)
+        return torch.stack(log_p), _stacked(likelihoods), _stacked(deterministic)
+
+
+def _stacked(dicts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return one dictionary of stacked tensors."""
+    return {name: torch.stack([tensors[name] for tensors in dicts]) for name in dicts[0]}
 
 
 def _each(support: Any) -> Any:
@@ -191,9 +146,13 @@ def _each(support: Any) -> Any:
     return support
 
 
-def _inside(site: Any) -> Tensor:
-    """Whether a value lies in the support of its site, where that is a matter of each number."""
+def _is_real(support: Any) -> bool:
+    return isinstance(_each(support), type(constraints.real))
+
+
+def _inside(site: dict[str, Any]) -> Tensor:
+    """Return whether a value lies in the support of its site, if each number decides for itself."""
     support = site["fn"].support
-    if _each(support).event_dim:  # a simplex or a matrix, whose conditions hold up to rounding
+    if _each(support).event_dim:  # a simplex or a matrix: its conditions hold up to rounding
         return site["value"].new_ones((), dtype=torch.bool)
     return support.check(site["value"]).all()

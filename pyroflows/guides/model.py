@@ -1,4 +1,4 @@
-"""A model's latent numbers: what a search for a guide's start sees of the model."""
+"""What the search for a guide's start sees of a model: its continuous latent numbers."""
 
 import contextlib
 import functools
@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from jaxtyping import Float, Int
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine import Trace
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -19,28 +21,31 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from pyroflows.rng import seeded
+from pyroflows_common import guides
+
+LogDensity = Callable[[Float[Tensor, "n D"]], Float[Tensor, " n"]]
 
 
 class Latents(NamedTuple):
     """The continuous latent numbers of a model, as one vector of D unconstrained coordinates.
 
     Args:
-        where: each site's coordinates.
-        loc: `(D,)`, where each site starts.
-        log_density: maps `(n, D)` to the log-densities in the model, NaN where that has none.
-        batched: whether the model is evaluated at many points at once.
+        where: coordinates of each site.
+        loc: where each site starts.
+        log_density: log-density of the model at many points; NaN if the model raises an error.
+        batched: whether the model takes many points at once.
     """
 
-    where: dict[str, Tensor]
-    loc: Tensor
-    log_density: Callable[[Tensor], Tensor]
+    where: dict[str, Int[Tensor, " n"]]
+    loc: Float[Tensor, " D"]
+    log_density: LogDensity
     batched: bool
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Run models unseen by what else runs, and without validation."""
-    validated = Distribution._validate_args  # which Pyro would set to its own
+    """Run models without validation, and hidden from all handlers outside."""
+    validated = Distribution._validate_args  # Pyro would leave its own setting behind
     try:
         with poutine.block(), pyro.validation_enabled(False):
             yield
@@ -52,17 +57,17 @@ def alone() -> Iterator[None]:
 def latents(
     model: Callable[..., Any], init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Latents:
-    """Return the latent numbers of a guide's model, those that it hides from the guide included.
+    """Return the latent numbers of a guide's model, including those hidden from the guide.
 
     A guide for some of the sites sees the model through `poutine.block`, which may hide the data
-    with the others. Discrete sites are summed out.
+    together with the other sites. Discrete sites are summed out.
 
     Raises:
-        NotImplementedError: where a discrete site has no finite support.
+        NotImplementedError: if a discrete site has no finite support.
     """
     model = without(model, InitMessenger, BlockMessenger)
 
-    def start(site: Any) -> Tensor | None:
+    def start(site: dict[str, Any]) -> Tensor | None:
         return None if site["fn"].support.is_discrete else init_loc_fn(site)
 
     trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
@@ -94,12 +99,13 @@ def latents(
     batched = functools.partial(_frozen, torch.func.vmap(one, randomness="same"))
     try:
         batched(torch.stack([loc, loc]))
-    except Exception as error:  # whatever a model does that cannot be batched
+    except Exception as error:  # a model that cannot be batched may raise anything
         each(loc[None])
         if not discrete:
             warnings.warn(
-                "the model takes one point at a time: the search for a start is slow, and so it is "
-                f"a short one. At several it raises {type(error).__name__}: {first_line(error)}",
+                "the model takes one point at a time: the search for a start is slow, and "
+                f"therefore short. At several it raises {type(error).__name__}: "
+                f"{first_line(error)}",
                 stacklevel=3,
             )
         return Latents(where, loc, alone()(functools.partial(_defined, each)), False)
@@ -107,13 +113,13 @@ def latents(
 
 
 def _frozen(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Evaluate a model with the same subsample of its data each time: noise misleads a search."""
+    """Evaluate a model with the same subsample of its data each time: noise misleads the search."""
     with seeded(0):
         return function(x)
 
 
 def _defined(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """Evaluate a function of each point, with NaN at those where it raises an error."""
+    """Evaluate a function at each point; NaN where it raises an error."""
     try:
         return function(points)
     except (ArithmeticError, RuntimeError, ValueError):
@@ -122,46 +128,34 @@ def _defined(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         return torch.cat([_defined(function, half) for half in points.chunk(2)])
 
 
-def latent_sites(trace: Any) -> dict[str, Any]:
-    """Return the latent sites of a trace by name, but for the subsamples of plates."""
+def latent_sites(trace: Trace) -> dict[str, Any]:
+    """Return the latent sites of a trace by name, without the subsamples of plates."""
     return dict(prune_subsample_sites(trace).iter_stochastic_nodes())
 
 
-def plate_nesting(trace: Any) -> int:
-    """Return how many dimensions the plates of a trace take."""
+def plate_nesting(trace: Trace) -> int:
+    """Return the number of dimensions that the plates of a trace take."""
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
 def first_line(error: Exception) -> str:
-    """Return the message of an error without what Pyro and torch append."""
+    """Return the first line of an error's message; Pyro and torch append more."""
     return (str(error).splitlines() or [""])[0]
 
 
 def without(model: Callable[..., Any], *handlers: type) -> Callable[..., Any]:
-    """Return a model without the handlers of some kinds among those that it is wrapped in."""
+    """Return a model without the handlers of some kinds that it is wrapped in."""
     if not isinstance(model, functools.partial) or not isinstance((*model.args, 0)[0], Messenger):
         return model
     handler, inner = model.args[0], without(model.args[1], *handlers)
     return inner if isinstance(handler, handlers) else handler(inner)
 
 
-def model_of(posterior: Any, model: Any, name: str = "posterior") -> Any:
-    """Return the model, and refuse what is no posterior."""
-    expected = "a guide" if name == "guide" else "a guide or a distribution"
-    if not callable(posterior):  # which a distribution is, too
-        raise TypeError(f"`{name}` is a {type(posterior).__name__}, expected {expected}")
-    if isinstance(posterior, type):
-        raise TypeError(f"`{name}` is the class {posterior.__name__}, expected an instance")
-    if model is None:
-        with contextlib.suppress(AttributeError, TypeError):  # a copied guide has lost its model
-            model = posterior.model
-    if model is None:
-        raise ValueError(
-            "`model` is missing: only an automatic guide knows the model that it was made for, "
-            "and Pyro's forgets it when it is copied or saved"
-        )
-    if not callable(model):
-        raise TypeError(f"`model` is a {type(model).__name__}, expected a function")
-    # An automatic guide holds its model in a handler that starts each site from draws of its own.
+def model_of(posterior: Any, model: Any, name: str = "posterior") -> Callable[..., Any]:
+    """Check that `posterior` is a guide or a distribution, and return its model."""
+    model = guides.model_of(
+        posterior, model, name, note=", and Pyro's forgets it when it is copied or saved"
+    )
+    # An automatic guide holds its model in a handler that starts each site at a draw of its own.
     return without(model, InitMessenger)

@@ -1,9 +1,10 @@
-"""Gradients of a guide that go through its samples alone.
+"""Gradients of a guide that go only through its samples.
 
 Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,16 +12,15 @@ from torch import Tensor
 
 from pyroflows.distribution import FlowDistribution
 
-# Longest gradient that one draw may contribute, in standard deviations of the whole posterior.
+# Limit on the gradient of one draw, in standard deviations of the whole posterior.
 GRADIENT_LIMIT = 10.0
 
 
 class Limited(torch.autograd.Function):
-    """Both arguments as they are; what comes back to x is no longer than the limit.
+    """Returns both arguments, and limits the length of the gradient of x.
 
-    The gradient that comes back to `unit`, a zero that is added to each draw's log-density, is
-    what one nat of that draw weighs in the objective: a mean over particles weighs each by one in
-    their number.
+    `unit` is a zero that is added to the log-density of each draw. Its gradient is therefore the
+    weight of one nat of that draw in the objective: a mean over n particles gives each 1/n.
     """
 
     generate_vmap_rule = True
@@ -36,7 +36,7 @@ class Limited(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor, weight: Tensor) -> tuple[Tensor, None]:
-        """Shorten what comes back to x."""
+        """Shorten the gradient of x."""
         bound = GRADIENT_LIMIT * math.sqrt(slope.shape[-1]) * weight.abs()
         size = slope.norm(dim=-1)
         # A draw without a finite gradient contributes nothing.
@@ -49,17 +49,17 @@ class Limited(torch.autograd.Function):
 class PathDistribution(FlowDistribution):
     r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
 
-    An evidence lower bound keeps the gradient that goes through the samples: as right on average,
-    and zero for every draw where guide and posterior are equal. What one draw contributes is cut
-    to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide started
-    from: one draw from far out would otherwise outweigh all others for thousands of steps.
+    An evidence lower bound keeps the gradient that goes through the samples. That gradient is
+    unbiased, and it is zero for every draw if guide and posterior are equal. The gradient of one
+    draw is cut to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide
+    started from. Otherwise a single far-out draw would outweigh all others for thousands of steps.
 
     References:
         Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
     """
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw, and keep what `log_prob` adds for `Limited` to know the weight of a draw."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw, and keep the unit of each draw for `log_prob` to add."""
         (flow,) = self.transforms
         inner, preconditioner = flow.layers
         x, _ = inner.forward_and_ladj(self.base_dist.rsample(torch.Size(sample_shape)))
@@ -69,8 +69,8 @@ class PathDistribution(FlowDistribution):
         return y
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of `value`: as a function of the value alone, where that has a gradient."""
-        if torch.jit.is_tracing():  # where gradients cannot be taken: the whole one is right, too
+        """Log-density of `value`, as a function of the value alone if that has a gradient."""
+        if torch.jit.is_tracing():  # takes no inner gradient; the whole one is unbiased, too
             return super().log_prob(value)
         if not (torch.is_grad_enabled() and value.requires_grad):
             return super().log_prob(value)

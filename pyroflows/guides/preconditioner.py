@@ -1,8 +1,9 @@
-"""The fixed affine map in front of a guide: the location, scale and correlations it starts from."""
+"""The fixed affine map from which a guide starts: location, scale and correlations."""
 
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyroflows.layers.linear import exactly, vector_size
@@ -11,13 +12,14 @@ from pyroflows_common.checks import as_count
 
 
 class Preconditioner(TransformModule):
-    r"""A fixed location and scale, correlations among them: where a guide starts.
+    r"""A fixed affine map: the location, scale and correlations from which a guide starts.
 
     $$y = s \odot (x + Q ((e^{\lambda} - 1) \odot Q^\top x)) + \mathrm{loc}, \qquad
     \log|\det dy/dx| = \sum_j \log s_j + \sum_k \lambda_k$$
 
-    with orthonormal columns Q: as many as coordinates for any covariance, fewer for a diagonal one
-    plus one of low rank. It is not trained, and the identity until it is set.
+    where the columns of Q are orthonormal. As many columns as coordinates give any covariance, and
+    fewer give a diagonal plus low-rank one. The layer is not trained. It is the identity until it
+    is set.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
@@ -26,7 +28,7 @@ class Preconditioner(TransformModule):
         rank: number of columns of Q; by default D.
 
     Raises:
-        ValueError: where `event_shape` is that of an image, or `rank` is more than D.
+        ValueError: if `event_shape` is the shape of an image, or if `rank` is more than D.
 
     Examples:
         >>> import torch
@@ -36,10 +38,10 @@ class Preconditioner(TransformModule):
         [4.0, 5.0]
     """
 
-    loc: Tensor
-    log_scale: Tensor
-    basis: Tensor
-    log_values: Tensor
+    loc: Float[Tensor, " D"]
+    log_scale: Float[Tensor, " D"]
+    basis: Float[Tensor, "D rank"]
+    log_values: Float[Tensor, " rank"]
 
     def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
         super().__init__(event_shape)
@@ -53,12 +55,12 @@ class Preconditioner(TransformModule):
         self.register_buffer("log_values", torch.zeros(rank))
 
     @torch.no_grad()
-    def at(self, loc: Tensor, scale: float | Tensor) -> "Preconditioner":
+    def at(self, loc: Float[Tensor, " D"], scale: float | Float[Tensor, " D"]) -> "Preconditioner":
         """Set the layer so that N(0, 1) becomes N(loc, scale²), uncorrelated.
 
         Args:
-            loc: `(D,)`.
-            scale: a positive number, or `(D,)` of them.
+            loc: the mean.
+            scale: the standard deviations, or one for all.
 
         Returns:
             The layer itself.
@@ -69,19 +71,20 @@ class Preconditioner(TransformModule):
         return self
 
     @torch.no_grad()
-    def precondition(self, loc: Tensor, factor: Tensor) -> "Preconditioner":
+    def precondition(
+        self, loc: Float[Tensor, " D"], factor: Float[Tensor, "D n"]
+    ) -> "Preconditioner":
         """Set the layer so that N(0, 1) becomes N(loc, factor factorᵀ).
 
         Args:
-            loc: `(D,)`.
-            factor: `(D, n)` with n at least D, any factor of the covariance.
+            loc: the mean.
+            factor: any factor of the covariance, with n at least D.
 
         Returns:
             The layer itself.
         """
         scale = factor.norm(dim=1)
-        # By singular values, not by the eigenvalues of the correlations: those lose their small
-        # ones to rounding.
+        # Singular values, because small eigenvalues of the correlations are lost to rounding.
         basis, values, _ = torch.linalg.svd(factor / scale[:, None], full_matrices=False)
         self.loc.copy_(loc)
         self.log_scale.copy_(scale.log())
@@ -90,14 +93,14 @@ class Preconditioner(TransformModule):
         return self
 
     @torch.no_grad()
-    def marginal(self, whole: "Preconditioner", index: Tensor) -> "Preconditioner":
-        """Set the layer so that N(0, 1) becomes some coordinates of what `whole` makes of it.
+    def marginal(self, whole: "Preconditioner", index: Int[Tensor, " D"]) -> "Preconditioner":
+        """Set the layer so that N(0, 1) becomes a marginal of what `whole` makes of it.
 
-        A layer of full rank gets their correlations, too.
+        A layer of full rank keeps the correlations.
 
         Args:
             whole: a layer of no fewer dimensions.
-            index: `(D,)`, the coordinates of `whole`.
+            index: the coordinates of `whole` to keep.
 
         Returns:
             The layer itself.
@@ -110,22 +113,22 @@ class Preconditioner(TransformModule):
             return self.precondition(whole.loc[index], factor)
         return self.at(whole.loc[index], factor.norm(dim=1))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "*batch D"]) -> Pair:
         """Map base to data."""
         loc, log_scale, *rest = self._in_precision_of(x)
         return _stretched(x, *rest) * log_scale.exp() + loc, self._ladj(x)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch D"]) -> Pair:
         """Map data to base."""
         loc, log_scale, basis, log_values = self._in_precision_of(y)
         return _stretched((y - loc) * (-log_scale).exp(), basis, -log_values), -self._ladj(y)
 
     def _in_precision_of(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the state, as precise as what it works on."""
+        """Return the state in the precision of the input."""
         names = ("loc", "log_scale", "basis", "log_values")
         loc, log_scale, basis, log_values = (getattr(self, name).to(x.dtype) for name in names)
         if x.dtype == torch.float64 != self.basis.dtype:
-            basis = torch.linalg.qr(basis).Q  # orthonormal up to rounding, now to a finer one
+            basis = torch.linalg.qr(basis).Q  # orthonormal to the new precision
         return loc, log_scale, basis, log_values
 
     def _ladj(self, x: Tensor) -> Tensor:
@@ -134,6 +137,6 @@ class Preconditioner(TransformModule):
 
 
 def _stretched(x: Tensor, basis: Tensor, log_values: Tensor) -> Tensor:
-    """Multiply along each column of a basis by the exponential of its value."""
+    """Stretch a vector along each column of a basis, by the exponential of its value."""
     with exactly(x):
         return x + ((x @ basis) * torch.expm1(log_values)) @ basis.mT

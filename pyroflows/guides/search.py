@@ -1,78 +1,56 @@
-"""Where a guide starts: a search for the Gaussian that fits a posterior best, on any scale."""
+"""The search for a guide's start: the Gaussian that fits a posterior best, on any scale."""
 
 import copy
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from pyroflows.guides.model import LogDensity
 from pyroflows.guides.preconditioner import Preconditioner
-
-# Up to so many coordinates the search has Hessians and the covariance any correlations.
-DENSE = 256
-# Pairs of steps and changes of slope that stand for the Hessian of more coordinates.
-HISTORY = 10
-# Products of the Hessian with random vectors, for its diagonal.
-PROBES = 8
-HALVINGS = 15
-# How much the change of a log-density in a draw's last digits weighs against the draw.
-DOUBT = 10.0
-
-
-class Budget(NamedTuple):
-    """What a search may take.
-
-    Args:
-        starts: number of points it sets out from.
-        few: draws that score each Gaussian on the way.
-        many: those that score the Gaussians that are left.
-        newton_steps: longest path with Hessians.
-        quasi_newton_steps: longest one without.
-        rounds: of batch and match.
-    """
-
-    starts: int = 8
-    few: int = 16
-    many: int = 256
-    newton_steps: int = 50
-    quasi_newton_steps: int = 200
-    rounds: int = 30
-
-
-# For models that are evaluated at many points at once, and at one by one.
-LARGE, SMALL = Budget(), Budget(4, 4, 32, 10, 20, 5)
-
-LogDensity = Callable[[Tensor], Tensor]
+from pyroflows_common.search import (
+    DENSE,
+    DOUBT,
+    HALVINGS,
+    HISTORY,
+    LARGE,
+    NO_HESSIAN,
+    PROBES,
+    Budget,
+)
 
 
 class Found(NamedTuple):
-    """A Gaussian and its evidence lower bound, the entropy up to a constant."""
+    """A Gaussian and its evidence lower bound, up to the constant of the entropy."""
 
     gaussian: Preconditioner
-    elbo: Tensor
+    elbo: Float[Tensor, ""]
 
 
 def search(
-    log_density: LogDensity, start: Preconditioner, starts: Tensor, budget: Budget = LARGE
+    log_density: LogDensity,
+    start: Preconditioner,
+    starts: Float[Tensor, "n D"],
+    budget: Budget = LARGE,
 ) -> Found:
-    r"""Find the Gaussian that fits a posterior best: for a guide to start from.
+    r"""Find the Gaussian that fits a posterior best, for a guide to start from.
 
-    From each start a damped Newton path climbs to a mode; the Gaussian \(N(x, |H|^{-1})\) of every
-    point on the way is a candidate, as the mode may be a bad centre. The best of all, by the
-    evidence lower bound, is refined by batch and match. In more than `DENSE` dimensions the path
-    is one of L-BFGS, the covariance diagonal plus one of low rank, and not refined.
+    From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
+    point on the way is a candidate, because the mode may be a bad centre. Batch and match refines
+    the candidate with the highest evidence lower bound. In more than `DENSE` dimensions the path
+    is one of L-BFGS, the covariance is diagonal plus low-rank, and there is no refinement.
 
     Args:
-        log_density: maps `(n, D)` to the log-densities of the posterior, up to a constant.
-        start: what scales a candidate at each start has, for where no path leads anywhere.
-        starts: `(n, D)`.
+        log_density: maps points to the log-densities of the posterior, up to a constant.
+        start: Gaussian that is tried at each start, too, in case its path leads nowhere.
+        starts: the points to set out from.
         budget: how many draws, steps and rounds to take.
 
     Returns:
-        The Gaussian that is N(0, 1) through a `Preconditioner`, and its evidence lower bound,
-        which is not finite where no candidate's is.
+        The Gaussian, as a `Preconditioner` of N(0, 1), and its evidence lower bound, which is not
+        finite if that of no candidate is.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
@@ -103,7 +81,7 @@ def _changed(gaussian: Preconditioner, **state: Tensor) -> Preconditioner:
 
 
 def _noise(draws: int, like: Tensor) -> Tensor:
-    """Return standard normal draws in pairs of opposite ones, so that their mean is exact."""
+    """Return standard normal draws in pairs of opposite sign, so that their mean is exact."""
     half = torch.randn(draws // 2, like.shape[-1], dtype=like.dtype, device=like.device)
     return torch.cat([half, -half])
 
@@ -117,10 +95,11 @@ def _scored(target: LogDensity, gaussian: Preconditioner, noise: Tensor) -> Foun
 
 @torch.no_grad()
 def _sure(target: LogDensity, draws: Tensor, noise: Tensor) -> Tensor:
-    """Return the mean log-density of draws, less what may be no more than rounding errors.
+    """Return the mean log-density of draws, less a multiple of its rounding errors.
 
-    A funnel's log-density rises without end where it cancels more and more of its digits. The
-    noise's signs say to which side each coordinate is moved.
+    A funnel's log-density rises without end where more and more of its digits cancel. The error of
+    a draw is the change of its log-density when the last digits of each coordinate change, to the
+    side that the noise's sign says.
     """
     nearby = draws * (1 + 2 * torch.finfo(draws.dtype).eps * noise.sign())
     values, others = target(torch.cat([draws, nearby])).chunk(2)
@@ -133,7 +112,7 @@ def _best(found: list[Found]) -> Found:
 
 @torch.no_grad()
 def _furthest(target: LogDensity, x: Tensor, value: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best point on a way, of halved steps, and whether it is better than the start."""
+    """Return the best of halved steps along a way, and whether it is better than staying."""
     steps = 0.5 ** torch.arange(HALVINGS, dtype=x.dtype, device=x.device)
     points = x + steps[:, None] * way
     values = target(points)
@@ -155,7 +134,7 @@ def _newton_path(
             break
         found = _curved(start, x, -(hessian + hessian.mT) / 2)
         best = _best([best, _scored(target, found, noise)])
-        # F Fᵀ g, with F the symmetric root of the inverse curvature on the diagonal's scale.
+        # F Fᵀ g, where F is the symmetric root of the inverse curvature on the diagonal's scale.
         scale, turned = found.log_scale.exp(), (2 * found.log_values).exp()
         way = scale * (found.basis @ (turned * (found.basis.mT @ (scale * slope))))
         x, going = _furthest(target, x, value, way)
@@ -164,19 +143,17 @@ def _newton_path(
     return best.gaussian
 
 
-def _derivatives(target: LogDensity, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return value and gradient at a point, and the Hessian's products with vectors `(n, D)`."""
+def _derivatives(
+    target: LogDensity, x: Float[Tensor, " D"], vectors: Float[Tensor, "n D"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " D"], Float[Tensor, "n D"]]:
+    """Return value and gradient at a point, and the products of the Hessian with vectors."""
     x = x.detach().requires_grad_()
     value = target(x[None])[0]
     try:
         (slope,) = torch.autograd.grad(value, x, create_graph=True)
         (products,) = torch.autograd.grad(slope, x, vectors, is_grads_batched=True)
-    except RuntimeError:  # whatever the model's own derivatives raise
-        warnings.warn(
-            "the model has no second derivatives: the search for a start takes differences of "
-            "slopes",
-            stacklevel=2,
-        )
+    except RuntimeError:  # the model's own derivatives may raise any
+        warnings.warn(NO_HESSIAN, stacklevel=2)
         slope, products = _slopes(target, x[None])[0], _differences(target, x.detach(), vectors)
     return value.detach(), slope.detach(), products.detach()
 
@@ -197,7 +174,7 @@ def _slopes(target: LogDensity, x: Tensor) -> Tensor:
 
 
 def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditioner:
-    """Return N(loc, |precision|⁻¹), the eigenvalues taken on the scale of the diagonal."""
+    """Return N(loc, |precision|⁻¹), with eigenvalues on the scale of the diagonal."""
     diagonal = precision.diagonal().abs()
     scale = diagonal.where(diagonal > 0, 1.0).rsqrt()
     values, vectors = torch.linalg.eigh(scale[:, None] * precision * scale)
@@ -241,8 +218,8 @@ def _quasi_newton_path(
 def _diagonal(products: Tensor) -> Tensor:
     """Return a diagonal inverse curvature from the Hessian's products with vectors of ±1.
 
-    Their root mean square estimates the length of each of the Hessian's rows: its diagonal, where
-    it is diagonal, and more than that where it is not.
+    Their root mean square estimates the length of each row of the Hessian. That is the diagonal if
+    the Hessian is diagonal, and more otherwise.
     """
     sizes = products.square().mean(0).sqrt()
     sound = sizes.isfinite() & (sizes > 0)
@@ -328,7 +305,7 @@ def _matched(old: _Matched, draws: Tensor, slopes: Tensor, weight: float) -> tup
     gap = old.loc - mean
     u = weight * scatter + share * torch.outer(slope, slope)
     v = old.factor @ old.factor.mT + weight * covariance + share * torch.outer(gap, gap)
-    # Σ U Σ + Σ = V, by a symmetric root: Σ = 2 L (1 + (1 + 4 Lᵀ U L)^½)⁻¹ Lᵀ with L Lᵀ = V.
+    # Solves Σ U Σ + Σ = V by a symmetric root: Σ = 2 L (1 + (1 + 4 Lᵀ U L)^½)⁻¹ Lᵀ with L Lᵀ = V.
     root = torch.linalg.cholesky(v)
     values, vectors = torch.linalg.eigh(root.mT @ u @ root)
     values = 2 / (1 + (1 + 4 * values.clamp(min=0.0)).sqrt())

@@ -1,4 +1,4 @@
-"""A guide in Pyro's parameter store: under which names, and with what besides its parameters."""
+"""A guide in Pyro's parameter store: the names of its parameters and of the rest of its state."""
 
 import itertools
 
@@ -9,17 +9,17 @@ from pyroflows.transform import TransformModule
 
 
 def tensors(name: str, transform: TransformModule) -> dict[str, Tensor]:
-    """Return parameters, as Pyro names them, and the rest of the state by names of ours."""
+    """Return the parameters by Pyro's names, and the rest of the state by names of ours."""
     trained = {key for key, p in transform.named_parameters() if p.requires_grad}
     state = transform.state_dict().items()
     return {f"{name}.{'transform$$$' if k in trained else 'state.'}{k}": v for k, v in state}
 
 
 def holds(name: str, transform: TransformModule) -> bool:
-    """Whether the store holds a guide of this name.
+    """Return whether the store holds a guide of this name.
 
     Raises:
-        ValueError: where it is another one, of other shapes or another precision.
+        ValueError: if that guide has other shapes or another precision.
     """
     store = pyro.get_param_store()
     prefixes = f"{name}.transform$$$", f"{name}.state."
@@ -35,7 +35,7 @@ def holds(name: str, transform: TransformModule) -> bool:
 
 
 def register(name: str, transform: TransformModule) -> None:
-    """Register a flow's parameters, or take those that the store holds, with all that belongs."""
+    """Register a flow's parameters and state, or replace them by those that the store holds."""
     trained = ((key, p) for key, p in transform.named_parameters() if p.requires_grad)
     first, parameter = next(trained, ("", None))
     if parameter is None:  # frozen
@@ -44,24 +44,24 @@ def register(name: str, transform: TransformModule) -> None:
     first = f"{full}$$${first}"
     known = first in store
     if not known or store[first] is not parameter:
-        # What no optimiser sees is stored besides.
+        # The store takes also the state that no optimiser sees.
         for key, value in tensors(name, transform).items():
             if key.startswith(f"{name}.state."):
                 if not known:
                     store[key] = _real(value)
                 elif key in store:
                     value.copy_(store[key].detach())
-    # Pyro would register the parameters by itself, but not take those of the store.
+    # Pyro by itself would register the parameters, but not take those of the store.
     pyro.module(full, transform, update_module_params=True)
 
 
 def free_name(name: str) -> str:
-    """Return a name that no guide in the store has: this one, or one with a number."""
+    """Return a name that no guide in the store has: this one, or this one with a number."""
     store = pyro.get_param_store()
     names = itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
     return next(n for n in names if not any(key.startswith(f"{n}.transform$$$") for key in store))
 
 
 def _real(value: Tensor) -> Tensor:
-    """Return a tensor as the store takes it: of real numbers."""
+    """Return a tensor of real numbers, as the store demands."""
     return value if value.is_floating_point() else value.double()

@@ -1,4 +1,4 @@
-"""Layers: bijections with parameters, and how they are put together."""
+"""Layers: parametric bijections and their composition."""
 
 from pyroflows.layers.chain import Chain, Stack
 from pyroflows.layers.coupling import AdditiveCoupling, AffineCoupling

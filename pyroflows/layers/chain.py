@@ -1,25 +1,26 @@
-"""Composition: a chain of layers, and a stack of blocks built alike."""
+"""Composition: chains of layers, and stacks of blocks with the same structure."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from jaxtyping import Float
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyroflows.transform import Pair, TransformModule
+from pyroflows.transform import Context, Pair, TransformModule
 
 
 class Chain(TransformModule):
-    """Layers one after the other: `y = layers[-1](… layers[0](x))`, ladj the sum of theirs.
+    """Composition of layers: `y = layers[-1](… layers[0](x))`, ladj the sum over the layers.
 
     Args:
-        layers: transforms, the one next to the base first; each takes the events that the one
-            before it gives.
+        layers: transforms in order from base to data; each takes the events that the one before it
+            gives.
 
     Raises:
-        ValueError: where there are none, or where shapes or context sizes differ.
-        TypeError: where one is not a `TransformModule`.
+        ValueError: if there are no layers, or if shapes or context sizes do not match.
+        TypeError: if an element is not a `TransformModule`.
 
     Examples:
         >>> import torch
@@ -29,7 +30,7 @@ class Chain(TransformModule):
         torch.Size([2, 4])
     """
 
-    layers: Any  # an nn.ModuleList, whose items are typed as modules alone
+    layers: Any  # an nn.ModuleList, whose items are typed only as modules
 
     def __init__(self, layers: Iterable[TransformModule]) -> None:
         layers = list(layers)
@@ -41,31 +42,31 @@ class Chain(TransformModule):
 
     @property
     def domain(self) -> constraints.Constraint:
-        """What the first layer takes."""
+        """The domain of the first layer."""
         return self.layers[0].domain
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """What the last layer gives."""
+        """The codomain of the last layer."""
         return self.layers[-1].codomain
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        """Map base to data, through the first layer first."""
+    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
+        """Map base to data, starting with the first layer."""
         ladj: Any = 0.0
         for layer in self.layers:
             x, step = layer._forward_pair(x, context)
             ladj = ladj + step
         return x, ladj
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> Pair:
-        """Map data to base, through the last layer first."""
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
+        """Map data to base, starting with the last layer."""
         ladj: Any = 0.0
         for layer in reversed(self.layers):
             y, step = layer._inverse_pair(y, context)
             ladj = ladj + step
         return y, ladj
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         for layer in reversed(self.layers):
             y = layer._absorb(y, context, first)
         return y
@@ -78,13 +79,13 @@ class Chain(TransformModule):
 
 
 class Stack(Chain):
-    """A chain of blocks that are built alike, as the builders repeat them.
+    """A chain of blocks with the same structure.
 
-    NumPyro's mirror holds their parameters stacked and scans over them, so that compile time does
-    not grow with depth.
+    The NumPyro wing stacks their parameters and scans over them, so that compile time does not grow
+    with depth.
 
     Args:
-        layers: the blocks, the one next to the base first.
+        layers: the blocks in order from base to data.
     """
 
     def __len__(self) -> int:
@@ -94,20 +95,20 @@ class Stack(Chain):
         return self.layers[index]
 
 
-def check_layers(layers: Sequence[Any]) -> int:
-    """Refuse layers that do not fit one another; return the size of their context."""
+def check_layers(layers: Sequence[TransformModule]) -> int:
+    """Check that layers fit one another, and return the size of their context."""
     check_modules(layers, "layers")
     for i, (layer, following) in enumerate(pairwise(layers)):
         if layer.event_shape != following.base_shape:
             raise ValueError(
-                f"`layers` do not fit: number {i} gives events of shape {layer.event_shape}, but "
-                f"number {i + 1} takes {following.base_shape}"
+                f"`layers` do not fit: layer {i} gives events of shape {layer.event_shape}, but "
+                f"layer {i + 1} takes {following.base_shape}"
             )
     return check_context_dims(layers, "layers")
 
 
-def check_modules(layers: Sequence[Any], name: str) -> None:
-    """Refuse what is not a sequence of transforms."""
+def check_modules(layers: Sequence[object], name: str) -> None:
+    """Check that `layers` is a non-empty sequence of transforms."""
     if not layers:
         raise ValueError(f"`{name}` is empty, expected at least one transform")
     for layer in layers:
@@ -115,8 +116,8 @@ def check_modules(layers: Sequence[Any], name: str) -> None:
             raise TypeError(f"`{name}` has a {type(layer).__name__}, expected TransformModules")
 
 
-def check_context_dims(layers: Sequence[Any], name: str) -> int:
-    """Return the size of the context that the layers take; 0 where they take none."""
+def check_context_dims(layers: Sequence[TransformModule], name: str) -> int:
+    """Return the context size of the layers; 0 if none of them takes a context."""
     contexts = {layer.context_dim for layer in layers} - {0}
     if len(contexts) > 1:
         raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")

@@ -1,55 +1,58 @@
 """Coupling layers (NICE, section 3.2; RealNVP, section 3.3)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
+from torch.autograd.function import BackwardCFunction
 
 from pyroflows.layers.scales import SCALES
 from pyroflows.networks import ConvNet, DataDependent, DenseNet
-from pyroflows.transform import Pair, TransformModule
+from pyroflows.transform import Context, Pair, TransformModule
 from pyroflows_common.checks import as_event_shape, as_scale
-from pyroflows_common.partition import as_partition
+from pyroflows_common.partition import Partition, as_partition
 
 
 class Asinh(torch.autograd.Function):
-    """`asinh(x)`, as `torch.asinh` up to rounding, in a tenth of its time on a CPU."""
+    """`asinh(x)`, equal to `torch.asinh` up to rounding, in a tenth of its time on a CPU."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Evaluate `sign(x) · log(|x| + √(1 + x²))`."""
         size = x.abs()
         root = torch.addcmul(size.new_ones(()), size, size).sqrt_()
-        root = torch.minimum(root, size + 1.0)  # larger only where the square has overflown
+        root = torch.minimum(root, size + 1.0)  # larger only if the square overflows
         return size.add_(root).log_().copysign_(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keep the argument."""
+    def setup_context(ctx: BackwardCFunction, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Save the argument."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(
+        ctx: BackwardCFunction, gradient: Float[Tensor, "*shape"]
+    ) -> Float[Tensor, "*shape"]:
         """Multiply by the derivative, `1 / √(1 + x²)`."""
         (x,) = ctx.saved_tensors
         return gradient * torch.addcmul(x.new_ones(()), x, x).rsqrt()
 
 
-def asinh(x: Tensor) -> Tensor:
-    """Return `asinh(x)`, fast in eager mode as under `torch.compile`, which fuses its own."""
+def asinh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `asinh(x)`, fast in eager mode and under `torch.compile`, which fuses its own."""
     if torch.compiler.is_compiling() or torch.finfo(x.dtype).bits < 32 or not _has_storage(x):
         return torch.asinh(x)
-    if unpack_dual(x).tangent is not None:  # nested forward mode is not for custom functions
+    if unpack_dual(x).tangent is not None:  # custom functions do not support nested forward mode
         return torch.asinh(x)
     return Asinh.apply(x)
 
 
 def _has_storage(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers of its own: those inside torch.func's transforms have none."""
+    """Return whether a tensor has storage: those inside torch.func's transforms have none."""
     try:
         tensor.data_ptr()
     except RuntimeError:
@@ -58,15 +61,15 @@ def _has_storage(tensor: Tensor) -> bool:
 
 
 class Coupling(TransformModule):
-    """Base of the couplings: a partition, and a network that sees part `a` of the event."""
+    """Base class of the couplings: a partition, and a network that sees part `a` of the event."""
 
-    outputs: int  # the conditioner's outputs for each transformed coordinate
+    outputs: int  # network outputs for each transformed coordinate
 
     def __init__(
         self,
         event_shape: int | Sequence[int],
         *,
-        partition: Any = "halves",
+        partition: str | Sequence[bool] | Partition = "halves",
         network: nn.Module | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
@@ -88,16 +91,16 @@ class Coupling(TransformModule):
             init_scale=init_scale,
         )
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         if isinstance(self.network, DataDependent):
             seen = self._seen(self.partition.split(y)[0], context)
             self.network.absorb(seen.reshape(-1, *seen.shape[-len(self.event_shape) :]), first)
         return super()._absorb(y, context, first)
 
-    def _seen(self, a: Tensor, context: Tensor | None) -> Tensor:
-        """Return what the network sees of part `a` and the context."""
-        # The network may see any function of the untouched part. asinh keeps far-out inputs from
-        # driving the shift, and with it the rounding error, beyond what float32 holds.
+    def _seen(self, a: Tensor, context: Context) -> Tensor:
+        """Return the network's input: part `a` and the context."""
+        # The network may see any function of the unchanged part. asinh keeps extreme inputs from
+        # driving the shift, and with it the rounding error, beyond the precision of float32.
         seen = asinh(a) if self.squash else a
         axis, rank = self.partition.axis, len(self.event_shape)
         if context is not None and self.context_dim:
@@ -107,7 +110,7 @@ class Coupling(TransformModule):
             seen = torch.cat([seen, context], dim=axis)
         return seen
 
-    def _parameters_given(self, a: Tensor, context: Tensor | None) -> Tensor:
+    def _parameters_given(self, a: Tensor, context: Context) -> Tensor:
         """Evaluate the network on part `a`."""
         seen, axis, rank = self._seen(a, context), self.partition.axis, len(self.event_shape)
         if rank == 1:
@@ -115,7 +118,8 @@ class Coupling(TransformModule):
         else:  # convolutions take one batch dimension
             raw = self.network(seen.reshape(-1, *seen.shape[-rank:]))
             raw = raw.reshape(*seen.shape[:-rank], *raw.shape[1:])
-        # Under autocast the network gives fewer bits; the transform takes no fewer than its input.
+        # Under autocast the network's output has fewer bits; the transform keeps those of its
+        # input.
         if torch.finfo(raw.dtype).bits < torch.finfo(seen.dtype).bits:
             raw = raw.to(seen.dtype)
         expected = self.outputs * self.partition.sizes[1]
@@ -136,21 +140,21 @@ class AdditiveCoupling(Coupling):
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
+        event_shape: D or `(D,)` for vectors, D at least 2; `(C, H, W)` for images.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
             for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
-        network: module that maps part a, joined by the context, `(*batch, D_a + context_dim)`, to
-            the shift `(*batch, D_b)`; for images C in place of D, and `(H, W)` after it. Default:
-            a `DenseNet`, for images a `ConvNet`.
+        network: module that maps part a and the context, `(*batch, D_a + context_dim)`, to the
+            shift `(*batch, D_b)`; for images, C replaces D and `(H, W)` follows. Default: a
+            `DenseNet`, for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
-        init_scale: standard deviation of the default network's last layer at the start.
+        init_scale: initial standard deviation of the default network's last layer.
         squash: whether the network sees `asinh(x_a)` in place of `x_a`.
         context_dim: size of the context; 0 for none.
 
     Raises:
-        ValueError: where the event has fewer than two coordinates, or partition or network do
-            not fit it.
+        ValueError: if the event has fewer than two coordinates, or if partition or network does not
+            fit it.
 
     References:
         Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
@@ -166,19 +170,19 @@ class AdditiveCoupling(Coupling):
 
     outputs = 1
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
         """Map base to data: add the shift."""
         a, b = self.partition.split(x)
         y = self.partition.join(a, b + self._shift(a, context))
         return y, self._zero_ladj(y)
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
         """Map data to base: subtract the shift."""
         a, b = self.partition.split(y)
         x = self.partition.join(a, b - self._shift(a, context))
         return x, self._zero_ladj(x)
 
-    def _shift(self, a: Tensor, context: Tensor | None) -> Tensor:
+    def _shift(self, a: Tensor, context: Context) -> Tensor:
         return self.partition.only_b(self._parameters_given(a, context))
 
     def _zero_ladj(self, y: Tensor) -> Tensor:
@@ -191,30 +195,30 @@ class AffineCoupling(Coupling):
     $$y_a = x_a, \qquad y_b = x_b \odot \exp(\mathrm{log\_scale}(x_a)) + \mathrm{shift}(x_a),
     \qquad \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j(x_a).$$
 
-    Shift and the number r behind the log-scale come out of one network, the shifts first.
+    One network gives the shifts and the values r that determine the log-scales, the shifts first.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, an image.
-        scale: how r becomes the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
+        event_shape: D or `(D,)` for vectors, D at least 2; `(C, H, W)` for images.
+        scale: the map from r to the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
             (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
-        limit: bound on the log-scale of the named scales but `"exp"`; None for the papers' form.
-            A flow of L couplings holds its numbers best with about 4 / L.
+        limit: bound on the log-scale of the named scales except `"exp"`; None for the papers' form.
+            A flow of L couplings is numerically most accurate with a limit of about 4 / L.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
             for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
-        network: module that maps part a, joined by the context, `(*batch, D_a + context_dim)`, to
-            `(*batch, 2 D_b)`; for images C in place of D, and `(H, W)` after it. Default: a
-            `DenseNet`, for images a `ConvNet`.
+        network: module that maps part a and the context, `(*batch, D_a + context_dim)`, to
+            `(*batch, 2 D_b)`; for images, C replaces D and `(H, W)` follows. Default: a `DenseNet`,
+            for images a `ConvNet`.
         hidden: widths of the default network's hidden layers.
         activation: the default network's activation.
-        init_scale: standard deviation of the default network's last layer at the start.
+        init_scale: initial standard deviation of the default network's last layer.
         squash: whether the network sees `asinh(x_a)` in place of `x_a`.
         context_dim: size of the context; 0 for none.
 
     Raises:
-        ValueError: where the event has fewer than two coordinates, or partition, network or
-            scale do not fit it.
+        ValueError: if the event has fewer than two coordinates, or if partition, network or scale
+            does not fit it.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -235,9 +239,9 @@ class AffineCoupling(Coupling):
         self,
         event_shape: int | Sequence[int],
         *,
-        scale: str | Callable[[Tensor], Tensor] = "tanh",
+        scale: str | Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]] = "tanh",
         limit: float | None = 2.0,
-        partition: Any = "halves",
+        partition: str | Sequence[bool] | Partition = "halves",
         network: nn.Module | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
@@ -262,22 +266,22 @@ class AffineCoupling(Coupling):
                 )
             if limit is not None:
                 as_scale(limit, "limit", zero=False)
-            ones = [1] * (len(self.event_shape) - 1)  # one parameter for a channel of an image
+            ones = [1] * (len(self.event_shape) - 1)  # one parameter per image channel
             scale = SCALES[scale]((self.partition.sizes[1], *ones), limit)
         self.scale = scale
 
-    def _shift_and_log_scale(self, a: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _shift_and_log_scale(self, a: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         shift, r = self._parameters_given(a, context).chunk(2, dim=self.partition.axis)
         return self.partition.only_b(shift), self.partition.only_b(self.scale(r))
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
         """Map base to data: scale, then shift."""
         a, b = self.partition.split(x)
         shift, log_scale = self._shift_and_log_scale(a, context)
         y = torch.addcmul(shift, b, log_scale.exp())
         return self.partition.join(a, y), self._sum(log_scale)
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
         """Map data to base: subtract the shift, then unscale."""
         a, b = self.partition.split(y)
         shift, log_scale = self._shift_and_log_scale(a, context)

@@ -1,29 +1,31 @@
-"""Layers that shift and scale each coordinate: by parameters, or by moments of the data."""
+"""Layers that shift and scale each coordinate, by parameters or by moments of the data."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pyroflows.networks import RunningMoments
-from pyroflows.transform import Pair, TransformModule
+from pyroflows.transform import Context, Pair, TransformModule
 from pyroflows_common.checks import as_scale
 
 
 class Elementwise(TransformModule):
-    """Base of the layers here: `y = x · exp(log_scale) + loc`, coordinate by coordinate."""
+    """Base class of the elementwise layers: `y = x · exp(log_scale) + loc`."""
 
     def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
         raise NotImplementedError
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
         loc, log_scale = self._in_dtype_of(x)
         return x * log_scale.exp() + loc, self._ladj(log_scale, x)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
         loc, log_scale = self._in_dtype_of(y)
         return (y - loc) * (-log_scale).exp(), -self._ladj(log_scale, y)
 
@@ -32,7 +34,7 @@ class Elementwise(TransformModule):
         return loc, log_scale.to(torch.promote_types(x.dtype, log_scale.dtype))
 
     def _ladj(self, log_scale: Tensor, x: Tensor) -> Tensor:
-        pixels = math.prod(self.event_shape) // log_scale.numel()  # each has the channel's scale
+        pixels = math.prod(self.event_shape) // log_scale.numel()  # pixels share the scale
         ladj = pixels * log_scale.sum().to(x.dtype)
         return ladj.expand(x.shape[: x.ndim - len(self.event_shape)])
 
@@ -43,7 +45,7 @@ class DiagonalScaling(Elementwise):
     $$y = x \odot \exp(\mathrm{log\_scale}), \qquad
     \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
 
-    The paper's s, which multiplies on the way from data to base, is `-log_scale`.
+    The paper's s, which acts from data to base, is `-log_scale`.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
@@ -69,7 +71,7 @@ class DiagonalScaling(Elementwise):
 
 
 class ActNorm(Elementwise):
-    r"""Glow's activation normalisation: a learned shift and scale that start from data.
+    r"""Glow's activation normalisation: a learned shift and scale, initialised from data.
 
     $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
     \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
@@ -78,11 +80,11 @@ class ActNorm(Elementwise):
     coordinate; until then the layer is the identity. A coordinate that is constant in the batch
     keeps scale 1.
 
-    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
-    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`. The parameters are `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j runs over all pixels.
 
     Args:
-        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+        event_shape: D or `(D,)` for vectors; `(C, H, W)` for images.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.1.
@@ -95,7 +97,7 @@ class ActNorm(Elementwise):
         [[-1.0], [1.0]]
     """
 
-    initialized: Tensor
+    initialized: Bool[Tensor, ""]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
@@ -106,7 +108,7 @@ class ActNorm(Elementwise):
     def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
         return self.loc, self.log_scale
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         if first and not self.initialized:
             mean, deviation = moments(y, self.event_shape)
             self.loc.copy_(mean)
@@ -116,18 +118,18 @@ class ActNorm(Elementwise):
 
 
 class Standardization(Elementwise):
-    r"""A fixed shift and scale at the data's end of a flow; the identity until it is set.
+    r"""A fixed shift and scale at the data end of a flow, initially the identity.
 
     $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
     \log|\det dy/dx| = \sum_j \mathrm{log\_scale}_j.$$
 
-    `fit(…, standardize=True)` sets it to the moments of the training data. It is not trained.
+    `fit(…, standardize=True)` sets both to the moments of the training data. They are not trained.
 
-    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
-    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`. The parameters are `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j runs over all pixels.
 
     Args:
-        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
+        event_shape: D or `(D,)` for vectors; `(C, H, W)` for images.
 
     Examples:
         >>> import torch
@@ -137,8 +139,8 @@ class Standardization(Elementwise):
         [1.0, 3.0, 5.0]
     """
 
-    loc: Tensor
-    log_scale: Tensor
+    loc: Float[Tensor, "..."]
+    log_scale: Float[Tensor, "..."]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
@@ -149,14 +151,16 @@ class Standardization(Elementwise):
         return self.loc, self.log_scale
 
     @torch.no_grad()
-    def standardize(self, x: Tensor | Iterator[Tensor]) -> "Standardization":
-        """Set the layer so that this data is encoded to mean 0 and variance 1.
+    def standardize(
+        self, x: Float[Tensor, "..."] | Iterator[Float[Tensor, "..."]]
+    ) -> "Standardization":
+        """Set shift and scale so that the encoded data has mean 0 and variance 1.
 
         Args:
             x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
 
         Raises:
-            ValueError: where its moments are not finite.
+            ValueError: if the moments of the data are not finite.
         """
         if isinstance(x, Iterator):
             mean, deviation = pooled_moments(x, self.event_shape)
@@ -174,22 +178,22 @@ class Standardization(Elementwise):
 
 
 class BatchNorm(Elementwise, RunningMoments):
-    r"""RealNVP's batch normalisation by running averages, as a layer of the flow.
+    r"""RealNVP's batch normalisation with running averages, as a layer of the flow.
 
     $$y = x \odot \sqrt{\tilde\sigma^2 + \epsilon} + \tilde\mu, \qquad
     \log|\det dy/dx| = \tfrac12 \sum_j \log(\tilde\sigma^2_j + \epsilon).$$
 
-    Encoding normalises by the running averages, in training as afterwards, so that a density
-    never depends on the rest of its batch. `flow.initialize(x)` starts them from a batch and
-    `flow.update(x)` moves them towards one; `fit` does both. No other call changes them.
+    Encoding normalises by the running averages, during and after training, so that the density of
+    an event never depends on the rest of its batch. `flow.initialize(x)` sets them from a batch and
+    `flow.update(x)` updates them with one; `fit` calls both. No other call changes them.
 
-    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`; the parameters `(D,)` for
-    vectors and `(C, 1, 1)` for images, where the sum over j counts each pixel.
+    Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`. The parameters are `(D,)` for
+    vectors and `(C, 1, 1)` for images, where the sum over j runs over all pixels.
 
     Args:
-        event_shape: D or `(D,)`, or `(C, H, W)`, an image.
-        momentum: weight of the new batch in the running averages.
-        eps: added to the variance.
+        event_shape: D or `(D,)` for vectors; `(C, H, W)` for images.
+        momentum: weight of a new batch in the running averages.
+        eps: constant added to the variance.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -215,7 +219,7 @@ class BatchNorm(Elementwise, RunningMoments):
     def _loc_and_log_scale(self) -> tuple[Tensor | float, Tensor]:
         return self.running_mean, 0.5 * (self.running_var + self.eps).log()
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         if not (first and self.initialized):
             mean, deviation = moments(y, self.event_shape)
             self._move_moments(mean, deviation.square(), self.momentum)
@@ -223,17 +227,19 @@ class BatchNorm(Elementwise, RunningMoments):
 
 
 def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of what is held for each coordinate of a vector or channel of an image."""
+    """Return the shape of parameters per coordinate of a vector or channel of an image."""
     return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
 
 
-def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the batch, of images also over their pixels."""
+def moments(
+    x: Float[Tensor, "..."], event_shape: tuple[int, ...]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Return mean and standard deviation over the batch and, for images, over the pixels."""
     rows = x.reshape(-1, *event_shape)
     dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
     first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
-    # Relative to the first: a constant has deviation 0 then, whatever the rounding of sums. In
-    # units of the largest: squares neither overflow nor underflow then.
+    # Relative to the first row, a constant has deviation 0, whatever the rounding of sums. In units
+    # of the largest entry, squares neither overflow nor underflow.
     rest = rows - first
     unit = rest.abs().amax(dims, keepdim=True)
     rest = rest / torch.where(unit == 0, torch.ones_like(unit), unit)
@@ -241,8 +247,10 @@ def moments(x: Tensor, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return mean[0], (unit * rest.std(dims, correction=0, keepdim=True))[0]
 
 
-def pooled_moments(parts: Iterable[Tensor], event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the moments of data that comes in parts; no two of them are held at once."""
+def pooled_moments(
+    parts: Iterable[Float[Tensor, "..."]], event_shape: tuple[int, ...]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Return the moments of data that arrives in parts, holding one part at a time."""
     rows, mean, deviation = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for part in parts:
         rows += len(part)
@@ -257,7 +265,9 @@ def pooled_moments(parts: Iterable[Tensor], event_shape: tuple[int, ...]) -> tup
     return mean.to(found), deviation.to(spread)
 
 
-def log_deviation(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Return the log standard deviation; 0 where a coordinate is constant up to rounding."""
+def log_deviation(
+    mean: Float[Tensor, "*shape"], deviation: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Return the log standard deviation; 0 for coordinates that are constant up to rounding."""
     floor = torch.finfo(deviation.dtype).eps * mean.abs()
     return torch.where(deviation > floor, deviation.log(), torch.zeros_like(deviation))

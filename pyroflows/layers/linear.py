@@ -3,10 +3,11 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pyroflows.transform import Pair, TransformModule
 from pyroflows_common.checks import as_scale
@@ -22,10 +23,10 @@ class Permutation(TransformModule):
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
-        permutation: π as a sequence of the ints 0 … D − 1.
+        permutation: π as a sequence of the integers 0 … D − 1.
 
     Raises:
-        ValueError: where the ints are not a permutation.
+        ValueError: if the integers are not a permutation.
 
     Examples:
         >>> import torch
@@ -34,47 +35,47 @@ class Permutation(TransformModule):
         [30.0, 10.0, 20.0]
     """
 
-    permutation: Tensor
+    permutation: Int[Tensor, " d"]
 
-    def __init__(self, permutation: Sequence[int] | Tensor) -> None:
+    def __init__(self, permutation: Sequence[int] | Int[Tensor, " d"]) -> None:
         index = torch.as_tensor(permutation)
         if index.ndim != 1 or index.sort().values.tolist() != list(range(len(index))):
             raise ValueError(f"`permutation` is {index.tolist()}, expected each of 0 … D − 1 once")
         super().__init__(len(index))
         self.register_buffer("permutation", index.to(torch.int64))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "*batch d"]) -> Pair:
         return x[..., self.permutation], x.new_zeros(()).expand(x.shape[:-1])
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch d"]) -> Pair:
         return y[..., self.permutation.argsort()], y.new_zeros(()).expand(y.shape[:-1])
 
 
-# Matrices in a row that may learn at the full rate.
+# Number of consecutive matrices that train stably at the full learning rate.
 MATRICES = 16
 
 
 def shared_gain(depth: int) -> float:
-    """Return the gain of each of `depth` matrices in a row, so that training stays stable."""
+    """Return the gain that keeps the training of `depth` consecutive matrices stable."""
     return min(1.0, MATRICES / depth)
 
 
-def exactly(like: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Compute as precisely as the numbers are, under the user's autocast too.
+def exactly(like: Float[Tensor, "..."]) -> contextlib.AbstractContextManager[object]:
+    """Compute in the precision of the operands, also under the user's autocast.
 
-    What a half-precision product rounds away, no inverse brings back.
+    No inverse recovers what a half-precision product rounds away.
     """
     device = like.device.type
     return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 class PLU(TransformModule):
-    """Base of the two layers below: the matrix and its factors."""
+    """Base class of the two layers below: a matrix and its PLU factors."""
 
-    permutation: Tensor
-    signs: Tensor
+    permutation: Int[Tensor, " d"]
+    signs: Int[Tensor, " d"]
 
     def __init__(
         self, event_shape: int | Sequence[int], rank: int, expected: str, gain: float
@@ -108,7 +109,7 @@ class PLU(TransformModule):
 
     def _solve(self, rows: Tensor) -> Tensor:
         """Multiply rows `(n, D)` by the transposed inverse of W: two triangular solves."""
-        # PyTorch solves no systems in half precision.
+        # PyTorch has no solver in half precision.
         dtype = torch.promote_types(rows.dtype, torch.float32)
         lower, upper = self._triangles(dtype)
         y = rows[:, self.permutation.argsort()].to(dtype)
@@ -123,28 +124,28 @@ class PLU(TransformModule):
 
 
 class InvertibleLinear(PLU):
-    r"""A learned invertible matrix between all coordinates: Glow's 1×1 convolution for vectors.
+    r"""A learned invertible matrix on all coordinates: Glow's 1×1 convolution for vectors.
 
     $$x = W y, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
     \log|\det dy/dx| = -\sum_j d_j.$$
 
     P is a fixed permutation, L unit lower triangular, U strictly upper triangular, s fixed signs
-    and d the learned log-diagonal. As in the paper W acts on the way from data to base, which is
-    the way of maximum-likelihood training; from base to data two triangular systems are solved.
-    W starts as a random rotation.
+    and d the learned log-diagonal. As in the paper, W acts from data to base, the direction of
+    maximum-likelihood training; from base to data, two triangular systems are solved. W is
+    initially a random rotation.
 
-    L, U and d are `gain` times the parameters, which start as large as that asks for: one step of
-    Adam then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
+    L, U and d are `gain` times the parameters, which are initialised to match: one step of Adam
+    then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
     matrices add up, and a small gain keeps training stable.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
-        gain: what the parameters are multiplied by.
+        gain: factor on the parameters.
 
     Raises:
-        ValueError: where `event_shape` or `gain` is not as said; the message names it.
+        ValueError: if `event_shape` or `gain` is invalid.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 10 and 11.
@@ -160,11 +161,11 @@ class InvertibleLinear(PLU):
     def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
         super().__init__(event_shape, 1, "an int or (D,)", gain)
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "*batch d"]) -> Pair:
         """Map base to data: two triangular solves."""
         return self._solve(x.reshape(-1, *self.event_shape)).reshape(x.shape), self._ladj(x)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch d"]) -> Pair:
         """Map data to base: a matrix product."""
         matrix = self._matrix(y.dtype)
         with exactly(y):
@@ -172,21 +173,21 @@ class InvertibleLinear(PLU):
 
 
 class InvertibleConv1x1(PLU):
-    r"""Glow's invertible 1×1 convolution: one learned matrix between the channels of each pixel.
+    r"""Glow's invertible 1×1 convolution: one learned matrix on the channels of each pixel.
 
     $$x_{hw} = W y_{hw}, \qquad W = P L (U + \mathrm{diag}(s \odot e^{d})), \qquad
     \log|\det dy/dx| = -H W' \sum_j d_j$$
 
-    for images of height H and width W'. All else is as in `InvertibleLinear`.
+    for images of height H and width W'. Everything else is as in `InvertibleLinear`.
 
     Shapes: `(*batch, C, H, W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
     Args:
         event_shape: `(C, H, W)`.
-        gain: what the parameters are multiplied by.
+        gain: factor on the parameters.
 
     Raises:
-        ValueError: where `event_shape` or `gain` is not as said; the message names it.
+        ValueError: if `event_shape` or `gain` is invalid.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.2, equations 9 to 11.
@@ -203,12 +204,12 @@ class InvertibleConv1x1(PLU):
     def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0) -> None:
         super().__init__(event_shape, 3, "(C, H, W)", gain)
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "*batch c h w"]) -> Pair:
         """Map base to data: a 1×1 convolution with the inverse, from two triangular solves."""
         inverse = self._solve(torch.eye(self.event_shape[0], dtype=x.dtype, device=x.device)).mT
         return self._convolved(x, inverse), self._ladj(x)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch c h w"]) -> Pair:
         """Map data to base: a 1×1 convolution."""
         return self._convolved(y, self._matrix(y.dtype)), -self._ladj(y)
 
@@ -218,21 +219,21 @@ class InvertibleConv1x1(PLU):
 
 
 class LowerTriangular(TransformModule):
-    r"""A learned shift and lower-triangular matrix: what turns N(0, 1) into any Gaussian.
+    r"""A learned shift and lower-triangular matrix, which map N(0, I) to any Gaussian.
 
     $$y = A x + \mathrm{loc}, \qquad A = \mathrm{lower} + \mathrm{diag}(e^{d}), \qquad
     \log|\det dy/dx| = \sum_j d_j.$$
 
-    It starts as the identity. Shift, lower part and d are `gain` times the parameters.
+    It is initially the identity. loc, lower and d are `gain` times the parameters.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
-        gain: what the parameters are multiplied by.
+        gain: factor on the parameters.
 
     Raises:
-        ValueError: where `event_shape` is that of an image, or `gain` not positive.
+        ValueError: if `event_shape` is that of an image, or if `gain` is not positive.
 
     Examples:
         >>> import torch
@@ -249,14 +250,14 @@ class LowerTriangular(TransformModule):
         self.lower = nn.Parameter(torch.zeros(size, size))
         self.log_diagonal = nn.Parameter(torch.zeros(size))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "*batch d"]) -> Pair:
         """Map base to data: a matrix product."""
         with exactly(x):
             return x @ self._matrix(x.dtype).mT + self.gain * self.loc, self._ladj(x)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch d"]) -> Pair:
         """Map data to base: a triangular solve."""
-        # PyTorch solves no systems in half precision.
+        # PyTorch has no solver in half precision.
         matrix = self._matrix(torch.promote_types(y.dtype, torch.float32))
         rows = (y - self.gain * self.loc).reshape(-1, *self.event_shape).to(matrix.dtype)
         x = torch.linalg.solve_triangular(matrix.mT, rows, upper=True, left=False)

@@ -1,4 +1,4 @@
-"""Images through several scales: squeezing pixels into channels, and factoring latents out."""
+"""Multi-scale image flows: squeezing pixels into channels, and factoring out latents."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,24 +6,26 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import constraints
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pyroflows.layers.chain import check_context_dims, check_modules
-from pyroflows.transform import Pair, TransformModule, check_event
+from pyroflows.transform import Context, Pair, TransformModule, check_event
 from pyroflows_common.partition import channels, image_shape
 
 
 class Squeeze(TransformModule):
-    r"""Each square of 2 × 2 pixels of an image becomes one pixel of four times the channels.
+    r"""A reshape of each square of 2 × 2 pixels into one pixel with four times the channels.
 
-    Seen from data to base, as the papers say it; from base to data the squares come back. With
-    `i` and `j` the row and the column in the square,
+    This describes the direction from data to base, as in the papers; the direction from base to
+    data restores the squares. With row `i` and column `j` in the square,
 
     $$x_{(2i + j) C + c,\, h,\, w} = y_{c,\, 2h + i,\, 2w + j}, \qquad \log|\det dy/dx| = 0.$$
 
-    Channels are ordered by their place in the square first, as in RealNVP's code, so that two
-    halves of them are two rows of pixels; behind a 1×1 convolution the order does not matter.
+    Channels are ordered by their position in the square first, as in RealNVP's code, so that their
+    two halves are two rows of pixels; after a 1×1 convolution the order does not matter.
 
     Shapes: `(*batch, 4 C, H / 2, W / 2)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
@@ -31,7 +33,7 @@ class Squeeze(TransformModule):
         event_shape: `(C, H, W)`, with H and W even.
 
     Raises:
-        ValueError: where height or width is odd.
+        ValueError: if height or width is odd.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -54,15 +56,15 @@ class Squeeze(TransformModule):
             )
         super().__init__((c, h, w), base_shape=(4 * c, h // 2, w // 2))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "*batch c h w"]) -> Pair:
         c, h, w = self.event_shape
         squares = x.reshape(*x.shape[:-3], 2, 2, c, h // 2, w // 2)
         y = squares.movedim((-5, -4), (-3, -1))  # (c, h/2, 2, w/2, 2)
         return y.reshape(*x.shape[:-3], c, h, w), x.new_zeros(()).expand(x.shape[:-3])
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch c h w"]) -> Pair:
         c, h, w = self.event_shape
         squares = y.reshape(*y.shape[:-3], c, h // 2, 2, w // 2, 2)
         x = squares.movedim((-3, -1), (-5, -4))
@@ -70,14 +72,14 @@ class Squeeze(TransformModule):
 
 
 class Flatten(TransformModule):
-    r"""An image as a vector, row by row and channel by channel.
+    r"""A reshape between a vector and an image, channel by channel and row by row.
 
     $$y_{c,h,w} = x_{(c H + h) W + w}, \qquad \log|\det dy/dx| = 0.$$
 
     Shapes: `(*batch, C · H · W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
     Args:
-        event_shape: `(C, H, W)`, or any other.
+        event_shape: `(C, H, W)`, or any other shape.
 
     Examples:
         >>> import torch
@@ -89,36 +91,36 @@ class Flatten(TransformModule):
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__(event_shape, base_shape=math.prod(event_shape))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "*batch d"]) -> Pair:
         batch = x.shape[:-1]
         return x.reshape(*batch, *self.event_shape), x.new_zeros(()).expand(batch)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
         batch = y.shape[: y.ndim - len(self.event_shape)]
         return y.reshape(*batch, *self.base_shape), y.new_zeros(()).expand(batch)
 
 
 class MultiScale(TransformModule):
-    """Flows of several scales, each of which passes half of its channels on to the next.
+    """A flow of several scales, each of which passes half of its channels on to the next.
 
-    On the way from data to base the finest level encodes the image; one half of its channels, part
-    `b` of `channels`, is done, the other goes through the next level, and so on. The latents of
-    all levels make up one flat base vector, the coarsest first.
+    From data to base, the finest level encodes the image; one half of its channels, part `b` of
+    `channels`, is factored out, the other goes through the next level, and so on. The latents of
+    all levels form one flat base vector, the coarsest first.
 
-    A level's first layer may be an `AffineCoupling` on `channels`: it gives what is factored out
-    a mean and a scale that are functions of what goes on, Glow's learned prior.
+    The first layer of a level may be an `AffineCoupling` on `channels`: it makes mean and scale of
+    the channels that are factored out functions of the others, as Glow's learned prior does.
 
     Shapes: `(*batch, C · H · W)` to `(*batch, C, H, W)`, ladj `(*batch,)`.
 
     Args:
-        levels: flows on images, the one next to the base first; each gives half the channels that
-            the next one takes.
+        levels: flows on images in order from base to data; each gives half of the channels that the
+            next one takes.
 
     Raises:
-        ValueError: where there are none, or they do not fit.
-        TypeError: where one is not a `TransformModule`.
+        ValueError: if there are no levels, or if they do not fit.
+        TypeError: if an element is not a `TransformModule`.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -133,11 +135,11 @@ class MultiScale(TransformModule):
         (torch.Size([5, 16]), [torch.Size([2, 2, 2]), torch.Size([2, 2, 2])])
     """
 
-    levels: Any  # an nn.ModuleList, whose items are typed as modules alone
+    levels: Any  # an nn.ModuleList, whose items are typed only as modules
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """What the finest level gives."""
+        """The codomain of the finest level."""
         return self.levels[-1].codomain
 
     def __init__(self, levels: Iterable[TransformModule]) -> None:
@@ -152,15 +154,15 @@ class MultiScale(TransformModule):
             own, done = self.partitions[i].sizes
             if coarse.event_shape != (own, *fine.base_shape[1:]):
                 raise ValueError(
-                    f"`levels` do not fit: number {i} gives events of shape {coarse.event_shape}, "
-                    f"but number {i + 1} takes {(own, *fine.base_shape[1:])} from it"
+                    f"`levels` do not fit: level {i} gives events of shape {coarse.event_shape}, "
+                    f"but level {i + 1} takes {(own, *fine.base_shape[1:])} from it"
                 )
             shapes.append((done, *fine.base_shape[1:]))
         self.latent_shapes = tuple(shapes)
         self.levels = nn.ModuleList(levels)
 
-    def split_latent(self, z: Tensor) -> list[Tensor]:
-        """Take a base vector apart into the latents of the levels, the coarsest first.
+    def split_latent(self, z: Float[Tensor, "*batch d"]) -> list[Float[Tensor, "*batch _ _ _"]]:
+        """Split a base vector into the latents of the levels, the coarsest first.
 
         Args:
             z: `(*batch, C · H · W)`.
@@ -173,12 +175,14 @@ class MultiScale(TransformModule):
         pairs = zip(parts, self.latent_shapes, strict=True)
         return [part.reshape(*z.shape[:-1], *shape) for part, shape in pairs]
 
-    def join_latent(self, parts: Sequence[Tensor]) -> Tensor:
-        """Put the latents of the levels together again: the inverse of `split_latent`."""
+    def join_latent(
+        self, parts: Sequence[Float[Tensor, "*batch _ _ _"]]
+    ) -> Float[Tensor, "*batch d"]:
+        """Join the latents of the levels to a base vector: the inverse of `split_latent`."""
         return torch.cat([part.flatten(-3) for part in parts], dim=-1)
 
-    def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        """Map base to data, through the coarsest level first."""
+    def forward_and_ladj(self, x: Float[Tensor, "*batch d"], context: Context = None) -> Pair:
+        """Map base to data, starting with the coarsest level."""
         first, *rest = self.split_latent(x)
         coarsest, *levels = self.levels
         y, ladj = coarsest._forward_pair(first, context)
@@ -187,8 +191,8 @@ class MultiScale(TransformModule):
             ladj = ladj + step
         return y, ladj
 
-    def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> Pair:
-        """Map data to base, through the finest level first."""
+    def inverse_and_ladj(self, y: Float[Tensor, "*batch c h w"], context: Context = None) -> Pair:
+        """Map data to base, starting with the finest level."""
         ladj: Any = 0.0
 
         def encode(level: TransformModule, y: Tensor) -> Tensor:
@@ -200,7 +204,7 @@ class MultiScale(TransformModule):
         return self._latent(encode, y), ladj
 
     def _latent(self, encode: Callable[[TransformModule, Tensor], Tensor], y: Tensor) -> Tensor:
-        """Return the latents of all levels as one vector, each level encoded by a function."""
+        """Encode each level by a function, and return the latents of all levels as one vector."""
         parts: list[Tensor] = []
         coarsest, *levels = self.levels
         for level, partition in reversed(list(zip(levels, self.partitions, strict=True))):
@@ -208,7 +212,7 @@ class MultiScale(TransformModule):
             parts.insert(0, part)
         return self.join_latent([encode(coarsest, y), *parts])
 
-    def _absorb(self, y: Tensor, context: Tensor | None, first: bool) -> Tensor:
+    def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         return self._latent(lambda level, y: level._absorb(y, context, first), y)
 
     def _standardize(self, parts: Iterator[Tensor]) -> None:

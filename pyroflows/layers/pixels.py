@@ -1,34 +1,38 @@
-"""Pixels: from whole numbers to densities and back, with all factors kept in one place."""
+"""Pixels: dequantization of integers, and the logit transform."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float, Int
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from pyroflows.transform import Pair, TransformModule, check_finite
 
 
-def dequantize(x: Tensor, generator: torch.Generator | None = None, *, levels: int = 256) -> Tensor:
-    r"""Spread whole numbers over the unit interval: `(x + u) / levels`, u uniform on [0, 1).
+def dequantize(
+    x: Int[Tensor, "*shape"], generator: torch.Generator | None = None, *, levels: int = 256
+) -> Float[Tensor, "*shape"]:
+    r"""Map integers to the unit interval: `(x + u) / levels`, u uniform on [0, 1).
 
-    A density of the result bounds the probability of the pixels from below (Theis et al., "A note
-    on the evaluation of generative models", arXiv:1511.01844, section 3.1). It can be given to
-    `fit` as `augment`, which draws the noise afresh for every batch.
+    The expected log-density of the result is a lower bound on the log-probability of the pixels
+    (Theis et al., "A note on the evaluation of generative models", arXiv:1511.01844, section 3.1).
+    Passed to `fit` as `augment`, it draws new noise for every batch.
 
     Args:
-        x: whole numbers from 0 to `levels − 1`, of any shape.
-        generator: source of the noise; torch's default where it is None.
-        levels: number of values that a pixel can have.
+        x: integers from 0 to `levels − 1`, of any shape.
+        generator: source of the noise; None for torch's default.
+        levels: number of possible values of a pixel.
 
     Returns:
         Numbers in [0, 1), in torch's default dtype.
 
     Raises:
-        TypeError: where `x` is not a tensor of whole numbers.
-        ValueError: where one is out of range.
+        TypeError: if `x` is not a tensor of integers.
+        ValueError: if an integer is out of range.
 
     Examples:
         >>> import torch
@@ -44,25 +48,25 @@ def dequantize(x: Tensor, generator: torch.Generator | None = None, *, levels: i
             f"`x` has numbers from {int(x.min())} to {int(x.max())}, expected 0 to {levels - 1}"
         )
     noise = torch.rand(x.shape, generator=generator, device=x.device)
-    # Rounding may not lift the sum to the next number.
+    # Rounding must not lift the sum to the next integer.
     return ((x + noise) / levels).clamp(max=1.0 - torch.finfo(noise.dtype).eps / 2)
 
 
 class Logit(TransformModule):
-    r"""Pixels in the unit interval as real numbers: RealNVP's pre-processing, as a layer.
+    r"""RealNVP's pre-processing of pixels in the unit interval, as a layer.
 
     $$y = \frac{\mathrm{sigmoid}(x) - \alpha}{1 - 2\alpha}, \qquad
     \log|\det dy/dx| = \sum_j \log \mathrm{sigmoid}(x_j) + \log \mathrm{sigmoid}(-x_j)
     - \log(1 - 2\alpha).$$
 
-    From data to base: `logit(α + (1 − 2α) y)`, as in RealNVP's code, where the paper's formula has
-    `1 − α`. α keeps the black and the white pixels away from infinity.
+    From data to base, this is `logit(α + (1 − 2α) y)`, as in RealNVP's code; the paper's formula
+    has `1 − α` in place of `1 − 2α`. α keeps black and white pixels finite.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
         event_shape: shape of the images or vectors.
-        alpha: α, from 0 to below 0.5.
+        alpha: α, in [0, 0.5).
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),
@@ -84,18 +88,18 @@ class Logit(TransformModule):
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`: a little more than the pixels."""
+        """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`, slightly beyond [0, 1]."""
         margin = self.alpha / (1 - 2 * self.alpha)
         inside = constraints.interval(-margin, 1 + margin)
         return constraints.independent(inside, len(self.event_shape))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
         y = (x.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
         return y, self._sum(F.logsigmoid(x) + F.logsigmoid(-x))
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
         p = self.alpha + (1 - 2 * self.alpha) * y
         low, high = p.log(), (-p).log1p()
         return low - high, -self._sum(low + high)

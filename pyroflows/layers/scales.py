@@ -1,9 +1,10 @@
-"""Scale functions of affine couplings: how a conditioner's output becomes a bounded log-scale."""
+"""Scale functions of affine couplings: maps from network output to a bounded log-scale."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,8 +14,7 @@ class TanhScale(nn.Module):
 
     Args:
         shape: shape of the factors: `(D,)`, one per coordinate, or `(C, 1, 1)`, one per channel.
-        limit: bound that the factor approaches smoothly but never passes; None for none, as in
-            the paper.
+        limit: smooth bound on the factor; None for no bound, as in the paper.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
@@ -23,42 +23,42 @@ class TanhScale(nn.Module):
         self.weight = nn.Parameter(torch.full(shape, 1.0 if limit is None else min(1.0, limit)))
 
     @property
-    def factor(self) -> Tensor:
+    def factor(self) -> Float[Tensor, "..."]:
         """The factor, bounded by the limit."""
         if self.limit is None:
             return self.weight
         return self.limit * torch.tanh(self.weight / self.limit)
 
-    def penalty(self) -> Tensor:
-        """Sum of the squared factors."""
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return the sum of the squared factors."""
         return self.factor.square().sum()
 
-    def forward(self, r: Tensor) -> Tensor:
-        """Map the network's output to a log-scale."""
-        # tanh(r) = 2 sigmoid(2r) - 1, and PyTorch's sigmoid takes a fifth of its tanh's time.
+    def forward(self, r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Map network output to a log-scale."""
+        # tanh(r) = 2 sigmoid(2r) - 1, and PyTorch's sigmoid takes a fifth of the time of tanh.
         factor = self.factor
         return torch.addcmul(-factor, 2.0 * factor, torch.sigmoid(2.0 * r))
 
 
 class SigmoidScale(nn.Module):
-    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)`, as Glow's code.
+    """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)` (Glow's code).
 
     Args:
-        shape: not used.
-        limit: bound on the distance from the value at `r = 0`; None for none.
+        shape: unused.
+        limit: bound on the distance from the value at `r = 0`; None for no bound.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()
         self.limit = limit
 
-    def forward(self, r: Tensor) -> Tensor:
-        """Map the network's output to a log-scale."""
+    def forward(self, r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Map network output to a log-scale."""
         log_scale = F.softplus(-(r + 2.0))
         if self.limit is None:
             return log_scale
         start = math.log1p(math.exp(-2.0))
-        # No steeper than the limit asks for: rounding errors of far-out inputs pass this slope.
+        # No steeper than the limit requires: the slope amplifies rounding errors of extreme inputs.
         return start + self.limit * torch.tanh((log_scale - start) / max(self.limit, 0.5))
 
 
@@ -69,8 +69,8 @@ class ClampScale(nn.Module):
     high-dimensional variational inference" (2024), section 4.1.
 
     Args:
-        shape: not used.
-        limit: a smaller bound for both sides; None for none.
+        shape: unused.
+        limit: a smaller bound on both sides; None for no further bound.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
@@ -78,8 +78,8 @@ class ClampScale(nn.Module):
         limit = math.inf if limit is None else limit
         self.upper, self.lower = min(0.1, limit), min(2.0, limit)
 
-    def forward(self, r: Tensor) -> Tensor:
-        """Map the network's output to a log-scale."""
+    def forward(self, r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Map network output to a log-scale."""
         upper = self.upper * torch.arctan(r.clamp(min=0.0) / self.upper)
         lower = self.lower * torch.arctan(r.clamp(max=0.0) / self.lower)
         return 2.0 / math.pi * (upper + lower)
@@ -89,15 +89,15 @@ class ExpScale(nn.Module):
     """`log_scale = r`: unbounded, the papers' formula.
 
     Args:
-        shape: not used.
-        limit: not used.
+        shape: unused.
+        limit: unused.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()
 
-    def forward(self, r: Tensor) -> Tensor:
-        """Map the network's output to a log-scale."""
+    def forward(self, r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Map network output to a log-scale."""
         return r
 
 

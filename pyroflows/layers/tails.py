@@ -4,23 +4,25 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pyroflows.transform import Pair, TransformModule
 from pyroflows_common.checks import as_scale
 
-# How far beyond its threshold a limit is a logarithm.
+# Width of the logarithmic range of `LogTails` beyond its threshold.
 STRAIGHT = 40.0
 
 
 class SinhArcsinh(TransformModule):
-    r"""A learned skewness and weight of the tails for each coordinate.
+    r"""A learned skewness and tail weight for each coordinate.
 
     $$y = \sinh(e^{w} (\mathrm{asinh}(x) + s)), \qquad
     \log|\det dy/dx| = \sum_j w_j + \tfrac12 \log(1 + y_j^2) - \tfrac12 \log(1 + x_j^2)$$
 
-    with skewness s and log-weight w: positive weights make tails heavier, as \(y \sim x^{e^w}\)
-    far out. It starts as the identity.
+    with skewness s and log-weight w. A positive w makes the tails heavier: \(y \sim x^{e^w}\) for
+    large x. It is initially the identity.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -42,32 +44,32 @@ class SinhArcsinh(TransformModule):
         self.skewness = nn.Parameter(torch.zeros(self.event_shape))
         self.log_weight = nn.Parameter(torch.zeros(self.event_shape))
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
         weight, skewness = self.log_weight.to(x.dtype), self.skewness.to(x.dtype)
         y = torch.sinh(weight.exp() * (torch.asinh(x) + skewness))
         return y, self._ladj(x, y)
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
         weight, skewness = self.log_weight.to(y.dtype), self.skewness.to(y.dtype)
         x = torch.sinh((-weight).exp() * torch.asinh(y) - skewness)
         return x, -self._ladj(x, y)
 
     def _ladj(self, x: Tensor, y: Tensor) -> Tensor:
-        # By hypot: squares overflow.
+        # hypot, since squares overflow.
         one = x.new_ones(())
         ladj = self.log_weight + torch.hypot(one, y).log() - torch.hypot(one, x).log()
         return ladj.sum(tuple(range(-len(self.event_shape), 0)))
 
 
 class LogTails(TransformModule):
-    r"""The identity up to a threshold t, a logarithm beyond it: a limit to far-out draws.
+    r"""The identity up to a threshold t, a logarithm beyond it: a limit on extreme draws.
 
     $$y = \mathrm{sign}(x) (\min(|x|, t) + \log(1 + \max(|x| - t, 0))), \qquad
     \log|\det dy/dx| = -\sum_j \log(1 + \max(|x_j| - t, 0)).$$
 
-    Beyond |y| = t + 40 it goes on straight, for its inverse to stay a number.
+    Beyond |y| = t + 40 it is linear, which keeps its inverse finite.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -76,7 +78,7 @@ class LogTails(TransformModule):
         threshold: t, a positive number.
 
     Raises:
-        ValueError: where `threshold` is not positive.
+        ValueError: if `threshold` is not positive.
 
     References:
         Andrade, "Stable training of normalizing flows for high-dimensional variational inference"
@@ -93,8 +95,8 @@ class LogTails(TransformModule):
         super().__init__(event_shape)
         self.threshold = as_scale(threshold, "threshold", zero=False)
 
-    def forward_and_ladj(self, x: Tensor) -> Pair:
-        """Map base to data."""
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
         size = x.abs()
         over = (size - self.threshold).clamp(min=0.0)
         near = over.clamp(max=math.expm1(STRAIGHT))
@@ -103,8 +105,8 @@ class LogTails(TransformModule):
         y = x.sign() * (size.clamp(max=self.threshold) + beyond + far)
         return y, -beyond.sum(tuple(range(-len(self.event_shape), 0)))
 
-    def inverse_and_ladj(self, y: Tensor) -> Pair:
-        """Map data to base."""
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
         size = y.abs()
         over = (size - self.threshold).clamp(min=0.0)
         beyond = over.clamp(max=STRAIGHT)

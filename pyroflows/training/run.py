@@ -134,7 +134,7 @@ class Run(Loop):
                 self.last = x, context
             factor = self.settings.factor(self.history.step)
             self.step.move(None if self.settings.schedule is None else factor)
-        self.noted(loss, skipped=not good)
+        self.record(loss, skipped=not good)
 
     @torch.no_grad()
     def total_loss(self, x: Tensor, context: Tensor | None) -> float:

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from pyroflows import AutoGlow, AutoNICE, AutoRealNVP, fit_guide
-from tests.hosts.small_pyro_guides import MEAN, SCALE, drawn, learn, small
+from tests.hosts.pyro.line import MEAN, SCALE, drawn, learn, small
 
 
 def test_a_parameter_store_loaded_after_the_set_up(tmp_path):
@@ -55,7 +55,7 @@ def test_an_interrupted_set_up_starts_again(monkeypatch):
 
     guide = small()
     with monkeypatch.context() as patch:
-        patch.setattr("pyroflows.autoflow.search", interrupted)
+        patch.setattr("pyroflows.guides.autoflow.search", interrupted)
         with pytest.raises(KeyboardInterrupt):
             guide()
     guide()

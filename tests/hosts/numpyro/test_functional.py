@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from numpyro_flows import flow_distribution, glow, nice, realnvp
 from numpyro_flows.tree import trainable
-from tests.hosts.small_numpyro import FLOWS, KEY, every_flow, make, normal, perturbed
+from tests.hosts.numpyro.flows import FLOWS, KEY, every_flow, make, normal, perturbed
 
 every_density = pytest.mark.parametrize("given", [False, True], ids=["plain", "conditional"])
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from pyroflows import ActNorm, Chain, flow_distribution, realnvp
-from tests.hosts.small_pyro import every_flow, make, perturbed
+from tests.hosts.pyro.flows import every_flow, make, perturbed
 
 
 @every_flow

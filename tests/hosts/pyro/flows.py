@@ -1,4 +1,4 @@
-"""Small flows for the tests of what only Pyro and PyTorch can do."""
+"""Small flows for the tests of Pyro and PyTorch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What only Pyro and PyTorch can test."""
+"""Flows as transforms of PyTorch and Pyro: modules, devices, distributions."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ from pyroflows import (
 )
 from pyroflows.layers.coupling import asinh
 from pyroflows.layers.scales import TanhScale
-from tests.hosts.small_pyro import FLOWS, IMAGES, every_flow, make, perturbed
+from tests.hosts.pyro.flows import FLOWS, IMAGES, every_flow, make, perturbed
 
 # The host's distributions
 

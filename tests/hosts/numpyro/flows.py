@@ -1,4 +1,4 @@
-"""Small flows for the tests of what only NumPyro and JAX can do."""
+"""Small flows for the tests of NumPyro and JAX."""
 
 import equinox as eqx
 import jax

@@ -33,7 +33,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from pyroflows import AutoFlow, fit_guide
-from tests.hosts.small_pyro_guides import (
+from tests.hosts.pyro.line import (
     COVARIANCE,
     DATA,
     DESIGN,

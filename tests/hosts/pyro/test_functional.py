@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 from pyroflows import AffineCoupling, Chain, InvertibleLinear, flow_distribution
-from tests.hosts.small_pyro import FLOWS, IMAGES, every_flow, make, perturbed
+from tests.hosts.pyro.flows import FLOWS, IMAGES, every_flow, make, perturbed
 
 # torch.func
 

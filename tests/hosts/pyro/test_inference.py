@@ -20,7 +20,7 @@ from pyroflows import (
     flow_distribution,
     realnvp,
 )
-from tests.hosts.small_pyro import FLOWS, IMAGES, every_flow, make
+from tests.hosts.pyro.flows import FLOWS, IMAGES, every_flow, make
 
 
 def skewed(rows=300):

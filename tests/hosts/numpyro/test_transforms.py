@@ -1,4 +1,4 @@
-"""What only NumPyro and JAX can test."""
+"""Flows as transforms of JAX and NumPyro: pytrees, distributions, modules."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from numpyro_flows import (
     TransformModule,
     flow_distribution,
 )
-from tests.hosts.small_numpyro import FLOWS, KEY, every_flow, make, normal, perturbed
+from tests.hosts.numpyro.flows import FLOWS, KEY, every_flow, make, normal, perturbed
 
 # The host's distributions
 

@@ -19,7 +19,7 @@ from numpyro_flows import (
     flow_distribution,
     realnvp,
 )
-from tests.hosts.small_numpyro import FLOWS, IMAGES, KEY, every_flow, make, normal, perturbed
+from tests.hosts.numpyro.flows import FLOWS, IMAGES, KEY, every_flow, make, normal, perturbed
 
 
 def skewed(rows=300):

@@ -1,0 +1,97 @@
+"""The training of a guide: one run a learning rate, of which the best stretch is kept."""
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from pyroflows_common.schedule import SHORTEST, mean_loss, stretches
+
+# Draws of the guide at each step, by default.
+PARTICLES = 16
+
+
+class Run(NamedTuple):
+    """One run of training.
+
+    Args:
+        state: the parameters after its best stretch.
+        losses: the loss of each step, skipped ones included.
+        loss: the mean loss of the best stretch; infinite if none was finite.
+        learning_rate: its learning rate.
+        skipped: number of skipped steps.
+        stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
+    """
+
+    state: Any
+    losses: np.ndarray
+    loss: float
+    learning_rate: float
+    skipped: int
+    stopped: str
+
+    def warn(self, cause: str = "") -> None:
+        """Warn if the run ended because no loss was finite."""
+        if self.stopped != "not finite":
+            return
+        left = "those of its best stretch" if math.isfinite(self.loss) else "what they were"
+        warnings.warn(
+            f"training stopped after {len(self.losses)} steps, as the evidence lower bound was "
+            f"not finite{cause}: the guide's parameters are {left}",
+            stacklevel=3,
+        )
+
+
+class Ascent(ABC):
+    """Runs of training from the same start; each wing adds what its host computes."""
+
+    skipped: int  # steps of this run whose loss or gradient was not finite
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Return to the start."""
+
+    @abstractmethod
+    def climb(self, rate: float, length: int) -> Iterator[np.ndarray]:
+        """Take steps, and yield their losses."""
+
+    @abstractmethod
+    def state_now(self) -> Any:
+        """Return the parameters, safe from further steps."""
+
+    def best(self, rates: Sequence[float], steps: int, progress: bool) -> Run:
+        """Run once for each learning rate, and return the best run; Ctrl-C ends all runs."""
+        runs = []
+        with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
+            for rate in rates:
+                runs.append(self._run(rate, steps, bar))
+                if runs[-1].stopped == "interrupted":
+                    break
+        return min(runs, key=lambda run: run.loss)
+
+    def _run(self, rate: float, steps: int, bar: Any) -> Run:
+        self.begin()
+        best, loss, losses, stopped = self.state_now(), math.inf, [np.array([])], "steps"
+        for length in stretches(steps):
+            parts: list[np.ndarray] = []
+            try:
+                for part in self.climb(rate, length):
+                    parts.append(part)
+                    bar.update(len(part))
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+            stretch = np.concatenate(parts) if parts else np.array([])
+            losses.append(stretch)
+            mean = mean_loss(stretch) if len(stretch) >= min(length, SHORTEST) else math.inf
+            if mean < loss:
+                best, loss = self.state_now(), mean
+            if stopped == "steps" and not np.isfinite(stretch).any():
+                stopped = "not finite"
+            if stopped != "steps":
+                break
+            bar.set_postfix_str(f"ELBO {-mean:.2f}")
+        return Run(best, np.concatenate(losses), loss, rate, self.skipped, stopped)

@@ -1,0 +1,75 @@
+"""What both wings' guides have in common: their model, their options and their permutations."""
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyroflows_common.checks import as_scale
+
+# Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
+LOG_SCALE_BUDGET = 24.0
+# Standard deviation of the first weights of each conditioner's last layer.
+INIT_SCALE = 1e-3
+# Number of draws from which medians and quantiles are taken.
+DRAWS = 4096
+
+
+def model_of(
+    posterior: Any, model: Any, name: str = "posterior", note: str = ""
+) -> Callable[..., Any]:
+    """Check that `posterior` is a guide or a distribution, and return its model.
+
+    Args:
+        posterior: the guide or distribution.
+        model: its model; None for the one that an automatic guide holds.
+        name: how messages call the posterior.
+        note: what to add if there is no model.
+    """
+    expected = "a guide" if name == "guide" else "a guide or a distribution"
+    if not callable(posterior):  # distributions are callable, too
+        raise TypeError(f"`{name}` is a {type(posterior).__name__}, expected {expected}")
+    if isinstance(posterior, type):
+        raise TypeError(f"`{name}` is the class {posterior.__name__}, expected an instance")
+    if model is None:
+        with contextlib.suppress(AttributeError, TypeError):  # a copied guide has lost its model
+            model = posterior.model
+    if model is None:
+        raise ValueError(f"`model` is missing: only an automatic guide knows its own model{note}")
+    if not callable(model):
+        raise TypeError(f"`model` is a {type(model).__name__}, expected a function")
+    return model
+
+
+def check_function(value: Any, name: str, expected: str, flow: type) -> None:
+    """Check that `value` is a function, and not a flow itself."""
+    if not callable(value) or isinstance(value, flow):
+        raise TypeError(f"`{name}` is a {type(value).__name__}, expected {expected}")
+
+
+def check_options(init: str, init_scale: float, degrees_of_freedom: float | None) -> None:
+    """Check the options of a guide: how it starts and what its base is."""
+    if init not in ("search", "location"):
+        raise ValueError(f"`init` is {init!r}, expected 'search' or 'location'")
+    as_scale(init_scale, "init_scale", zero=False)
+    if degrees_of_freedom is not None:
+        as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+
+
+def warn_of_search(reason: str) -> None:
+    """Warn that the search for a start has failed."""
+    warnings.warn(
+        f"the search for a start {reason}: the guide starts at `init_loc_fn` with `init_scale`",
+        stacklevel=2,
+    )
+
+
+def permutations(size: int, count: int) -> tuple[list[list[int]], list[int]]:
+    """Return some random permutations, always the same, and the one that undoes all of them."""
+    random, order, drawn = np.random.default_rng(0), np.arange(size), []
+    for _ in range(count):
+        drawn.append(random.permutation(size))
+        order = order[drawn[-1]]
+    return [permutation.tolist() for permutation in drawn], np.argsort(order).tolist()
