@@ -1,17 +1,20 @@
 """The file format that both wings share: one safetensors file of named arrays and JSON."""
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import safetensors.numpy
+
+from pyroflows_common.recipe import Recipe
 
 # The JSON is a single entry of the metadata: safetensors does not fix the order of several.
 KEY = "pyroflows"
@@ -33,7 +36,9 @@ def write(
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise ValueError(f"`path` is {str(path)!r}, expected a file in a directory")
-    about = {"version": VERSION, **about}
+    floats = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
+    dtype = np.result_type(*floats).name if floats else ""
+    about = {"version": VERSION, "library": library(), "dtype": dtype, **about}
     about["checksum"] = checksum(about, arrays)
     data = safetensors.numpy.save(dict(arrays), {KEY: json.dumps(about, sort_keys=True)})
     replace_file(target, lambda file: file.write(data))
@@ -75,7 +80,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
     except OSError:
         raise
     except Exception as error:  # a broken file can raise anything
-        raise ValueError(f"{name} is broken, or was not written by `save`: {error!r:.200}") from error
+        raise ValueError(f"{name} is broken or not from `save`: {error!r:.200}") from error
     if not about:
         raise ValueError(f"{name} is a safetensors file, but was not written by `save`")
     if newer:
@@ -100,6 +105,19 @@ def checksum(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def library() -> str:
+    """Return the version of the installed library."""
+    try:
+        return importlib.metadata.version("pyroflows")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def stored_dtype(name: str) -> str:
+    """Return the dtype that a file holds for an array of this dtype: int64 for any integer."""
+    return "int64" if name in ("int8", "int16", "int32", "uint8") else name
+
+
 def check_call(
     builders: Mapping[str, Callable[..., Any]],
     builder: str,
@@ -121,7 +139,7 @@ def check_call(
         The arguments as the builder takes them.
     """
     if not builder:
-        raise ValueError("no builder can rebuild this flow: pass a flow of the same structure, like=…")
+        raise ValueError("no builder can rebuild this flow: pass a flow of its structure, like=…")
     if builder not in builders:
         raise ValueError(f"its builder is {builder!r:.80}, expected one of {tuple(builders)}")
     kinds = argument_kinds(builders[builder])
@@ -169,6 +187,33 @@ def _kinds(hint: Any) -> Iterator[type]:
 
 def _are_integers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int) for value in values)
+
+
+def check_like(about: Mapping[str, Any], recipe: Recipe | None) -> None:
+    """Check that a flow with this recipe, if any, was built as the flow in the file."""
+    saved = {name: plain(value) for name, value in about["arguments"].items()}
+    if about["builder"] and recipe is not None:
+        own = dict(recipe.arguments)
+        if (recipe.builder, own) != (about["builder"], saved):
+            raise ValueError(
+                f"the saved flow was built by {about['builder']} with {saved}, but `like` by "
+                f"{recipe.builder} with {own}"
+            )
+
+
+def check_event(about: Mapping[str, Any], event_shape: tuple[int, ...], context_dim: int) -> None:
+    """Check that a file's event shape and size of the context are those of a flow."""
+    for field, own in (("event_shape", event_shape), ("context_dim", context_dim)):
+        if plain(about[field]) != own:
+            raise ValueError(f"its {field} is {about[field]}, but the flow's {own}")
+
+
+def check_base(base: str, bases: Iterable[str]) -> str:
+    """Check that a base has one of the known names, or is a custom one, and return it."""
+    names = (*bases, "custom")
+    if base not in names:
+        raise ValueError(f"its base is {base!r:.80}, expected one of {names}")
+    return base
 
 
 def check_arrays(

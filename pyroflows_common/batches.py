@@ -1,4 +1,4 @@
-"""The order in which `fit` sees its data: held-out rows, epochs, and passes over an iterable."""
+"""The order of the data in `fit`: held-out rows, epochs, and passes over an iterable."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,26 +6,36 @@ from typing import Any
 
 import numpy as np
 
-from pyroflows_common.rows import Arrays, Batch, Batches, Items, Rows, Source, as_source
+from pyroflows_common.rows import (
+    Arrays,
+    Batch,
+    Batches,
+    Data,
+    Items,
+    Rows,
+    Source,
+    SupportsArray,
+    as_source,
+)
 
-# The fraction that is held out by default, where the data can be divided.
+# Fraction of the rows that is held out by default.
 HELD_OUT = 0.1
 
-# What random numbers are drawn for: each use has a stream of its own.
+# Uses of random numbers, each with its own stream.
 SPLIT, SHUFFLE, AUGMENT, AUGMENT_VALIDATION, AUGMENT_ALL = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The rows of a source at some places, or all of it.
+    """Some rows of a source, or all of it.
 
     Args:
-        source: where the rows are.
-        places: which they are; None for all.
+        source: the source.
+        index: indices of the rows; None for all.
     """
 
     source: Source
-    places: np.ndarray | None = None
+    index: np.ndarray | None = None
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Yield all batches once."""
@@ -33,39 +43,43 @@ class Part:
             for number, batch in enumerate(self.source.data):
                 yield self.source.checked(batch, number)
         else:
-            places = self._places(self.source)
-            for start in range(0, len(places), size):
-                yield self.source.take(places[start : start + size])
+            index = self._index(self.source)
+            for start in range(0, len(index), size):
+                yield self.source.take(index[start : start + size])
 
     def feed(self, size: int, seed: int) -> "Shuffled | Streamed":
-        """Return endless batches to train on."""
+        """Return the batches to train on, without end where possible."""
         if isinstance(self.source, Batches):
             return Streamed(self.source)
-        return Shuffled(self.source, self._places(self.source), size, seed)
+        return Shuffled(self.source, self._index(self.source), size, seed)
 
     def describe(self) -> list[Any]:
-        """Return what tells this data from other data."""
-        return [*self.source.describe(), None if self.places is None else len(self.places)]
+        """Return a description that identifies the data."""
+        return [*self.source.describe(), None if self.index is None else len(self.index)]
 
-    def _places(self, source: Rows | Items) -> np.ndarray:
-        return np.arange(len(source)) if self.places is None else self.places
+    def _index(self, source: Rows | Items) -> np.ndarray:
+        return np.arange(len(source)) if self.index is None else self.index
 
 
 def divide(
-    arrays: Arrays, data: Any, context: Any, validation: Any, seed: int
+    arrays: Arrays,
+    data: Data,
+    context: SupportsArray | None,
+    validation: Data | float | None,
+    seed: int,
 ) -> tuple[Part, Part | None]:
-    """Return what to train on and what is held out.
+    """Return the data to train on and the data to validate on, if any.
 
     Args:
-        arrays: what the flow takes.
-        data: as `fit`'s, as is `context`.
-        context: contexts that go with an array.
+        arrays: the input that the flow takes.
+        data: data, as `fit` takes it.
+        context: contexts of the rows of an array.
         validation: fraction of the rows to hold out, or data to validate on, or None.
-        seed: of the rows that are held out.
+        seed: seed of the choice of held-out rows.
     """
     source = as_source(arrays, data, context)
-    if getattr(validation, "shape", None) == ():  # a number of NumPy's, or an array of one
-        validation = validation.item()
+    if getattr(validation, "shape", None) == ():  # a scalar of NumPy, or an array of one number
+        validation = validation.item()  # type: ignore[union-attr]
     if not (validation is None or isinstance(validation, int | float)):
         held_out = as_source(arrays, validation, name="`validation`")
         if isinstance(validation, Iterator):
@@ -82,7 +96,7 @@ def divide(
         if fraction not in (0.0, HELD_OUT):
             raise ValueError(
                 f"`validation` is {validation}, but no fraction of an iterable of batches can be "
-                "held out: pass the data to validate on"
+                "held out: pass data to validate on"
             )
         return Part(source), None
     kept, held = split(len(source), fraction, seed)
@@ -90,26 +104,26 @@ def divide(
 
 
 def split(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of the rows to train on and of those held out, drawn at random."""
+    """Return the indices of the rows to train on and of held-out rows, chosen at random."""
     held = max(1, round(fraction * size)) if fraction else 0
     if held >= size:
         raise ValueError(
-            f"`validation` is {fraction}, but of {size} rows in `data` none would be left to "
-            "train on; pass validation=None"
+            f"`validation` is {fraction}, which leaves none of {size} rows in `data` to train on; "
+            "pass validation=None"
         )
     order = np.random.default_rng((seed, SPLIT)).permutation(size) if held else np.arange(size)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 class Shuffled:
-    """Endless batches of rows, in a fresh order each epoch, that can start from any place.
+    """Endless batches of rows, in a new order in each epoch, which can start at any position.
 
-    The last rows of an order that do not fill a batch wait for another epoch.
+    The last rows of an epoch that do not fill a batch are left out.
 
     Attributes:
-        resumes: whether a run can be resumed from any place, or from the end of a pass alone.
+        resumes: whether a run can resume at any position, or only at the end of a pass.
         epoch: number of the epoch.
-        position: number of batches given in this epoch.
+        position: number of batches taken from this epoch.
     """
 
     resumes = True
@@ -138,7 +152,7 @@ class Shuffled:
         return batch
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go on from where another run was."""
+        """Move to the position of another run."""
         self.epoch, self.position = epoch, position
 
     def _take(self, epoch: int, position: int) -> Batch:
@@ -149,15 +163,16 @@ class Shuffled:
 
 
 class Streamed:
-    """The batches of an iterable, pass after pass for as long as it can be iterated anew.
+    """The batches of an iterable, in one pass after another for as long as it can be iterated.
 
-    A run resumes at the end of a pass, and repeats what the iterable gave only if the iterable
-    can: what it draws at random must come from a generator that it seeds, or that `fit` restores.
+    A run resumes at the end of a pass. Its numbers are those of an uninterrupted run only if the
+    iterable repeats its batches: a random iterable must draw from a generator that it seeds, or
+    that `fit` restores.
 
     Attributes:
-        resumes: whether a run can be resumed from any place, or from the end of a pass alone.
+        resumes: whether a run can resume at any position, or only at the end of a pass.
         epoch: number of the pass.
-        position: number of batches given in this pass.
+        position: number of batches taken from this pass.
     """
 
     resumes = False
@@ -165,9 +180,8 @@ class Streamed:
     def __init__(self, source: Batches) -> None:
         self.source = source
         self.epoch, self.position = 0, 0
-        self._iterator: Iterator[Any] | None = None
-        self._ahead: Any = None
-        self._open()
+        self._iterator = iter(source.data)
+        self._ahead: object = None
 
     @property
     def at_end(self) -> bool:
@@ -183,7 +197,7 @@ class Streamed:
     def next(self) -> Batch | None:
         """Return the next batch; None after the last."""
         if self._peek() is None:
-            if not self._open() or self._peek() is None:
+            if not self._reopen() or self._peek() is None:
                 return None
             self.epoch, self.position = self.epoch + 1, 0
         batch = self.source.checked(self._ahead, self.position)
@@ -192,19 +206,19 @@ class Streamed:
         return batch
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go on from where another run was, at the end of a pass."""
+        """Move to the position of another run, at the end of a pass."""
         self.epoch, self.position = epoch, position
         self._iterator, self._ahead = iter(()), None
 
-    def _open(self) -> bool:
-        """Begin a pass; false where the iterable is an iterator that has had its only one."""
+    def _reopen(self) -> bool:
+        """Begin another pass; return False for an iterator, which has only one."""
         iterator = iter(self.source.data)
-        if iterator is self.source.data and self._iterator is not None:
+        if iterator is self.source.data:
             return False
         self._iterator, self._ahead = iterator, None
         return True
 
-    def _peek(self) -> Any:
+    def _peek(self) -> object:
         if self._ahead is None:
-            self._ahead = next(self._iterator, None)  # type: ignore[arg-type]
+            self._ahead = next(self._iterator, None)
         return self._ahead

@@ -92,14 +92,14 @@ class History:
         """Return a warning if training went badly."""
         if self.stopped == "not finite":
             what = (
-                f"training stopped at step {self.step}: the loss or its gradient was not finite for "
+                f"training stopped at step {self.step}: the loss or its gradient was not finite in "
                 f"{self.skipped_in_row} steps in a row. The flow has the parameters of step "
                 f"{self.best_step}"
             )
         elif self.skipped > WORRYING * self.step:
             what = (
-                f"{self.skipped} of {self.step} steps were skipped, because the loss or its gradient "
-                "was not finite"
+                f"{self.skipped} of {self.step} steps were skipped, because the loss or its "
+                "gradient was not finite"
             )
         else:
             return None

@@ -1,21 +1,28 @@
 """The loop of `fit`: steps, validations, checkpoints and the progress bar, on either host."""
 
 import contextlib
+import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Generic, TypeVar
 
 from tqdm.auto import tqdm
 
-from pyroflows_common.batches import AUGMENT, AUGMENT_VALIDATION, Part
+from pyroflows_common.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part
+from pyroflows_common.checkpoint import Checkpoint
 from pyroflows_common.history import History, Settings
+from pyroflows_common.rows import Batch, Batches, rows_at_once
 
 # Number of skipped steps in a row after which training stops.
 HOPELESS = 50
 
 
-class Loop(ABC):
+A = TypeVar("A", bound=Sized)  # array of the host
+P = TypeVar("P")  # parameters and state of a flow
+
+
+class Loop(ABC, Generic[A, P]):
     """One run of `fit`; each wing adds the computations of its host.
 
     Args:
@@ -25,20 +32,25 @@ class Loop(ABC):
         checkpoint: file of the run's state, if any.
         progress: whether to show a bar, or a function that formats a loss.
         seed: seed of the order of the rows.
+
+    Raises:
+        ValueError: if there is a patience, but no data to validate on.
     """
 
     # Makes the flow's input from a batch and the numbers of its random stream.
-    prepare: Callable[..., tuple[Any, Any]]
+    prepare: Callable[..., tuple[A, A | None]]
 
     def __init__(
         self,
         settings: Settings,
         train: Part,
         held_out: Part | None,
-        checkpoint: Any,
+        checkpoint: Checkpoint | None,
         progress: bool | Callable[[float], str],
         seed: int,
     ) -> None:
+        if settings.patience is not None and held_out is None:
+            raise ValueError("`patience` needs data to validate on: pass `validation`")
         self.settings, self.train, self.held_out = settings, train, held_out
         self.checkpoint, self.progress = checkpoint, bool(progress)
         self.format = progress if callable(progress) else "{:.3f}".format
@@ -46,32 +58,61 @@ class Loop(ABC):
         self.feed = train.feed(settings.batch_size, seed)
         # The parameters to return: those of the best validation or, before there is one, the last
         # with a finite loss. `last` is the batch that had this loss.
-        self.best: Any = None
-        self.last: Any = None
+        self.best: P | None = None
+        self.last: tuple[A, A | None] | None = None
 
     @abstractmethod
-    def begin(self) -> None:
-        """Restore the checkpoint, or initialise the flow from data."""
+    def start(self) -> None:
+        """Initialise the data-dependent layers."""
 
     @abstractmethod
-    def learn(self, x: Any, context: Any) -> None:
+    def checked(self, batch: Batch, *stream: int) -> tuple[A, A | None]:
+        """Return a batch for initialisation, checked to be finite."""
+
+    @abstractmethod
+    def learn(self, x: A, context: A | None) -> None:
         """Take one step and record it; skip it if the loss or its gradient is not finite."""
 
     @abstractmethod
-    def total_loss(self, x: Any, context: Any) -> float:
+    def total_loss(self, x: A, context: A | None) -> float:
         """Return the sum of the losses of a batch of validation data."""
 
     @abstractmethod
-    def parameters_now(self) -> Any:
+    def parameters_now(self) -> P:
         """Return the current parameters, which later steps do not change."""
 
     @abstractmethod
-    def last_is_finite(self) -> bool:
-        """Return whether the last batch has a finite loss under the current parameters."""
+    def is_finite(self, x: A, context: A | None) -> bool:
+        """Return whether the loss of a training batch is finite under the current parameters."""
 
     @abstractmethod
-    def save(self) -> None:
-        """Write the checkpoint."""
+    def state_now(self) -> dict[str, Any]:
+        """Return the arrays of the run for a checkpoint."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the arrays of the run from a checkpoint."""
+
+    def begin(self) -> None:
+        """Restore the checkpoint, or initialise the flow from data."""
+        state = None if self.checkpoint is None else self.checkpoint.load()
+        if state is None:
+            self.start()
+            return
+        history = History(**state["history"])
+        if history.stopped is None:
+            self.feed.seek(*state["place"])
+        self.restore(state)
+        self.history = history
+
+    def parts(self, first: A) -> Iterator[A]:
+        """Yield all rows in parts, or the first batch of an iterable."""
+        source = self.train.source
+        if isinstance(source, Batches):
+            yield first
+        else:
+            for i, part in enumerate(self.train.in_order(rows_at_once(source.arrays.event_shape))):
+                yield self.checked(part, AUGMENT_ALL, i)[0]
 
     def train_to_the_end(self) -> None:
         """Train until the run stops or Ctrl-C is pressed."""
@@ -114,7 +155,9 @@ class Loop(ABC):
         if history.stopped or save:
             self._prove()
             if self.checkpoint is not None:
-                self.save()
+                place = [self.feed.epoch, self.feed.position]
+                state = {"history": dataclasses.asdict(history), "place": place}
+                self.checkpoint.save({**state, **self.state_now()})
         self._show()
 
     def record(self, loss: float, skipped: bool) -> None:
@@ -150,7 +193,7 @@ class Loop(ABC):
     def _prove(self) -> None:
         """Before any validation, keep the current parameters if the last batch's loss is finite."""
         if self.last is not None:
-            if self.last_is_finite():
+            if self.is_finite(*self.last):
                 self.best, self.history.best_step = self.parameters_now(), self.history.made
             self.last = None
 

@@ -7,7 +7,9 @@ import operator
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
+
+A = TypeVar("A")  # array of a host or of NumPy
 
 
 class Partition:
@@ -65,15 +67,16 @@ class Partition:
         """Number of coordinates in part `a` and in part `b`."""
         return sum(self.mask), len(self.mask) - sum(self.mask)
 
-    def split(self, x: Any) -> tuple[Any, Any]:
+    def split(self, x: A) -> tuple[A, A]:
         """Split events `(*batch, D)` into the parts `(*batch, D_a)` and `(*batch, D_b)`."""
         return self._take(x, self._slices_a), self._take(x, self._slices_b)
 
-    def join(self, a: Any, b: Any) -> Any:
+    def join(self, a: A, b: A) -> A:
         """Join two parts into events: the inverse of `split`."""
         functions = functions_of(a)
+        parts: dict[bool, Any] = {True: a, False: b}
         if self._interleaved:
-            first, second = (a, b) if self.mask[0] else (b, a)
+            first, second = parts[self.mask[0]], parts[not self.mask[0]]
             shape = [*second.shape]
             length = shape[self.axis]
             shape[self.axis] *= 2
@@ -83,12 +86,12 @@ class Partition:
         pieces = []
         starts = {True: 0, False: 0}
         for seen, run in groupby(self.mask):
-            part, start, length = (a if seen else b), starts[seen], len(list(run))
-            pieces.append(part[self._at(slice(start, start + length))])
+            start, length = starts[seen], len(list(run))
+            pieces.append(parts[seen][self._at(slice(start, start + length))])
             starts[seen] = start + length
         return functions.concatenate(pieces, axis=self.axis)
 
-    def only_b(self, values: Any) -> Any:
+    def only_b(self, values: A) -> A:
         """Return values for part `b`, with zeros for coordinates outside it."""
         return values
 
@@ -149,16 +152,16 @@ class Checkerboard(Partition):
         """Number of channels of part `a` and of part `b`."""
         return self.event_shape[0], self.event_shape[0]
 
-    def split(self, x: Any) -> tuple[Any, Any]:
+    def split(self, x: A) -> tuple[A, A]:
         """Split images `(*batch, C, H, W)` into two images of the same shape."""
         in_a, where = self._in_a(x), functions_of(x).where
         return where(in_a, x, 0.0), where(in_a, 0.0, x)
 
-    def join(self, a: Any, b: Any) -> Any:
+    def join(self, a: A, b: A) -> A:
         """Join two parts into events: the inverse of `split`."""
         return functions_of(a).where(self._in_a(a), a, b)
 
-    def only_b(self, values: Any) -> Any:
+    def only_b(self, values: A) -> A:
         """Return values `(*batch, n, H, W)` for part `b`, with zeros at the pixels of part `a`."""
         return functions_of(values).where(self._in_a(values), 0.0, values)
 
@@ -287,7 +290,7 @@ def image_shape(event_shape: int | Sequence[int]) -> tuple[int, int, int]:
     return shape
 
 
-def functions_of(x: Any) -> Any:
+def functions_of(x: object) -> Any:
     """Return the module whose functions take the array: `torch`, `jax.numpy` or `numpy`."""
     # The way of the array API, which PyTorch's tensors do not support yet.
     return x.__array_namespace__() if hasattr(x, "__array_namespace__") else sys.modules["torch"]

@@ -3,30 +3,76 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
 from pyroflows_common.checks import check_rows
 
-Batch = tuple[Any, Any]  # events and their contexts, None where there are none
-
-# Numbers looked at in one go, so that data mapped from a disk is never read in whole.
+# Size of the parts in which numbers are read: data mapped from a file never fills the memory.
 CHUNK = 2**20
+
+
+class SupportsArray(Protocol):
+    """An array of a host or of NumPy, or an object that NumPy converts to one."""
+
+    def __array__(self) -> np.ndarray:
+        """Return the object as a NumPy array."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A dataset with a length, which returns a row for an index, as PyTorch's do."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return a row as x, (x,) or (x, context)."""
+
+
+class HostArray(SupportsArray, Protocol):
+    """What sources of data use of an array, of a host or of NumPy."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of its numbers."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of its dimensions."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its shape."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return some rows."""
+
+
+# The data of `fit`: an array, a pair (x, context), a dataset, or an iterable of batches, each of
+# them x, (x,) or (x, context).
+Pair = tuple[SupportsArray, SupportsArray]
+Data = SupportsArray | Pair | Dataset | Iterable[SupportsArray | Sequence[SupportsArray]]
+
+Batch = tuple[HostArray, HostArray | None]  # events, and their contexts if any
 
 
 @dataclass(frozen=True)
 class Arrays(ABC):
-    """What a flow takes, and the functions of its host's arrays, which each wing fills in.
+    """The input that a flow takes, and functions of arrays, which each wing implements.
 
     Args:
         event_shape: shape of the flow's events.
         context_dim: size of its context.
-        augmented: whether batches are augmented before they come to the flow.
-        dtype: the flow's, by its name.
+        augmented: whether batches are augmented before they reach the flow.
+        dtype: name of the flow's dtype.
     """
 
     event_shape: tuple[int, ...]
@@ -34,37 +80,37 @@ class Arrays(ABC):
     augmented: bool
     dtype: str
 
-    array_maker: ClassVar[str]  # the function that messages name to users who pass lists
+    array_maker: ClassVar[str]  # function that messages suggest to users who pass lists
 
     @abstractmethod
-    def is_array(self, value: Any) -> bool:
-        """Whether a value is an array of the host or of NumPy."""
+    def is_array(self, value: object) -> TypeGuard[SupportsArray]:
+        """Return whether a value is an array of the host or of NumPy."""
 
     @abstractmethod
-    def as_array(self, value: Any) -> Any:
-        """Return an array as the host's or NumPy's; nothing is copied."""
+    def as_array(self, value: SupportsArray) -> HostArray:
+        """Return an array of the host or of NumPy, without a copy."""
 
     @abstractmethod
-    def kind(self, x: Any) -> str:
-        """Return NumPy's letter for the kind of a dtype, such as f for floats."""
+    def kind(self, x: HostArray) -> str:
+        """Return NumPy's letter for the kind of the array's dtype, such as f for floats."""
 
     @abstractmethod
-    def finite(self, x: Any) -> np.ndarray:
-        """Tell for each row whether it is finite as numbers of the flow's dtype."""
+    def finite(self, x: HostArray) -> np.ndarray:
+        """Return for each row whether it is finite in the flow's dtype."""
 
     @abstractmethod
-    def take(self, x: Any, index: np.ndarray) -> Any:
-        """Return the rows of an array at some places."""
+    def take(self, x: HostArray, index: np.ndarray) -> HostArray:
+        """Return the rows of an array with these indices."""
 
     @abstractmethod
-    def stack(self, rows: Sequence[Any]) -> Any:
+    def stack(self, rows: Sequence[HostArray]) -> HostArray:
         """Return rows as one array."""
 
     @abstractmethod
-    def as_bytes(self, x: Any) -> bytes:
-        """Return an array's numbers as bytes."""
+    def as_bytes(self, x: HostArray) -> bytes:
+        """Return the numbers of an array as bytes."""
 
-    def check(self, x: Any, context: Any, name: str) -> None:
+    def check(self, x: HostArray, context: HostArray | None, name: str) -> None:
         """Check that rows suit the flow; the message calls them by `name`."""
         if x.ndim == 0 or not len(x):
             raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")
@@ -74,21 +120,21 @@ class Arrays(ABC):
         if not self.augmented:
             if kind != "f":
                 raise TypeError(
-                    f"{name} has dtype {x.dtype}, expected floating-point numbers; turn whole "
-                    "numbers into real ones by `augment`, for instance by adding uniform noise"
+                    f"{name} has dtype {x.dtype}, expected floating-point numbers; convert whole "
+                    "numbers by `augment`, for instance by adding uniform noise"
                 )
             self.check_shape(x, name)
         self.check_finite(x, name)
         if context is None:
             if self.context_dim:
                 raise ValueError(
-                    f"{name} comes without context, but the flow was built with "
+                    f"{name} has no context, but the flow was built with "
                     f"context_dim={self.context_dim}"
                 )
             return
         if not self.context_dim:
             raise ValueError(
-                f"{name} comes with a context, but the flow was built without (context_dim=0)"
+                f"{name} has a context, but the flow was built without (context_dim=0)"
             )
         if tuple(context.shape) != (len(x), self.context_dim):
             raise ValueError(
@@ -99,7 +145,7 @@ class Arrays(ABC):
             raise TypeError(f"`context` of {name} has dtype {context.dtype}, expected numbers")
         self.check_finite(context, f"`context` of {name}")
 
-    def check_shape(self, x: Any, name: str) -> None:
+    def check_shape(self, x: HostArray, name: str) -> None:
         """Check that `x` is a batch of events with one batch dimension."""
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(
@@ -107,8 +153,8 @@ class Arrays(ABC):
                 f"{self.event_shape}: expected (n, {', '.join(map(str, self.event_shape))})"
             )
 
-    def check_finite(self, x: Any, name: str) -> None:
-        """Check that all rows are finite as numbers of the flow's dtype."""
+    def check_finite(self, x: HostArray, name: str) -> None:
+        """Check that all rows are finite in the flow's dtype."""
         if self.kind(x) != "f":
             return
         size = rows_at_once(x.shape[1:])
@@ -118,9 +164,9 @@ class Arrays(ABC):
 
 
 class Rows:
-    """Rows in an array, which may be mapped from a file."""
+    """The rows of an array, which may be mapped from a file."""
 
-    def __init__(self, arrays: Arrays, x: Any, context: Any, name: str) -> None:
+    def __init__(self, arrays: Arrays, x: HostArray, context: HostArray | None, name: str) -> None:
         arrays.check(x, context, name)
         self.arrays, self.x, self.context = arrays, x, context
 
@@ -128,12 +174,12 @@ class Rows:
         return len(self.x)
 
     def take(self, index: np.ndarray) -> Batch:
-        """Return the rows at these places."""
+        """Return the rows with these indices."""
         context = None if self.context is None else self.arrays.take(self.context, index)
         return self.arrays.take(self.x, index), context
 
     def describe(self) -> list[Any]:
-        """Return what tells this data from other data: shapes, and a digest of some rows."""
+        """Return a description that identifies the data: shapes, and a digest of some rows."""
         digest = hashlib.sha256()
         some = np.unique(np.linspace(0, len(self) - 1, 1000).astype(int))
         for part in self.take(some):
@@ -143,9 +189,9 @@ class Rows:
 
 
 class Items:
-    """A dataset with a length that gives its rows one by one, as PyTorch's do."""
+    """The rows of a dataset."""
 
-    def __init__(self, arrays: Arrays, data: Any, name: str) -> None:
+    def __init__(self, arrays: Arrays, data: Dataset, name: str) -> None:
         if not len(data):
             raise ValueError(f"{name} has no rows")
         self.arrays, self.data, self.name = arrays, data, name
@@ -154,62 +200,61 @@ class Items:
         return len(self.data)
 
     def take(self, index: np.ndarray) -> Batch:
-        """Return the rows at these places."""
+        """Return the rows with these indices."""
         rows = [as_pair(self.arrays, self.data[int(i)], f"a row of {self.name}") for i in index]
-        x, context = (
-            None if part[0] is None else self.arrays.stack(part) for part in zip(*rows, strict=True)
-        )
+        events, contexts = zip(*rows, strict=True)
+        x = self.arrays.stack(events)
+        context = None if contexts[0] is None else self.arrays.stack(contexts)
         self.arrays.check(x, context, f"a batch of {self.name}")
         return x, context
 
     def describe(self) -> list[Any]:
-        """Return what tells this data from other data, as far as it can be known."""
+        """Return a description that identifies the data as far as possible."""
         return ["items", len(self)]
 
 
 class Batches:
-    """An iterable of batches."""
+    """The batches of an iterable."""
 
-    def __init__(self, arrays: Arrays, data: Any, name: str) -> None:
+    def __init__(self, arrays: Arrays, data: Iterable[Any], name: str) -> None:
         self.arrays, self.data, self.name = arrays, data, name
 
-    def checked(self, batch: Any, number: int) -> Batch:
-        """Return a batch as a pair, if it suits the flow."""
+    def checked(self, batch: object, number: int) -> Batch:
+        """Check that a batch suits the flow, and return it as a pair."""
         name = f"batch {number} of {self.name}"
         x, context = as_pair(self.arrays, batch, name)
         if tuple(x.shape) == self.arrays.event_shape and not self.arrays.augmented:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}, which is one event, expected a batch of them; "
-                "a DataLoader makes batches of rows"
+                f"{name} has shape {tuple(x.shape)}, which is one event, expected a batch of "
+                "events; a DataLoader makes batches of rows"
             )
         self.arrays.check(x, context, name)
         return x, context
 
     def describe(self) -> list[Any]:
-        """Return what tells this data from other data, as far as it can be known."""
+        """Return a description that identifies the data as far as possible."""
         return ["batches"]
 
 
 Source = Rows | Items | Batches
 
 
-def as_source(arrays: Arrays, data: Any, context: Any = None, name: str = "`data`") -> Source:
-    """Return data as a source of batches.
+def as_source(arrays: Arrays, data: object, context: object = None, name: str = "`data`") -> Source:
+    """Check that data suits the flow, and return it as a source of batches.
 
     Args:
-        arrays: what the flow takes.
-        data: an array, a pair of arrays (x, context), a dataset with a length and rows, or an
-            iterable of batches.
-        context: an array of contexts that goes with an array.
-        name: what messages call the data.
+        arrays: the input that the flow takes.
+        data: an array, a pair of arrays (x, context), a dataset of rows or an iterable of batches.
+        context: contexts of the rows of an array.
+        name: name of the data in messages.
 
     Raises:
-        TypeError: where it is none of these, or its numbers are not real.
-        ValueError: where it does not suit the flow.
+        TypeError: if the data is none of these, or its numbers are not real.
+        ValueError: if the data does not suit the flow.
     """
     if isinstance(data, tuple):
         if context is not None and len(data) == 2:
-            raise ValueError(f"`context` was given, but {name} is a pair that has one already")
+            raise ValueError(f"`context` was given, but {name} is a pair that already has one")
         data, paired = as_pair(arrays, data, name)
         context = paired if context is None else context
     if arrays.is_array(data):
@@ -217,22 +262,22 @@ def as_source(arrays: Arrays, data: Any, context: Any = None, name: str = "`data
         return Rows(arrays, _as_array(arrays, data, name), context, name)
     if context is not None:
         raise ValueError(
-            f"`context` goes with an array, but {name} is a {type(data).__name__}: let it give "
-            "pairs (x, context)"
+            f"`context` goes with an array, but {name} is a {type(data).__name__}: it "
+            "must yield pairs (x, context)"
         )
     _check_not_numbers(arrays, data, name)
     if not isinstance(data, str | bytes | Mapping):
-        if hasattr(data, "__iter__"):
+        if isinstance(data, Iterable):
             return Batches(arrays, data, name)
-        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        if isinstance(data, Dataset):
             return Items(arrays, data, name)
     raise TypeError(
         f"{name} is a {type(data).__name__}, expected an array, a dataset or an iterable of batches"
     )
 
 
-def as_pair(arrays: Arrays, value: Any, name: str) -> Batch:
-    """Return `x`, `(x,)` or `(x, context)` as events and contexts, None where there are none."""
+def as_pair(arrays: Arrays, value: object, name: str) -> Batch:
+    """Return `x`, `(x,)` or `(x, context)` as a pair of events and contexts, if any."""
     if isinstance(value, tuple | list):
         if len(value) not in (1, 2) or isinstance(value[0], Number):
             _check_not_numbers(arrays, value, name)
@@ -241,30 +286,30 @@ def as_pair(arrays: Arrays, value: Any, name: str) -> Batch:
                 "(x, context)"
             )
         x, context = (*value, None)[:2]
-        context = None if context is None else _as_array(arrays, context, "`context`")
-        return _as_array(arrays, x, name), context
+        events = _as_array(arrays, x, name)
+        return events, None if context is None else _as_array(arrays, context, "`context`")
     return _as_array(arrays, value, name), None
 
 
-def rows_at_once(shape: Any) -> int:
-    """Return how many rows of this shape to look at in one go."""
+def rows_at_once(shape: Sequence[int]) -> int:
+    """Return the number of rows of this shape to read at once."""
     return max(1, CHUNK // max(1, math.prod(shape)))
 
 
-def _as_array(arrays: Arrays, value: Any, name: str) -> Any:
+def _as_array(arrays: Arrays, value: object, name: str) -> HostArray:
     if not arrays.is_array(value):
         _check_not_numbers(arrays, value, name)
         raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
     return arrays.as_array(value)
 
 
-def _check_not_numbers(arrays: Arrays, value: Any, name: str) -> None:
-    """Check that rows are not lists of numbers, however deep the lists."""
+def _check_not_numbers(arrays: Arrays, value: object, name: str) -> None:
+    """Check that a value is not a list of numbers, nested or not."""
     inner = value
     while isinstance(inner, tuple | list) and inner:
         inner = inner[0]
     if isinstance(inner, Number) and inner is not value:
         raise TypeError(
             f"{name} is a {type(value).__name__} of numbers, expected an array or tensor of rows: "
-            f"{arrays.array_maker} makes one of them"
+            f"{arrays.array_maker} makes one"
         )

@@ -1,43 +1,44 @@
-"""RealNVP and Glow on images: the levels of the builders' multi-scale flows."""
+"""RealNVP and Glow on images: the levels of multi-scale flows."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import jax
-from jax import Array
 
 from numpyro_flows.layers.chain import Chain, Stack
 from numpyro_flows.layers.coupling import Coupling
 from numpyro_flows.layers.elementwise import ActNorm, BatchNorm
 from numpyro_flows.layers.linear import InvertibleConv1x1
 from numpyro_flows.layers.multiscale import MultiScale, Squeeze
+from numpyro_flows.rng import RandomKey
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.levels import CHANNELS, CHECKERBOARDS, LAST_CHECKERBOARDS, realnvp_depth
 from pyroflows_common.partition import Partition, channels, checkerboard
 
-# Makes a coupling on events of a shape, given a partition, the width of its network and a key.
-CouplingOfWidth = Callable[[tuple[int, ...], Partition, int, Array], TransformModule]
+# Makes a coupling from an event shape, a partition, the width of its network and a random key.
+CouplingOfWidth = Callable[[tuple[int, ...], Partition, int, RandomKey], TransformModule]
 
 
 def coupling_of(
     kind: type[Coupling],
-    network: Callable[[int, int, Array], Any] | None,
+    network: Callable[[int, int, RandomKey], eqx.Module] | None,
     shape: int | tuple[int, ...],
     partition: Partition,
-    key: Array,
+    key: RandomKey,
     *,
     context_dim: int,
     **options: Any,
 ) -> TransformModule:
-    """Return a coupling with a network of its own.
+    """Return a coupling with its own network.
 
     Args:
         kind: class of the coupling.
-        network: makes the network, given its numbers of inputs and outputs and a key; None for the
-            default.
+        network: function that makes the network from its numbers of inputs and outputs and a random
+            key; None for the default.
         shape: shape of the events.
-        partition: what is transformed given what.
-        key: random key of the network's weights.
+        partition: partition of the events.
+        key: random key of the weights.
         context_dim: size of the context.
         options: other arguments of the class.
     """
@@ -55,9 +56,9 @@ def realnvp_levels(
     scales: int,
     width: int,
     batch_norm: bool,
-    key: Array,
+    key: RandomKey,
 ) -> MultiScale:
-    """Return RealNVP's scales, the width doubling from each to the next."""
+    """Return RealNVP's scales; the width of the networks doubles from scale to scale."""
     keys = iter(jax.random.split(key, realnvp_depth(scales)))
 
     def couplings(
@@ -95,11 +96,11 @@ def glow_levels(
     width: int,
     gain: float,
     prior: Callable[..., TransformModule] | None,
-    key: Array,
+    key: RandomKey,
 ) -> MultiScale:
-    """Return Glow's levels; `prior` makes the one of what is factored out, None for no prior."""
+    """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables."""
 
-    def step(shape: tuple[int, ...], key: Array) -> Chain:
+    def step(shape: tuple[int, ...], key: RandomKey) -> Chain:
         net_key, matrix_key = jax.random.split(key)
         layer = coupling(shape, channels(shape), width, net_key)
         matrix = InvertibleConv1x1(shape, gain=gain, key=matrix_key)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from numpyro.distributions import constraints
 from typing_extensions import override
 
@@ -16,7 +16,7 @@ from numpyro_flows.transform import EventPair, TransformModule, check_finite
 
 
 def dequantize(
-    x: Int[Array, "*shape"], key: RandomKey, *, levels: int = 256
+    x: Integer[Array, "*shape"], key: RandomKey, *, levels: int = 256
 ) -> Float[Array, "*shape"]:
     r"""Map integers to the unit interval: `(x + u) / levels`, u uniform on [0, 1).
 

@@ -1,4 +1,4 @@
-"""Storage: flows in files that both wings read, and checkpoints of training."""
+"""Storage: flow files that both wings read, and checkpoints of training."""
 
 from numpyro_flows.storage.flow import load, save
 

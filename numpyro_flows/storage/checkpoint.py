@@ -1,23 +1,26 @@
-"""Checkpoints of `fit` as NumPy files."""
+"""Checkpoints of `fit` in NumPy files."""
 
 import hashlib
 import json
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from numpyro_flows.transform import TransformModule
 from pyroflows_common import checkpoint
 from pyroflows_common.checkpoint import describe
 
+Tree = TypeVar("Tree")
+
 
 class Checkpoint(checkpoint.Checkpoint):
-    """One file of `numpy.savez`, replaced as a whole whenever it is written.
+    """A file of `numpy.savez`, which each write replaces as a whole.
 
-    The arrays of a state are those of its entry `"arrays"`, a dict.
+    The entry `"arrays"` of a state is a dict of all its arrays.
     """
 
     format = "numpyro_flows fit 1"
@@ -32,35 +35,37 @@ class Checkpoint(checkpoint.Checkpoint):
         return {**json.loads(arrays.pop("about").tobytes()), "arrays": arrays}
 
 
-# A checkpoint holds the arrays of a tree by their numbers; random keys as the words they are.
+# A checkpoint numbers the arrays of a tree, and holds a random key as its data.
 
 
-def numbered(name: str, tree: Any) -> dict[str, np.ndarray]:
-    """Return the arrays of a tree by names for the file."""
+def numbered(name: str, tree: object) -> dict[str, np.ndarray]:
+    """Return the arrays of a tree under numbered names."""
     return {
         f"{name}/{number}": np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         for number, leaf in enumerate(jax.tree.leaves(tree))
     }
 
 
-def collected(name: str, arrays: dict[str, Any], like: Any) -> Any:
-    """Return the tree whose arrays have these names; `like` is one that is built alike."""
-    leaves: list[Any] = jax.tree.leaves(like)
+def collected(name: str, arrays: dict[str, np.ndarray], like: Tree) -> Tree:
+    """Return a tree of the same structure as `like`, from its arrays under numbered names."""
+    leaves: list[Array] = jax.tree.leaves(like)
     found = [arrays[f"{name}/{number}"] for number in range(len(leaves))]
     restored = [
-        # NumPy's files know no bfloat16: it comes back as bytes.
-        jax.random.wrap_key_data(a) if _is_key(leaf) else jnp.asarray(a.view(leaf.dtype))
+        # NumPy's files do not support bfloat16, which comes back as bytes.
+        jax.random.wrap_key_data(jnp.asarray(a))
+        if _is_key(leaf)
+        else jnp.asarray(a.view(leaf.dtype))
         for a, leaf in zip(found, leaves, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe_flow(flow: TransformModule) -> str:
-    """Return a digest of how a flow is built, whatever its parameters are."""
+    """Return a digest of the structure of a flow, independent of its parameters."""
     parts = [
         None if flow.recipe is None else list(flow.recipe),
         _types(flow),
@@ -69,8 +74,8 @@ def describe_flow(flow: TransformModule) -> str:
     return hashlib.sha256(json.dumps(parts, default=describe).encode()).hexdigest()
 
 
-def _types(node: Any) -> list[Any]:
-    """Return the types of all modules, from the outside in."""
+def _types(node: object) -> list[Any]:
+    """Return the types of all modules of a tree, outermost first."""
     if isinstance(node, eqx.Module):
         return [type(node).__qualname__, *(_types(child) for child in vars(node).values())]
     if isinstance(node, tuple | list):

@@ -1,7 +1,6 @@
-"""Saving and loading: one file for a flow, written and read by the Pyro and the NumPyro wing."""
+"""Saving and loading of flows in files that both wings write and read."""
 
 import functools
-import importlib.metadata
 import json
 import math
 import os
@@ -24,19 +23,19 @@ BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow}
 
 
 def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
-    """Write a flow to one safetensors file, which `load` of either wing reads.
+    """Write a flow to a safetensors file, which `load` of either wing reads.
 
-    The file holds all parameters and state, the base, and how the builder was called. Where no
-    builder can make the flow again, as with layers put together by hand or with networks and scale
-    functions of one's own, `load` needs `like=`. An earlier file is replaced as a whole or, where
-    writing fails, stays as it was.
+    The file holds all parameters and state, the base, and the call of the builder. If no builder
+    can rebuild the flow, because it has layers composed by hand, custom networks or custom scale
+    functions, `load` needs `like=`. An existing file is replaced as a whole; if writing fails, it
+    is unchanged.
 
     Args:
         flow: the flow.
-        path: the file, by custom with the suffix `.safetensors`.
+        path: path of the file, by convention with the suffix `.safetensors`.
 
     Raises:
-        ValueError: where the flow cannot be written, or the path is not in a directory.
+        ValueError: if the flow cannot be written, or the path is not that of a file in a directory.
 
     Examples:
         >>> import os, tempfile, jax
@@ -49,34 +48,31 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
     _check_flow(flow, "flow")
     arrays = _arrays(flow)
     builder, arguments = _call(flow, arrays)
-    floats = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
     about = {
-        "library": _library(),
         "builder": builder,
         "arguments": arguments,
-        "base": _check_base(flow.base),
+        "base": archive.check_base(flow.base, BASES),
         "event_shape": list(flow.event_shape),
         "context_dim": flow.context_dim,
-        "dtype": np.result_type(*floats).name if floats else "",
     }
     archive.write(path, about, arrays)
 
 
 def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -> TransformModule:
-    """Read a flow from a file that `save` of either wing has written. No code from it is run.
+    """Read a flow from a file written by `save` of either wing. No code from it is run.
 
     Args:
-        path: the file.
-        like: a flow that is built as the saved one was, for those that no builder can make again:
-            names and shapes of its arrays are compared, but no settings. It stays as it is.
+        path: path of the file.
+        like: a flow of the same structure, needed if no builder can rebuild the saved flow. Names
+            and shapes of its arrays are compared, but no settings. It is not changed.
 
     Returns:
-        A new flow in the dtype in which it was saved.
+        A new flow, in the dtype of the saved flow.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is broken, foreign or newer, or does not fit `like`;
-            or where it is in float64 and JAX is not set to it.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is broken, foreign or of a newer version, or does not fit `like`;
+            or if it is in float64 and JAX's float64 is not enabled.
 
     Examples:
         >>> import os, tempfile
@@ -92,12 +88,12 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
             flow = _zeros(_built(about["builder"], about["arguments"], arrays), arrays)
             archive.check_values(arrays)
         else:
-            flow = _check_like(like, about)
+            _check_flow(like, "like")
+            archive.check_like(about, like.recipe)
+            flow = like
         archive.check_arrays(arrays, _layout(flow))
-        for field, own in (("event_shape", flow.event_shape), ("context_dim", flow.context_dim)):
-            if archive.plain(about[field]) != own:
-                raise ValueError(f"its {field} is {about[field]}, but the flow's {own}")
-        base = _check_base(about["base"])
+        archive.check_event(about, flow.event_shape, flow.context_dim)
+        base = archive.check_base(about["base"], BASES)
         double = any(array.dtype == np.float64 for array in arrays.values())
         if double and jnp.result_type(float) != np.float64:
             raise ValueError(
@@ -127,25 +123,24 @@ def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
 
 
 def _layout(flow: TransformModule) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of each of the flow's arrays."""
+    """Return the shape and dtype of each array of the flow."""
     return {name: (a.shape, _dtype(a)) for name, a in flow.state_dict().items()}
 
 
 def _dtype(array: Array) -> str:
-    """Return the dtype that an array has in the file, where all integers are int64."""
-    name = str(array.dtype)
-    return "int64" if name in ("int8", "int16", "int32", "uint8") else name
+    """Return the dtype of an array in the file, where all integers are int64."""
+    return archive.stored_dtype(str(array.dtype))
 
 
 def _call(flow: TransformModule, arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """Return the builder and its arguments; nothing where they would not make this flow again."""
+    """Return the builder and its arguments, both empty if they would not rebuild the flow."""
     if flow.recipe is None:
         return "", {}
     try:
         arguments = json.loads(json.dumps(dict(flow.recipe.arguments)))
         again = _built(flow.recipe.builder, arguments, arrays)
         same = _outline(replace(again, base=flow.base)) == _outline(flow)
-    except (TypeError, ValueError):  # an argument is a callable, or the flow was changed by hand
+    except (TypeError, ValueError):  # a callable argument, or a flow changed by hand
         return "", {}
     return (flow.recipe.builder, arguments) if same else ("", {})
 
@@ -153,7 +148,7 @@ def _call(flow: TransformModule, arrays: Mapping[str, np.ndarray]) -> tuple[str,
 def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
-    """Call the builder for shapes alone: no memory is taken and nothing drawn at random."""
+    """Call the builder for shapes only, which uses no memory and no random numbers."""
     call = archive.check_call(BUILDERS, builder, arguments, arrays)
     try:
         build = functools.partial(BUILDERS[builder], **call)
@@ -163,46 +158,20 @@ def _built(
 
 
 def _zeros(flow: TransformModule, arrays: Mapping[str, np.ndarray]) -> TransformModule:
-    """Turn shapes into arrays, once it is clear that they are as large as those of the file."""
+    """Replace shapes by arrays, after a check that they have the size of the file's arrays."""
     leaves, structure = jax.tree.flatten(flow)
     if sum(math.prod(leaf.shape) for leaf in leaves) != sum(a.size for a in arrays.values()):
         raise ValueError("its arguments make a flow of another size than its arrays")
     return jax.tree.unflatten(structure, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves])
 
 
-def _outline(flow: TransformModule) -> Any:
-    """Return all of a flow but its numbers."""
+def _outline(flow: TransformModule) -> tuple[object, list[tuple[int, ...]]]:
+    """Return the structure of a flow and the shapes of its arrays."""
     return jax.tree.structure(flow), [leaf.shape for leaf in jax.tree.leaves(flow)]
 
 
-def _check_flow(flow: Any, name: str) -> None:
+def _check_flow(flow: object, name: str) -> None:
     if not isinstance(flow, TransformModule):
         raise ValueError(f"`{name}` is a {type(flow).__name__}, expected a TransformModule")
     if isinstance(flow, Conditioned):
-        raise ValueError(f"`{name}` is given a context: pass the conditional flow itself")
-
-
-def _check_like(like: TransformModule, about: Mapping[str, Any]) -> TransformModule:
-    _check_flow(like, "like")
-    saved = {name: archive.plain(value) for name, value in about["arguments"].items()}
-    if about["builder"] and like.recipe is not None:
-        own = (like.recipe.builder, dict(like.recipe.arguments))
-        if own != (about["builder"], saved):
-            raise ValueError(
-                f"the saved flow was built by {about['builder']} with {saved}, but `like` by "
-                f"{own[0]} with {own[1]}"
-            )
-    return like
-
-
-def _check_base(base: str) -> str:
-    if base not in (*BASES, "custom"):
-        raise ValueError(f"its base is {base!r:.80}, expected one of {(*BASES, 'custom')}")
-    return base
-
-
-def _library() -> str:
-    try:
-        return importlib.metadata.version("pyroflows")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        raise ValueError(f"`{name}` has its context already: pass the conditional flow itself")

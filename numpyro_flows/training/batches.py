@@ -1,41 +1,49 @@
-"""From a batch of the data to what the flow takes."""
+"""Preparation of a batch of data for the flow."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
-from numpyro_flows.training.sources import Arrays
-from pyroflows_common.rows import Batch
+from numpyro_flows.rng import RandomKey
+from numpyro_flows.training.sources import AnyArray, Arrays
+from pyroflows_common.rows import Batch, HostArray
 
 
 class Preparation:
-    """A batch in the flow's dtype, augmented and checked.
+    """A function that casts batches to the flow's dtype, augments and checks them.
 
     Args:
-        arrays: what the flow takes.
-        augment: function of a batch and a key; None for none.
+        arrays: the input that the flow takes.
+        augment: function of a batch and a random key, if any.
         like: an array of the flow's dtype.
-        key: the run's key.
+        key: random key of the run.
     """
 
     def __init__(
-        self, arrays: Arrays, augment: Callable[..., Any] | None, like: Array, key: Array
+        self,
+        arrays: Arrays,
+        augment: Callable[[Array, RandomKey], Array] | None,
+        like: Array,
+        key: RandomKey,
     ) -> None:
         self.arrays, self.dtype = arrays, like.dtype
         self.augment = augment and jax.jit(
             lambda x, *stream: augment(x, functools.reduce(jax.random.fold_in, stream, key))
         )
 
-    def __call__(self, batch: Batch, *stream: int) -> tuple[Any, Any]:
-        """Return events and contexts; equal streams have equal random numbers."""
-        x, context = batch
+    def __call__(
+        self, batch: Batch, *stream: int
+    ) -> tuple[Float[AnyArray, "n ..."], Float[AnyArray, "n context_dim"] | None]:
+        """Return events and contexts; the stream determines the random numbers."""
+        rows, context = batch
+        x = self.arrays.as_array(rows)
         if self.arrays.kind(x) == "f":
             x = self._cast(x)
-        elif isinstance(x, np.ndarray):  # JAX has the machine's byte order only
+        elif isinstance(x, np.ndarray):  # JAX supports the native byte order only
             x = x.astype(x.dtype.newbyteorder("="), copy=False)
         if self.augment is not None:
             x = self.augment(x, *stream)
@@ -45,12 +53,13 @@ class Preparation:
             self.arrays.check_shape(x, "what `augment` gave")
         return self._cast(x), None if context is None else self._cast(context)
 
-    def _cast(self, x: Any) -> Any:
+    def _cast(self, rows: HostArray) -> AnyArray:
+        x = self.arrays.as_array(rows)
         return x if x.dtype == self.dtype else x.astype(self.dtype)
 
 
-def filled(x: Any, size: int) -> Any:
-    """Return a batch with its last row repeated up to a size."""
+def filled(x: AnyArray | None, size: int) -> AnyArray | None:
+    """Return rows with the last one repeated until there are `size` of them."""
     if x is None or len(x) == size:
         return x
     return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])

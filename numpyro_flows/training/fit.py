@@ -7,11 +7,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpyro.distributions as dist
 import optax
 from jax import Array
 
 from numpyro_flows.distribution import named_base
-from numpyro_flows.rng import seed_of
+from numpyro_flows.rng import RandomKey, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, describe_flow
 from numpyro_flows.training.run import Run, Settings
 from numpyro_flows.training.sources import Arrays
@@ -19,18 +20,19 @@ from numpyro_flows.transform import Conditioned, TransformModule
 from numpyro_flows.tree import trainable
 from pyroflows_common.batches import HELD_OUT, divide
 from pyroflows_common.history import FitResult
+from pyroflows_common.rows import Data, SupportsArray
 
 
 def fit(
     flow: TransformModule,
-    data: Any,
+    data: Data,
     *,
-    context: Any = None,
-    base: Any = None,
+    context: SupportsArray | None = None,
+    base: str | dist.Distribution | None = None,
     steps: int,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
-    validation: Any = HELD_OUT,
+    validation: Data | float | None = HELD_OUT,
     patience: int | None = None,
     validate_every: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -39,9 +41,9 @@ def fit(
     schedule: str | Callable[[int], float] | None = None,
     clip_norm: float | None = None,
     penalty: float = 0.0,
-    augment: Callable[[Array, Array], Array] | None = None,
+    augment: Callable[[Array, RandomKey], Array] | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    key: Array | None = None,
+    key: RandomKey | None = None,
 ) -> FitResult:
     r"""Train a flow by maximum likelihood.
 
@@ -49,59 +51,59 @@ def fit(
     \bigl( \log p_z(z_i) + \log|\det dz_i/dx_i| \bigr), \qquad
     z_i = \mathrm{flow}^{-1}(x_i).$$
 
-    Layers that start from data are initialised on the first batch, and the running averages of
-    every `BatchNorm` are moved before each step. Equal keys give equal numbers. A step is one
-    compiled function, which runs with equally built flows share. Ctrl-C ends training and returns
-    what has been learned so far; before the first step, the flow as it was.
+    Data-dependent layers are initialised from the first batch, and the running averages of each
+    `BatchNorm` move before each step. Runs with the same key are identical. A step is one compiled
+    function, which runs with flows of the same structure share. Ctrl-C ends training and returns
+    the flow learned so far; before the first step, that is the unchanged flow.
 
-    A step whose loss or gradient is not finite is skipped, and 50 of them in a row end training.
+    A step is skipped if its loss or gradient is not finite; 50 skipped steps in a row end training.
 
     Args:
-        flow: the flow; it stays as it is.
-        data: rows `(n, *event_shape)` as an array; or a dataset with rows, or any iterable of
-            batches, such as a DataLoader, none of which need fit in memory. Rows and batches of a
-            conditional flow are pairs (x, context). Batches are converted to the flow's dtype. A
-            JAX array stays on its device; of a NumPy array, batches are sent there one by one.
-        context: contexts `(n, context_dim)` that go with an array.
+        flow: the flow, which is not changed.
+        data: rows `(n, *event_shape)` in an array, a dataset of rows, or an iterable of batches
+            such as a DataLoader. Datasets and iterables need not fit in memory; those for a
+            conditional flow yield pairs (x, context). Batches are converted to the flow's dtype. A
+            JAX array stays on its device; the batches of a NumPy array are moved there one by one.
+        context: contexts `(n, context_dim)` of the rows of an array.
         base: `"normal"`, `"logistic"` or a NumPyro distribution over events of the flow's shape.
-            Default: what the flow was last fitted with, normal at first.
-        steps: number of steps at most.
-        batch_size: rows in a batch; an iterable makes batches as it likes.
-        learning_rate: Adam's step size.
+            Default: the base of the flow's last fit, at first normal.
+        steps: maximum number of steps.
+        batch_size: number of rows in a batch; an iterable of batches ignores it.
+        learning_rate: step size of Adam.
         validation: fraction of the rows to hold out, or data to validate on (as `data`), or None.
-            Default: a tenth of the rows; of an iterable of batches nothing is held out. The
-            parameters with the lowest loss on this data are restored in the end; without it the
-            last ones stay, or the last whose loss was finite.
-        patience: number of validations without improvement after which to stop.
-        validate_every: steps between validations. Default: an epoch.
-        checkpoint: file of the state of training, written at each validation; for an iterable of
-            batches at the end of each pass, from which alone it can be resumed. Where the file
-            exists, training goes on from there, to the numbers of a run without a break; `steps`
-            and the other arguments have to be the same. To train longer than a finished run, call
-            `fit` again on its `result.flow`.
-        progress: whether to show a bar, or how: a function that writes a loss, for pixels
+            Default: a tenth of the rows, and nothing for an iterable of batches. The result has
+            the parameters with the lowest validation loss; without validation it has the last
+            parameters with a finite loss.
+        patience: number of validations without improvement after which training stops.
+        validate_every: number of steps between validations. Default: an epoch.
+        checkpoint: file of the state of training, written at each validation, or at the end of
+            each pass over an iterable of batches. If the file exists, training resumes from it and
+            gives the numbers of an uninterrupted run; `steps` and the other arguments must be the
+            same. To train a finished flow further, call `fit` on its `result.flow`.
+        progress: whether to show a bar, or a function that formats the loss in it; for pixels
             `lambda loss: f"{bits_per_dim(-loss, event_shape):.3f} bits/dim"`.
-        standardize: whether to set the flow's `Standardization` from the training data, of an
-            iterable from its first batch.
-        schedule: `"cosine"` (to zero at the last step) or a function of the number of steps done,
-            from 0, that gives a factor on the learning rate.
-        clip_norm: bound on the norm of the whole gradient.
-        penalty: weight of `flow.scale_penalty()` in the loss, for flows with tanh scales; RealNVP
-            has 5e-5.
-        augment: function of a batch and a key that gives the batch to train on, such as one that
-            adds dequantisation noise; it is compiled. The noise is drawn afresh for each training
-            batch, and once and for all for the validation data.
-        optimizer: another optimiser; it brings its own learning rate.
-        key: of the split, the order of the rows and `augment`. Default: `jax.random.key(0)`.
+        standardize: whether to set the flow's `Standardization` from the training data, or from
+            the first batch of an iterable.
+        schedule: `"cosine"` (zero at the last step), or a function that maps the number of steps
+            made so far to a factor on the learning rate.
+        clip_norm: maximum norm of the whole gradient.
+        penalty: weight of `flow.scale_penalty()` in the loss, for flows with tanh scales; 5e-5 in
+            the RealNVP paper.
+        augment: function that maps a batch and a random key to the batch to train on, such as one
+            that adds dequantisation noise; it is compiled. Each training batch gets new noise; the
+            validation data get the same noise in each validation.
+        optimizer: another optimiser, with its own learning rate.
+        key: random key of the held-out rows, the order of the rows and `augment`. Default:
+            `jax.random.key(0)`.
 
     Returns:
-        The new flow with the history of its training.
+        The trained flow, which is a new one, and the history of its training.
 
     Raises:
-        ValueError: where an argument is out of its range, where data, context or base do not suit
-            the flow, where data has NaN or inf, or where the checkpoint is of another run. All
-            that can be known before training is found before any work is done.
-        TypeError: where data is none of the above, or has whole numbers and there is no `augment`.
+        ValueError: if an argument is out of range, if data, context or base do not suit the flow,
+            if the data has NaN or inf, or if the checkpoint is of another run. Everything that can
+            be checked before training is checked before any work is done.
+        TypeError: if the data is none of the above, or has whole numbers and `augment` is None.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -120,8 +122,6 @@ def fit(
     name, density = _base(flow, base)
     arrays = Arrays(flow.event_shape, flow.context_dim, augment is not None, dtype)
     train, held_out = divide(arrays, data, context, validation, seed_of(key))
-    if patience is not None and held_out is None:
-        raise ValueError("`patience` needs data to validate on: pass `validation`")
     saved = None
     if checkpoint is not None:
         about: dict[str, Any] = {
@@ -139,8 +139,8 @@ def fit(
     return history.result(run.flow)
 
 
-def _check_flow(flow: Any, settings: Settings) -> str:
-    """Check that a flow can be trained with these settings, and return its dtype's name."""
+def _check_flow(flow: object, settings: Settings) -> str:
+    """Check that the settings can train the flow, and return the name of its dtype."""
     if not isinstance(flow, TransformModule):
         raise TypeError(f"`flow` is a {type(flow).__name__}, expected a TransformModule")
     if isinstance(flow, Conditioned):
@@ -150,17 +150,19 @@ def _check_flow(flow: Any, settings: Settings) -> str:
         raise ValueError("`flow` has no parameters to train")
     if settings.penalty and not any(map(_has_penalty, jax.tree.leaves(flow, is_leaf=_has_penalty))):
         raise ValueError(
-            f"`penalty` is {settings.penalty}, but the flow has no tanh scales that it could act on"
+            f"`penalty` is {settings.penalty}, but the flow has no tanh scales to penalise"
         )
     return str(parameters[0].dtype)
 
 
-def _has_penalty(node: Any) -> bool:
+def _has_penalty(node: object) -> bool:
     return callable(getattr(node, "penalty", None))
 
 
-def _base(flow: TransformModule, base: Any) -> tuple[str, Any]:
-    """Return the name of the base and the distribution."""
+def _base(
+    flow: TransformModule, base: str | dist.Distribution | None
+) -> tuple[str, dist.Distribution]:
+    """Return the name of the base and its distribution."""
     base = flow.base if base is None else base
     if isinstance(base, str):
         return base, named_base(base, flow)

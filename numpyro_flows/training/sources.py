@@ -1,7 +1,7 @@
-"""JAX's and NumPy's arrays as training data."""
+"""Training data in JAX and NumPy arrays."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -9,41 +9,45 @@ import numpy as np
 from jax import Array
 
 from pyroflows_common import rows
+from pyroflows_common.rows import HostArray, SupportsArray
+
+# Both are input to JAX: it moves a NumPy array to its device when a function is called.
+AnyArray = Array | np.ndarray
 
 
 class Arrays(rows.Arrays):
-    """What a flow takes, and functions of JAX and NumPy arrays."""
+    """The input that a flow takes, and functions of JAX and NumPy arrays."""
 
     array_maker = "numpy.array"
 
-    def is_array(self, value: Any) -> bool:
-        """Whether a value is a JAX array, or something that NumPy takes for an array."""
+    def is_array(self, value: object) -> TypeGuard[SupportsArray]:
+        """Return whether a value is a JAX array, or an object that NumPy converts to an array."""
         return isinstance(value, Array) or hasattr(value, "__array__")
 
-    def as_array(self, value: Any) -> Any:
-        """Return a JAX or NumPy array; nothing is copied."""
+    def as_array(self, value: SupportsArray) -> AnyArray:
+        """Return a JAX or NumPy array, without a copy."""
         return value if isinstance(value, Array) else np.asarray(value)
 
-    def kind(self, x: Any) -> str:
-        """Return NumPy's letter for the kind of a dtype, such as f for floats."""
+    def kind(self, x: HostArray) -> str:
+        """Return NumPy's letter for the kind of the array's dtype, such as f for floats."""
         return "f" if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype.kind
 
-    def finite(self, x: Any) -> np.ndarray:
-        """Tell for each row whether it is finite as numbers of the flow's dtype."""
+    def finite(self, x: HostArray) -> np.ndarray:
+        """Return for each row whether it is finite in the flow's dtype."""
         with np.errstate(over="ignore"):
             numbers = np.asarray(x).astype(jnp.dtype(self.dtype))
         return np.isfinite(numbers.reshape(len(x), -1)).all(1)
 
-    def take(self, x: Any, index: np.ndarray) -> Any:
-        """Return the rows of an array at some places."""
+    def take(self, x: HostArray, index: np.ndarray) -> AnyArray:
+        """Return the rows of an array with these indices."""
         return _taken(x, index) if isinstance(x, Array) else np.asarray(x[index])
 
-    def stack(self, rows: Sequence[Any]) -> np.ndarray:
+    def stack(self, rows: Sequence[HostArray]) -> np.ndarray:
         """Return rows as one array."""
         return np.stack([np.asarray(row) for row in rows])
 
-    def as_bytes(self, x: Any) -> bytes:
-        """Return an array's numbers as bytes."""
+    def as_bytes(self, x: HostArray) -> bytes:
+        """Return the numbers of an array as bytes."""
         return np.asarray(x).tobytes()
 
 

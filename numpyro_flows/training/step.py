@@ -1,4 +1,4 @@
-"""One step of training, and the losses of one batch, compiled: the pure part of `fit`'s loop."""
+"""One step of training, and the losses of one batch: the compiled functions of `fit`."""
 
 import functools
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from numpyro_flows.networks import RunningMoments
 from numpyro_flows.transform import TransformModule
@@ -15,21 +17,21 @@ from numpyro_flows.tree import trainable
 
 
 class Plan:
-    """All of a run's arithmetic that is not an array: how the flow, the base and a step are built.
+    """The static part of a run: the structure of the flow, the base and the optimiser.
 
-    Equal plans share what has been compiled.
+    Equal plans share compiled functions.
 
     Args:
         flow: the flow.
         base: the base distribution.
-        optimizer: makes updates of gradients.
-        penalized: whether the penalty on scales is part of the loss.
+        optimizer: optimiser of the parameters.
+        penalized: whether the loss includes the penalty on scales.
     """
 
     def __init__(
         self,
         flow: TransformModule,
-        base: Any,
+        base: dist.Distribution,
         optimizer: optax.GradientTransformation,
         penalized: bool,
     ) -> None:
@@ -49,7 +51,7 @@ class Plan:
         )
         try:
             self._hash = hash(self._parts)
-        except TypeError:  # something of the user's; the plan is then equal to itself only
+        except TypeError:  # a part of the user's cannot be hashed: the plan equals itself only
             self._parts, self._hash = (object(),), id(self)
 
     def __hash__(self) -> int:
@@ -59,13 +61,13 @@ class Plan:
         return self is other or (isinstance(other, Plan) and self._parts == other._parts)
 
     def split(self, flow: TransformModule) -> tuple[list[Array], list[Array]]:
-        """Return a flow's parameters, and its other arrays."""
+        """Return the parameters of a flow, and its other arrays."""
         leaves = list(zip(jax.tree.leaves(flow), self.trained, strict=True))
         state = [leaf for leaf, trained in leaves if eqx.is_array(leaf) and not trained]
         return [leaf for leaf, trained in leaves if trained], state
 
     def join(self, parameters: list[Array], state: list[Array]) -> TransformModule:
-        """Return the flow with these arrays."""
+        """Return the flow with these parameters and other arrays."""
         trained, rest = iter(parameters), iter(state)
         leaves = [
             next(trained) if is_trained else next(rest) if fixed is None else fixed
@@ -73,46 +75,60 @@ class Plan:
         ]
         return jax.tree.unflatten(self.structure, leaves)
 
-    def losses(self, flow: TransformModule, base: list[Any], x: Array, context: Any) -> Array:
+    def losses(
+        self,
+        flow: TransformModule,
+        base: list[Array],
+        x: Float[Array, "n ..."],
+        context: Float[Array, "n context_dim"] | None,
+    ) -> Float[Array, " n"]:
         """Return the negative log-likelihood of each row."""
         z, ladj = flow.inverse_and_ladj(x, context)
         return -(jax.tree.unflatten(self.base_structure, base).log_prob(z) + ladj)
 
 
-def _is_running(node: Any) -> bool:
+def _is_running(node: object) -> bool:
     return isinstance(node, RunningMoments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def losses_of(
-    plan: Plan, parameters: Any, state: Any, base: Any, x: Array, context: Array | None
-) -> Array:
+    plan: Plan,
+    parameters: list[Array],
+    state: list[Array],
+    base: list[Array],
+    x: Float[Array, "n ..."],
+    context: Float[Array, "n context_dim"] | None,
+) -> Float[Array, " n"]:
     """Return the negative log-likelihood of each row of a batch."""
     return plan.losses(plan.join(parameters, state), base, x, context)
 
 
-# The optimiser's state is given away. The parameters are not, for they may be the user's own, and
-# must be there when Ctrl-C cuts off a step.
+# The optimiser's state is donated. The parameters are not: they may belong to the user, and must
+# survive if Ctrl-C interrupts a step.
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="memory")
 def step(
     plan: Plan,
-    parameters: Any,
-    state: Any,
+    parameters: list[Array],
+    state: list[Array],
     memory: Any,
-    base: Any,
-    x: Array,
-    context: Array | None,
+    base: list[Array],
+    x: Float[Array, "n ..."],
+    context: Float[Array, "n context_dim"] | None,
     rate: float,
     clip_norm: float,
     penalty: float,
-) -> tuple[Any, Any, Any, Array]:
-    """Take a step, unless its numbers are not finite: then give back what came."""
+) -> tuple[list[Array], list[Array], Any, Float[Array, "2"]]:
+    """Take a step, and return parameters, state, memory, and the loss and its gradient's norm.
+
+    If the loss or its gradient is not finite, parameters, state and memory are returned unchanged.
+    """
     moved = state
     if plan.norms:
         flow, _ = plan.join(parameters, state)._absorb(x, context, False)
         _, moved = plan.split(flow)
 
-    def objective(parameters: Any) -> tuple[Array, Array]:
+    def objective(parameters: list[Array]) -> tuple[Array, Array]:
         flow = plan.join(parameters, moved)
         loss = plan.losses(flow, base, x, context).mean()
         return loss + penalty * flow.scale_penalty() if plan.penalized else loss, loss

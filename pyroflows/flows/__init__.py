@@ -1,4 +1,4 @@
-"""Flows: NICE, RealNVP and Glow from one call."""
+"""Flows: NICE, RealNVP and Glow, each built by one call."""
 
 from pyroflows.flows.builders import glow, nice, realnvp
 

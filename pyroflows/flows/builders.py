@@ -1,11 +1,12 @@
-"""Builders: NICE, RealNVP and Glow for vectors and for images, from one call."""
+"""Builders: NICE, RealNVP and Glow for vectors and images, each in one call."""
 
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from pyroflows.flows.images import coupling_of, glow_levels, realnvp_levels
 from pyroflows.layers.chain import Chain, Stack
@@ -22,11 +23,14 @@ from pyroflows_common.levels import glow_depth, realnvp_depth, realnvp_scales
 from pyroflows_common.partition import Partition, as_partition
 from pyroflows_common.recipe import Recipe
 
-# Log-scales of all couplings together, along one path through the flow: see `robust`.
+# Bound on the sum of a flow's log-scales along one path through its couplings: see `robust`.
 LOG_SCALE_BUDGET = 4.0
-# Of images, which have no far-out values, but pixels that hardly vary.
+# The bound for images, which have no outliers, but pixels that hardly vary.
 IMAGE_BUDGET = 16.0
-COUPLINGS: dict[str, Any] = {"affine": AffineCoupling, "additive": AdditiveCoupling}
+COUPLINGS: dict[str, type[AdditiveCoupling | AffineCoupling]] = {
+    "affine": AffineCoupling,
+    "additive": AdditiveCoupling,
+}
 
 
 def _note(flow: TransformModule, recipe: Recipe) -> TransformModule:
@@ -51,26 +55,26 @@ def nice(
     robust: bool = True,
     init_scale: float = 0.0,
 ) -> TransformModule:
-    """Build NICE: additive couplings that alternate, and a diagonal scaling next to the base.
+    """Build NICE: alternating additive couplings and a diagonal scaling at the base end.
 
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, images that are seen as vectors.
-        layers: number of couplings; the paper has four.
-        hidden: widths of each conditioner's hidden layers.
+        event_shape: D or `(D,)`, at least 2; or `(C, H, W)` for images, treated as vectors.
+        layers: number of couplings; four in the paper.
+        hidden: widths of the hidden layers of each conditioner.
         activation: activation of the conditioners.
         partition: `"alternating"` (the paper's), `"halves"`, a boolean mask or a `Partition`; every
-            second coupling swaps its parts.
-        network: makes a custom conditioner, given its numbers of inputs and outputs.
-        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
-        context_dim: size of the context of a conditional flow.
-        robust: whether conditioners see asinh of their input; False for the paper's exact form.
-        init_scale: standard deviation of each conditioner's last layer at the start.
+            second coupling swaps the parts.
+        network: function that makes a custom conditioner from its numbers of inputs and outputs.
+        logit: α of a `Logit` at the data end, for pixels in the unit interval; None for no `Logit`.
+        context_dim: size of the context; 0 for a flow without context.
+        robust: whether conditioners see asinh of their input; False for the form in the paper.
+        init_scale: initial standard deviation of the last layer of each conditioner.
 
     Returns:
-        The flow: at the start the identity, up to `init_scale`.
+        The flow, which is initially the identity up to `init_scale`.
 
     Raises:
-        ValueError: where an argument is out of its range; the message names it.
+        ValueError: if an argument is out of range; the message names it.
 
     References:
         Dinh, Krueger and Bengio, "NICE" (arXiv:1410.8516), sections 3.2 to 3.4 and 5.1.
@@ -110,7 +114,7 @@ def realnvp(
     layers: int = 8,
     hidden: Sequence[int] = (64, 64),
     activation: str = "relu",
-    scale: str | Callable[..., Any] = "tanh",
+    scale: str | Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]] = "tanh",
     partition: str | Sequence[bool] | Partition = "halves",
     scales: int | None = None,
     blocks: int = 2,
@@ -123,41 +127,41 @@ def realnvp(
     robust: bool = True,
     init_scale: float = 0.0,
 ) -> TransformModule:
-    """Build RealNVP: affine couplings that alternate; for images, over several scales.
+    """Build RealNVP: alternating affine couplings, for images on several scales.
 
-    On images each scale has three couplings on a checkerboard, a `Squeeze`, three couplings on
-    channels, and passes half of the channels on; the last one has four on a checkerboard. The
-    width of the conditioners doubles from scale to scale.
+    On images, each scale has three couplings on a checkerboard, a `Squeeze` and three couplings on
+    channels, and passes half of the channels on; the last scale has four couplings on a
+    checkerboard. The width of the conditioners doubles from scale to scale.
 
     Args:
         event_shape: D or `(D,)`, at least 2; or `(C, H, W)`.
-        layers: vectors: number of couplings L.
-        hidden: vectors: widths of each conditioner's hidden layers.
+        layers: vectors: number of couplings, L.
+        hidden: vectors: widths of the hidden layers of each conditioner.
         activation: activation of the conditioners.
-        scale: `"tanh"` (the paper's, with a learned factor), `"sigmoid"`, `"clamp"`, `"exp"` or a
-            callable.
+        scale: `"tanh"` (as in the paper, with a learned factor), `"sigmoid"`, `"clamp"`, `"exp"`
+            or a callable.
         partition: vectors: `"halves"`, `"alternating"`, a boolean mask or a `Partition`; every
-            second coupling swaps its parts.
-        scales: images: number of scales; by default up to 3, as the size allows.
-        blocks: images: number of residual blocks of each `ResNet`.
-        channels: images: width of the residual networks of the first scale.
-        norm: images: normalisation within the residual networks, `"instance"`, `"batch"` or None.
-        network: makes a custom conditioner, given its numbers of inputs and outputs; for images
-            the numbers of channels.
+            second coupling swaps the parts.
+        scales: images: number of scales. Default: up to 3, as the size allows.
+        blocks: images: number of residual blocks in each `ResNet`.
+        channels: images: width of the residual networks in the first scale.
+        norm: images: normalisation in the residual networks, `"instance"`, `"batch"` or None.
+        network: function that makes a custom conditioner from its numbers of inputs and outputs,
+            for images of input and output channels.
         batch_norm: whether a `BatchNorm` follows each coupling.
-        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
-        context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
-            start and conditioners see asinh of their input, which keeps deep flows invertible in
-            float32 whatever the training; False for the paper's exact form, which conditional
-            densities of very unlike widths need.
-        init_scale: standard deviation of each conditioner's last layer at the start.
+        logit: α of a `Logit` at the data end, for pixels in the unit interval; None for no `Logit`.
+        context_dim: size of the context; 0 for a flow without context.
+        robust: whether the log-scales of each coupling stay within 4 / L (images: 16 / L) of their
+            initial values and conditioners see asinh of their input, which keeps deep flows
+            invertible in float32 after any training; False for the form in the paper, which
+            conditional densities of very different widths need.
+        init_scale: initial standard deviation of the last layer of each conditioner.
 
     Returns:
-        The flow: at the start the identity, up to `init_scale`.
+        The flow, which is initially the identity up to `init_scale`.
 
     Raises:
-        ValueError: where an argument is out of its range; the message names it.
+        ValueError: if an argument is out of range; the message names it.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803).
@@ -216,7 +220,7 @@ def glow(
     layers: int = 8,
     hidden: Sequence[int] = (64, 64),
     activation: str = "relu",
-    scale: str | Callable[..., Any] = "sigmoid",
+    scale: str | Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]] = "sigmoid",
     partition: str | Sequence[bool] | Partition = "halves",
     levels: int | None = None,
     steps: int = 8,
@@ -231,38 +235,39 @@ def glow(
 ) -> TransformModule:
     """Build Glow: steps of ActNorm, an invertible matrix and AffineCoupling.
 
-    The steps are named in the paper's order, from data to base. On vectors the matrix is an
-    `InvertibleLinear`. On images it is an `InvertibleConv1x1`, and each level squeezes the image,
-    takes `steps` steps and passes half of the channels on.
+    This is the order in the paper, from data to base. On vectors, the matrix is an
+    `InvertibleLinear`. On images, it is an `InvertibleConv1x1`, and each level squeezes the image,
+    applies `steps` steps and passes half of the channels on.
 
     Args:
         event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, with even height and width.
-        layers: vectors: number of steps L.
-        hidden: vectors: widths of each conditioner's hidden layers.
+        layers: vectors: number of steps, L.
+        hidden: vectors: widths of the hidden layers of each conditioner.
         activation: activation of the conditioners.
-        scale: `"sigmoid"` (Glow's code), `"tanh"`, `"clamp"`, `"exp"` (the paper) or a callable.
+        scale: `"sigmoid"` (as in Glow's code), `"tanh"`, `"clamp"`, `"exp"` (as in the paper) or a
+            callable.
         partition: vectors: `"halves"`, `"alternating"`, a boolean mask or a `Partition`.
-        levels: images: number of levels; by default up to 3, as the size allows.
-        steps: images: number of steps of each level, the paper's K.
+        levels: images: number of levels. Default: up to 3, as the size allows.
+        steps: images: number of steps in each level, K in the paper.
         channels: images: width of the convolutional networks.
         coupling: images: `"affine"` or `"additive"`.
-        learned_prior: images: whether what is factored out gets a mean and a scale that are
-            functions of what goes on, and the last level those of an ActNorm.
-        network: makes a custom conditioner, given its numbers of inputs and outputs; for images
-            the numbers of channels.
-        logit: α of a `Logit` at the data's end, for pixels in the unit interval; None for none.
-        context_dim: size of the context of a conditional flow.
-        robust: whether each coupling's log-scales stay within 4 / L (images: 16 / L) of their
-            start, conditioners see asinh of their input and the matrices of more than 16 steps
-            learn at 16 / L of the rate; False for the paper's exact form.
-        init_scale: standard deviation of each conditioner's last layer at the start.
+        learned_prior: images: whether the variables that are factored out have a mean and a scale
+            that depend on the remaining ones, and those of the last level an ActNorm.
+        network: function that makes a custom conditioner from its numbers of inputs and outputs,
+            for images of input and output channels.
+        logit: α of a `Logit` at the data end, for pixels in the unit interval; None for no `Logit`.
+        context_dim: size of the context; 0 for a flow without context.
+        robust: whether the log-scales of each coupling stay within 4 / L (images: 16 / L) of their
+            initial values, conditioners see asinh of their input, and the matrices of flows with
+            more than 16 steps learn at 16 / L of the rate; False for the form in the paper.
+        init_scale: initial standard deviation of the last layer of each conditioner.
 
     Returns:
-        The flow, with each matrix a random rotation; `fit` initialises each ActNorm from data. On
-        images it is a `MultiScale`.
+        The flow, in which each matrix is initially a random rotation and `fit` initialises each
+        ActNorm from data; for images, a `MultiScale`.
 
     Raises:
-        ValueError: where an argument is out of its range; the message names it.
+        ValueError: if an argument is out of range; the message names it.
 
     References:
         Kingma and Dhariwal, "Glow" (arXiv:1807.03039), section 3.
@@ -325,7 +330,7 @@ def glow(
 
 
 def _data_end(shape: tuple[int, ...], logit: float | None) -> list[TransformModule]:
-    """Return what every flow has next to the data."""
+    """Return the layers at the data end of every flow."""
     pixels = [] if logit is None else [Logit(shape, logit)]
     return [Standardization(shape), *pixels]
 
@@ -336,7 +341,7 @@ def _in_pairs(
     layers: int,
     batch_norm: bool = False,
 ) -> list[TransformModule]:
-    """Stack couplings in pairs that swap their parts, and a last one by itself if there is."""
+    """Stack couplings in pairs with swapped parts; the last of an odd number stands alone."""
 
     def block(partition: Partition) -> Iterator[TransformModule]:
         layer = coupling(partition)

@@ -1,8 +1,10 @@
-"""RealNVP and Glow on images: the levels of the builders' multi-scale flows."""
+"""RealNVP and Glow on images: the levels of multi-scale flows."""
 
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from torch import nn
 
 from pyroflows.layers.chain import Chain, Stack
 from pyroflows.layers.coupling import Coupling
@@ -13,26 +15,27 @@ from pyroflows.transform import TransformModule
 from pyroflows_common.levels import CHANNELS, CHECKERBOARDS, LAST_CHECKERBOARDS
 from pyroflows_common.partition import Partition, channels, checkerboard
 
-# Makes a coupling on events of a shape, given a partition and the width of its network.
+# Makes a coupling from an event shape, a partition and the width of its network.
 CouplingOfWidth = Callable[[tuple[int, ...], Partition, int], TransformModule]
 
 
 def coupling_of(
     kind: type[Coupling],
-    network: Callable[[int, int], Any] | None,
+    network: Callable[[int, int], nn.Module] | None,
     shape: int | tuple[int, ...],
     partition: Partition,
     *,
     context_dim: int,
     **options: Any,
 ) -> TransformModule:
-    """Return a coupling with a network, and a scale module, of its own.
+    """Return a coupling with its own network and its own copy of a scale module.
 
     Args:
         kind: class of the coupling.
-        network: makes the network, given its numbers of inputs and outputs; None for the default.
+        network: function that makes the network from its numbers of inputs and outputs; None for
+            the default.
         shape: shape of the events.
-        partition: what is transformed given what.
+        partition: partition of the events.
         context_dim: size of the context.
         options: other arguments of the class.
     """
@@ -53,7 +56,7 @@ def realnvp_levels(
     width: int,
     batch_norm: bool,
 ) -> MultiScale:
-    """Return RealNVP's scales, the width doubling from each to the next."""
+    """Return RealNVP's scales; the width of the networks doubles from scale to scale."""
 
     def couplings(
         partition: Partition, shape: tuple[int, ...], width: int, count: int
@@ -91,7 +94,7 @@ def glow_levels(
     gain: float,
     prior: Callable[[tuple[int, ...]], TransformModule] | None,
 ) -> MultiScale:
-    """Return Glow's levels; `prior` makes the one of what is factored out, None for no prior."""
+    """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables."""
 
     def step(shape: tuple[int, ...]) -> Chain:
         layer = coupling(shape, channels(shape), width)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +14,7 @@ from pyroflows.transform import Pair, TransformModule, check_finite
 
 
 def dequantize(
-    x: Int[Tensor, "*shape"], generator: torch.Generator | None = None, *, levels: int = 256
+    x: Integer[Tensor, "*shape"], generator: torch.Generator | None = None, *, levels: int = 256
 ) -> Float[Tensor, "*shape"]:
     r"""Map integers to the unit interval: `(x + u) / levels`, u uniform on [0, 1).
 

@@ -1,4 +1,4 @@
-"""Storage: flows in files that both wings read, and checkpoints of training."""
+"""Storage: flow files that both wings read, and checkpoints of training."""
 
 from pyroflows.storage.flow import load, save
 

@@ -1,4 +1,4 @@
-"""Checkpoints of `fit` as PyTorch files."""
+"""Checkpoints of `fit` in PyTorch files."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from pyroflows_common.checkpoint import describe
 
 
 class Checkpoint(checkpoint.Checkpoint):
-    """One file of `torch.save`, replaced as a whole whenever it is written."""
+    """A file of `torch.save`, which each write replaces as a whole."""
 
     format = "pyroflows fit 1"
 
@@ -24,7 +24,7 @@ class Checkpoint(checkpoint.Checkpoint):
 
 
 def describe_flow(flow: TransformModule) -> str:
-    """Return a digest of how a flow is built, whatever its parameters are."""
+    """Return a digest of the structure of a flow, independent of its parameters."""
     tensors = [*flow.named_parameters(), *flow.named_buffers()]
     parts = [
         None if flow.recipe is None else list(flow.recipe),

@@ -1,7 +1,6 @@
-"""Saving and loading: one file for a flow, written and read by the Pyro and the NumPyro wing."""
+"""Saving and loading of flows in files that both wings write and read."""
 
 import copy
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -21,19 +20,19 @@ BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow}
 
 
 def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
-    """Write a flow to one safetensors file, which `load` of either wing reads.
+    """Write a flow to a safetensors file, which `load` of either wing reads.
 
-    The file holds all parameters and state, the base, and how the builder was called. Where no
-    builder can make the flow again, as with layers put together by hand or with networks and scale
-    functions of one's own, `load` needs `like=`. An earlier file is replaced as a whole or, where
-    writing fails, stays as it was.
+    The file holds all parameters and state, the base, and the call of the builder. If no builder
+    can rebuild the flow, because it has layers composed by hand, custom networks or custom scale
+    functions, `load` needs `like=`. An existing file is replaced as a whole; if writing fails, it
+    is unchanged.
 
     Args:
         flow: the flow, on any device.
-        path: the file, by custom with the suffix `.safetensors`.
+        path: path of the file, by convention with the suffix `.safetensors`.
 
     Raises:
-        ValueError: where the flow cannot be written, or the path is not in a directory.
+        ValueError: if the flow cannot be written, or the path is not that of a file in a directory.
 
     Examples:
         >>> import os, tempfile
@@ -46,33 +45,30 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
     _check_flow(flow, "flow")
     arrays = _arrays(flow)
     builder, arguments = _call(flow, arrays)
-    floats = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
     about = {
-        "library": _library(),
         "builder": builder,
         "arguments": arguments,
-        "base": _check_base(flow.base),
+        "base": archive.check_base(flow.base, BASES),
         "event_shape": list(flow.event_shape),
         "context_dim": flow.context_dim,
-        "dtype": np.result_type(*floats).name if floats else "",
     }
     archive.write(path, about, arrays)
 
 
 def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -> TransformModule:
-    """Read a flow from a file that `save` of either wing has written. No code from it is run.
+    """Read a flow from a file written by `save` of either wing. No code from it is run.
 
     Args:
-        path: the file.
-        like: a flow that is built as the saved one was, for those that no builder can make again:
-            names and shapes of its arrays are compared, but no settings. It stays as it is.
+        path: path of the file.
+        like: a flow of the same structure, needed if no builder can rebuild the saved flow. Names
+            and shapes of its arrays are compared, but no settings. It is not changed.
 
     Returns:
-        A new flow, on the CPU, in the dtype in which it was saved.
+        A new flow on the CPU, in the dtype of the saved flow.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is broken, foreign or newer, or does not fit `like`.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is broken, foreign or of a newer version, or does not fit `like`.
 
     Examples:
         >>> import os, tempfile
@@ -88,12 +84,12 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
             flow = _built(about["builder"], about["arguments"], arrays)
             archive.check_values(arrays)
         else:
-            flow = _check_like(like, about)
+            _check_flow(like, "like")
+            archive.check_like(about, like.recipe)
+            flow = like
         archive.check_arrays(arrays, _layout(flow))
-        for field, own in (("event_shape", flow.event_shape), ("context_dim", flow.context_dim)):
-            if archive.plain(about[field]) != own:
-                raise ValueError(f"its {field} is {about[field]}, but the flow's {own}")
-        base = _check_base(about["base"])
+        archive.check_event(about, flow.event_shape, flow.context_dim)
+        base = archive.check_base(about["base"], BASES)
     except ValueError as error:
         raise ValueError(f"`path` {str(path)!r}: {error}") from error
     flow = flow.to_empty(device="cpu") if like is None else copy.deepcopy(flow).cpu()
@@ -119,27 +115,26 @@ def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
 
 
 def _layout(flow: TransformModule) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of each of the flow's arrays."""
+    """Return the shape and dtype of each array of the flow."""
     return {name: (tuple(t.shape), _dtype(t)) for name, t in flow.state_dict().items()}
 
 
-def _dtype(value: Any) -> str:
-    """Return the dtype that a tensor has in the file, where all integers are int64."""
+def _dtype(value: object) -> str:
+    """Return the dtype of a tensor in the file, where all integers are int64."""
     if not isinstance(value, Tensor) or is_lazy(value):
         return type(value).__name__
-    name = str(value.dtype).removeprefix("torch.")
-    return "int64" if name in ("int8", "int16", "int32", "uint8") else name
+    return archive.stored_dtype(str(value.dtype).removeprefix("torch."))
 
 
 def _call(flow: TransformModule, arrays: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """Return the builder and its arguments; nothing where they would not make this flow again."""
+    """Return the builder and its arguments, both empty if they would not rebuild the flow."""
     if flow.recipe is None:
         return "", {}
     try:
         arguments = json.loads(json.dumps(dict(flow.recipe.arguments)))
         again = _built(flow.recipe.builder, arguments, arrays)
         archive.check_arrays(arrays, _layout(again))
-    except (TypeError, ValueError):  # an argument is a callable, or the flow was changed by hand
+    except (TypeError, ValueError):  # a callable argument, or a flow changed by hand
         return "", {}
     again.base = flow.base
     return (flow.recipe.builder, arguments) if _outline(again) == _outline(flow) else ("", {})
@@ -148,7 +143,7 @@ def _call(flow: TransformModule, arrays: Mapping[str, np.ndarray]) -> tuple[str,
 def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
-    """Call the builder on the meta device: no memory is taken and nothing drawn at random."""
+    """Call the builder on the meta device, which uses no memory and no random numbers."""
     call = archive.check_call(BUILDERS, builder, arguments, arrays)
     try:
         with torch.device("meta"):
@@ -158,7 +153,7 @@ def _built(
 
 
 def _outline(flow: TransformModule) -> list[Any]:
-    """Return the settings of a flow and of all modules in it."""
+    """Return the settings of all modules of a flow."""
     return [
         (
             name,
@@ -169,34 +164,8 @@ def _outline(flow: TransformModule) -> list[Any]:
     ]
 
 
-def _check_flow(flow: Any, name: str) -> None:
+def _check_flow(flow: object, name: str) -> None:
     if not isinstance(flow, TransformModule):
         raise ValueError(f"`{name}` is a {type(flow).__name__}, expected a TransformModule")
     if isinstance(flow, Conditioned):
-        raise ValueError(f"`{name}` is given a context: pass the conditional flow itself")
-
-
-def _check_like(like: TransformModule, about: Mapping[str, Any]) -> TransformModule:
-    _check_flow(like, "like")
-    saved = {name: archive.plain(value) for name, value in about["arguments"].items()}
-    if about["builder"] and like.recipe is not None:
-        own = (like.recipe.builder, dict(like.recipe.arguments))
-        if own != (about["builder"], saved):
-            raise ValueError(
-                f"the saved flow was built by {about['builder']} with {saved}, but `like` by "
-                f"{own[0]} with {own[1]}"
-            )
-    return like
-
-
-def _check_base(base: str) -> str:
-    if base not in (*BASES, "custom"):
-        raise ValueError(f"its base is {base!r:.80}, expected one of {(*BASES, 'custom')}")
-    return base
-
-
-def _library() -> str:
-    try:
-        return importlib.metadata.version("pyroflows")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        raise ValueError(f"`{name}` has its context already: pass the conditional flow itself")

@@ -1,35 +1,42 @@
-"""From a batch of the data to what the flow takes."""
+"""Preparation of a batch of data for the flow."""
 
 from collections.abc import Callable
-from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pyroflows.rng import generator_for
 from pyroflows.training.sources import Arrays, as_tensor
-from pyroflows_common.rows import Batch
+from pyroflows_common.rows import Batch, HostArray
 
 
 class Preparation:
-    """A batch on the flow's device and in its dtype, augmented and checked.
+    """A function that moves batches to the flow's device and dtype, augments and checks them.
 
     Args:
-        arrays: what the flow takes.
-        augment: function of a batch and a `torch.Generator`; None for none.
+        arrays: the input that the flow takes.
+        augment: function of a batch and a `torch.Generator`, if any.
         like: a tensor of the flow's device and dtype.
-        seed: the run's seed.
+        seed: seed of the run.
     """
 
     def __init__(
-        self, arrays: Arrays, augment: Callable[..., Any] | None, like: Tensor, seed: int
+        self,
+        arrays: Arrays,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+        like: Tensor,
+        seed: int,
     ) -> None:
         self.arrays, self.augment, self.seed = arrays, augment, seed
         self.device, self.dtype = like.device, like.dtype
 
-    def __call__(self, batch: Batch, *stream: int) -> tuple[Tensor, Tensor | None]:
-        """Return events and contexts; equal streams have equal random numbers."""
-        x, context = batch
-        x = self._moved(x, keep=self.arrays.kind(x) != "f")
+    def __call__(
+        self, batch: Batch, *stream: int
+    ) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n context_dim"] | None]:
+        """Return events and contexts; the stream determines the random numbers."""
+        rows, context = batch
+        x = self._moved(rows, keep=self.arrays.kind(rows) != "f")
         if self.augment is not None:
             x = self.augment(x, generator_for((self.seed, *stream), self.device))
             if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
@@ -39,8 +46,8 @@ class Preparation:
             x = self._moved(x)
         return x, None if context is None else self._moved(context)
 
-    def _moved(self, x: Any, keep: bool = False) -> Tensor:
-        x = as_tensor(x)
+    def _moved(self, rows: HostArray, keep: bool = False) -> Tensor:
+        x = as_tensor(rows)
         dtype = x.dtype if keep else self.dtype
-        # The other way round, whoever reads the copy would have to wait for it.
+        # A copy from the device to the CPU must block: the CPU would read it unfinished.
         return x.to(self.device, dtype, non_blocking=self.device.type == "cuda")

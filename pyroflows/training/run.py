@@ -1,10 +1,11 @@
-"""One run of `fit` in PyTorch: where it starts, its state, and what is left at the end."""
+"""One run of `fit` in PyTorch: its start, its state and its end."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyroflows.storage.checkpoint import Checkpoint
@@ -13,16 +14,16 @@ from pyroflows.training.sources import Arrays
 from pyroflows.training.step import Step
 from pyroflows.transform import TransformModule, check_finite
 from pyroflows_common import history
-from pyroflows_common.batches import AUGMENT, AUGMENT_ALL, Part
+from pyroflows_common.batches import AUGMENT, Part
 from pyroflows_common.checks import as_count
 from pyroflows_common.history import History
 from pyroflows_common.loop import Loop
-from pyroflows_common.rows import Batch, Batches, rows_at_once
+from pyroflows_common.rows import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(history.Settings):
-    """The arguments of `fit` that are numbers and functions."""
+    """Arguments of `fit` that are numbers or functions."""
 
     seed: int
     compile: bool
@@ -33,11 +34,11 @@ class Settings(history.Settings):
         if not (self.optimizer is None or callable(self.optimizer)):
             raise TypeError(
                 f"`optimizer` is of type {type(self.optimizer).__name__}, expected a function of "
-                "the parameters that makes one, or None"
+                "the parameters that returns an optimiser, or None"
             )
 
 
-class Run(Loop):
+class Run(Loop[Tensor, dict[str, Tensor]]):
     """One run of `fit`."""
 
     settings: Settings
@@ -71,9 +72,9 @@ class Run(Loop):
         self.before = self.parameters_now()
 
     def run(self, base: str) -> History:
-        """Train to the end, and leave the flow with the best parameters.
+        """Train to the end, and give the flow the best parameters.
 
-        After an error or Ctrl-C before the first step, the flow is as it was.
+        After an error or Ctrl-C before the first step, the flow is unchanged.
         """
         try:
             self.train_to_the_end()
@@ -88,19 +89,15 @@ class Run(Loop):
         return self.history
 
     def begin(self) -> None:
-        """Go on from the checkpoint, or start from data."""
-        saved = None if self.checkpoint is None else self.checkpoint.load()
-        if saved is None:
-            self._start()
-        else:
-            self._restore(saved)
+        """Restore the checkpoint, or initialise the flow from data."""
+        super().begin()
         self.flow.train()
 
     @torch.no_grad()
-    def _start(self) -> None:
-        """Let the layers that start from data do so."""
-        first = self._checked(self.feed.first(), AUGMENT, 0)
-        if self.settings.standardize and self.flow._standardize(self._parts(first[0])) is not None:
+    def start(self) -> None:
+        """Initialise the data-dependent layers."""
+        first = self.checked(self.feed.first(), AUGMENT, 0)
+        if self.settings.standardize and self.flow._standardize(self.parts(first[0])) is not None:
             raise ValueError(
                 "`standardize` is true, but the flow has no Standardization at the data's end"
             )
@@ -108,25 +105,19 @@ class Run(Loop):
         for name, tensor in self.tensors.items():
             if self.before[name].isfinite().all() and not tensor.isfinite().all():
                 raise ValueError(
-                    "`data` does not suit `flow`: layers that start from it would not be finite"
+                    "`data` does not suit `flow`: layers initialised from it would not be finite"
                 )
 
-    def _checked(self, batch: Batch, *stream: int) -> tuple[Tensor, Tensor | None]:
-        """Return a batch that a layer may start from."""
+    def checked(
+        self, batch: Batch, *stream: int
+    ) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n context_dim"] | None]:
+        """Return a batch for initialisation, checked to be finite."""
         x, context = self.prepare(batch, *stream)
         check_finite(x, self.flow.event_shape, "a batch of `data` after `augment`")
         return x, context
 
-    def _parts(self, first: Tensor) -> Iterator[Tensor]:
-        """Yield all rows in parts; of an iterable of batches the first one."""
-        if isinstance(self.train.source, Batches):
-            yield first
-        else:
-            for i, part in enumerate(self.train.in_order(rows_at_once(self.flow.event_shape))):
-                yield self._checked(part, AUGMENT_ALL, i)[0]
-
     def learn(self, x: Tensor, context: Tensor | None) -> None:
-        """Take one step, unless its numbers are not finite: then the flow stays as it is."""
+        """Take one step; skip it if the loss or its gradient is not finite."""
         loss, good = self.step.gradients(x, context)
         if good:
             if not self.history.validated:
@@ -138,17 +129,17 @@ class Run(Loop):
 
     @torch.no_grad()
     def total_loss(self, x: Tensor, context: Tensor | None) -> float:
-        """Return the summed loss of a batch of held-out rows."""
+        """Return the sum of the losses of a batch of validation data."""
         self.flow.eval()
         total = float(self.step.losses(x, context).double().sum())
         self.flow.train()
         return total
 
     @torch.no_grad()
-    def last_is_finite(self) -> bool:
-        """Whether the loss on the last batch is finite with the parameters of now."""
+    def is_finite(self, x: Tensor, context: Tensor | None) -> bool:
+        """Return whether the loss of a training batch is finite under the current parameters."""
         self.flow.eval()
-        finite = bool(self.step.losses(*self.last).mean().isfinite())
+        finite = bool(self.step.losses(x, context).mean().isfinite())
         self.flow.train()
         return finite
 
@@ -156,26 +147,19 @@ class Run(Loop):
         """Return a copy of all parameters and buffers."""
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        assert self.checkpoint is not None
+    def state_now(self) -> dict[str, Any]:
+        """Return the tensors of the run, and the state of the random numbers, for a checkpoint."""
         device = self.parameters[0].device
-        self.checkpoint.save(
-            {
-                "history": dataclasses.asdict(self.history),
-                "place": [self.feed.epoch, self.feed.position],
-                "flow": {name: tensor.detach() for name, tensor in self.tensors.items()},
-                "best": self.best,
-                "optimizer": self.step.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            }
-        )
+        return {
+            "flow": {name: tensor.detach() for name, tensor in self.tensors.items()},
+            "best": self.best,
+            "optimizer": self.step.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        history = History(**state["history"])
-        if history.stopped is None:
-            self.feed.seek(*state["place"])
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the tensors of the run, and the state of the random numbers, from a checkpoint."""
         _copy(state["flow"], self.tensors)
         if state["best"] is not None:
             self.best = {name: t.to(self.tensors[name].device) for name, t in state["best"].items()}
@@ -183,13 +167,12 @@ class Run(Loop):
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.parameters[0].device)
-        self.history = history
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     if settings.optimizer is not None:
         return settings.optimizer(parameters)
-    # Not the fused one: its kernel for CPUs takes every gradient to be laid out as its parameter.
+    # Not the fused Adam: its CPU kernel assumes that gradients have the layout of their parameters.
     return torch.optim.Adam(parameters, lr=settings.learning_rate, foreach=True)
 
 

@@ -1,9 +1,10 @@
-"""One step of training: the loss of a batch, its gradients, and the optimiser's move."""
+"""One step of training: the loss of a batch, its gradient, and the update of the parameters."""
 
 import math
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyroflows.networks import RunningMoments
@@ -15,10 +16,10 @@ class Step:
 
     Args:
         flow: the flow.
-        parameters: those of its parameters that are trained.
+        parameters: trainable parameters of the flow.
         density: log-density of the base.
-        optimizer: the optimiser of these parameters.
-        clip_norm: bound on the norm of the whole gradient; None for none.
+        optimizer: optimiser of the parameters.
+        clip_norm: maximum norm of the whole gradient, if any.
         penalty: weight of the flow's `scale_penalty`.
         compile: whether to compile the loss.
     """
@@ -41,7 +42,9 @@ class Step:
         norms = [module for module in flow.modules() if isinstance(module, RunningMoments)]
         self.running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
-    def losses(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def losses(
+        self, x: Float[Tensor, "n ..."], context: Float[Tensor, "n context_dim"] | None
+    ) -> Float[Tensor, " n"]:
         """Return the negative log-likelihood of each row."""
         z, ladj = self.flow.inverse_and_ladj(x, context)
         return -(self.density(z) + ladj)
@@ -51,9 +54,9 @@ class Step:
 
     @torch.enable_grad()
     def gradients(self, x: Tensor, context: Tensor | None) -> tuple[float, bool]:
-        """Leave the gradients with the parameters, and return the loss and whether all is finite.
+        """Set the gradients of the parameters; return the loss, and whether it and they are finite.
 
-        Where it is not, nothing has changed. Running averages move before the loss is taken.
+        If they are not finite, nothing changes. Running averages move before the loss is computed.
         """
         before = [buffer.clone() for buffer in self.running]
         if self.running:
@@ -79,7 +82,7 @@ class Step:
         return value, good
 
     def move(self, factor: float | None) -> None:
-        """Let the optimiser move the parameters, at a factor of its learning rates if given."""
+        """Update the parameters, with the learning rates times a factor, if any."""
         if factor is not None:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor

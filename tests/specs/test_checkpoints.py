@@ -21,10 +21,12 @@ from tests.wings.training import (
 )
 
 interrupt_at = None
+taken = []
 
 
 def interrupting(step):
-    """A schedule that presses Ctrl-C, or worse."""
+    """A schedule that presses Ctrl-C, or worse, and notes the steps."""
+    taken.append(step)
     if step == interrupt_at:
         raise KeyboardInterrupt
     if os.environ.get("KILL_AT") == str(step):
@@ -68,6 +70,26 @@ def test_resuming_gives_the_same_numbers(wing, source, tmp_path, monkeypatch):
     resumed = checkpointed(wing, source, tmp_path / "run")
     same(wing, resumed, whole)
     assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("validate_every", [3, None])
+@pytest.mark.parametrize(("cut_at", "goes_on_at"), [(11, 8), (8, 8), (2, 0)])
+def test_an_iterable_resumes_at_the_end_of_a_pass(
+    wing, cut_at, goes_on_at, validate_every, tmp_path, monkeypatch
+):
+    """A pass has four steps. One that was cut off is made again, from a file or from the start."""
+    path, options = tmp_path / "run", {"validate_every": validate_every}
+    whole = checkpointed(wing, "list", None, **options)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt_at", cut_at)
+    cut = checkpointed(wing, "list", path, **options)
+    assert cut.stopped == "interrupted"
+    assert len(cut.losses) == cut_at
+    assert path.exists() == (goes_on_at > 0)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt_at", None)
+    taken.clear()
+    resumed = checkpointed(wing, "list", path, **options)
+    assert taken[0] == goes_on_at
+    same(wing, resumed, whole)
 
 
 def test_augmented_glow_resumes(wing, tmp_path, monkeypatch):

@@ -96,8 +96,12 @@ def test_dropout_and_loaders_are_reproducible():
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_shuffling_loader_resumes(tmp_path, workers):
+    """At the end of its last pass of three steps, with PyTorch's global random numbers of then."""
+    taken = []
+
     def run(path, cut=None):
         def schedule(step):
+            taken.append(step)
             if step == cut:
                 raise KeyboardInterrupt
             return 1.0
@@ -108,8 +112,11 @@ def test_a_shuffling_loader_resumes(tmp_path, workers):
 
     whole = run(None)
     assert run(tmp_path / "run", cut=5).stopped == "interrupted"
+    assert (tmp_path / "run").exists()
     torch.manual_seed(99)
+    taken.clear()
     same(run(tmp_path / "run"), whole)
+    assert taken == [3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.slow
