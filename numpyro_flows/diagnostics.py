@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from numpyro_flows.transform import TransformModule, check_event, check_finite
+from numpyro_flows.inputs import check_event, check_finite
+from numpyro_flows.transform import TransformModule
 
 
 class Invertibility(NamedTuple):

@@ -3,22 +3,21 @@
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
+from numpyro_flows.inputs import check_context, check_event, check_finite
 from numpyro_flows.tree import Module, frozen, named, replace, restored
-from pyroflows_common.checks import as_count, as_event_shape, check_rows, check_shape
+from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
 Fields = tuple[tuple[str, ...], dict[str, object]]  # names of arrays, static fields
@@ -461,38 +460,3 @@ class Conditioned(TransformModule):
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
         batch = super()._batch(shape, event_shape)
         return jnp.broadcast_shapes(batch, self.context.shape[:-1])
-
-
-def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Float[Array, "..."]:
-    """Check that `x` is a real floating-point array of events, and return it as JAX's."""
-    if not hasattr(x, "dtype"):
-        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a jax.Array")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"`{name}` has dtype {x.dtype}, expected a real floating-point array such as float32"
-        )
-    check_shape(x.shape, event_shape, name)
-    return jnp.asarray(x)
-
-
-def check_context(context: Any, context_dim: int) -> None:
-    """Check that `context` fits a flow with this `context_dim`."""
-    if not context_dim:
-        raise ValueError("`context` was given, but this flow takes none (context_dim=0)")
-    if not hasattr(context, "dtype") or not jnp.issubdtype(context.dtype, jnp.floating):
-        raise TypeError("`context` must be a floating-point jax.Array")
-    if context.ndim == 0 or context.shape[-1] != context_dim:
-        size = context.shape[-1] if context.ndim else "none"
-        raise ValueError(
-            f"`context` has last dimension {size}, but this flow was built with "
-            f"context_dim={context_dim}"
-        )
-
-
-def check_finite(x: Float[Array, "..."], event_shape: tuple[int, ...], name: str = "`x`") -> None:
-    """Check that `x` has rows and that, unless it is traced, all of them are finite."""
-    rows = x.reshape(-1, math.prod(event_shape))
-    if not len(rows):
-        raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")
-    if not isinstance(x, jax.core.Tracer):
-        check_rows(np.asarray(jnp.isfinite(rows).all(-1)), name)

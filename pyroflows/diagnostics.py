@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyroflows.transform import TransformModule, check_event, check_finite
+from pyroflows.inputs import check_event, check_finite
+from pyroflows.transform import TransformModule
 
 
 class Invertibility(NamedTuple):

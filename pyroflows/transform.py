@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +12,8 @@ from pyro.distributions.torch_transform import TransformModule as PyroTransformM
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows_common.checks import as_count, as_event_shape, check_rows, check_shape
+from pyroflows.inputs import check_context, check_event, check_finite
+from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
 # A value and the log-determinant of the map that gave it; the context of a conditional layer,
@@ -381,36 +381,3 @@ class Conditioned(TransformModule):
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
         batch = super()._batch(shape, event_shape)
         return torch.broadcast_shapes(batch, self.context.shape[:-1])
-
-
-def check_event(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str = "x") -> None:
-    """Check that `x` is a real floating-point tensor of events."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
-    if not x.dtype.is_floating_point:
-        raise TypeError(
-            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32"
-        )
-    check_shape(x.shape, event_shape, name)
-
-
-def check_context(context: Float[Tensor, "*batch context_dim"], context_dim: int) -> None:
-    """Check that `context` fits a flow with this `context_dim`."""
-    if not context_dim:
-        raise ValueError("`context` was given, but this flow takes none (context_dim=0)")
-    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
-        raise TypeError("`context` must be a floating-point torch.Tensor")
-    if context.ndim == 0 or context.shape[-1] != context_dim:
-        size = context.shape[-1] if context.ndim else "none"
-        raise ValueError(
-            f"`context` has last dimension {size}, but this flow was built with "
-            f"context_dim={context_dim}"
-        )
-
-
-def check_finite(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str = "`x`") -> None:
-    """Check that `x` has rows and that all of them are finite."""
-    rows = x.reshape(-1, math.prod(event_shape))
-    if not len(rows):
-        raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")
-    check_rows(rows.isfinite().all(-1).cpu().numpy(), name)

@@ -11,8 +11,9 @@ from jaxtyping import Float, Integer
 from numpyro.distributions import constraints
 from typing_extensions import override
 
+from numpyro_flows.inputs import check_finite
 from numpyro_flows.rng import RandomKey
-from numpyro_flows.transform import EventPair, TransformModule, check_finite
+from numpyro_flows.transform import EventPair, TransformModule
 
 
 def dequantize(

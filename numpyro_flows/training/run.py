@@ -14,12 +14,13 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
+from numpyro_flows.inputs import check_finite
 from numpyro_flows.rng import RandomKey, check_key, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, collected, numbered
 from numpyro_flows.training.batches import Preparation, filled
 from numpyro_flows.training.sources import AnyArray, Arrays
 from numpyro_flows.training.step import Plan, losses_of, step
-from numpyro_flows.transform import TransformModule, check_finite
+from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common import history
 from pyroflows_common.batches import AUGMENT, Part

@@ -11,8 +11,9 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from typing_extensions import override
 
+from pyroflows.inputs import check_event
 from pyroflows.layers.chain import check_context_dims, check_modules
-from pyroflows.transform import Context, Pair, TransformModule, check_event
+from pyroflows.transform import Context, Pair, TransformModule
 from pyroflows_common.partition import channels, image_shape
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from pyroflows.transform import Pair, TransformModule, check_finite
+from pyroflows.inputs import check_finite
+from pyroflows.transform import Pair, TransformModule
 
 
 def dequantize(

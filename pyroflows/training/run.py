@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyroflows.inputs import check_finite
 from pyroflows.storage.checkpoint import Checkpoint
 from pyroflows.training.batches import Preparation
 from pyroflows.training.sources import Arrays
 from pyroflows.training.step import Step
-from pyroflows.transform import TransformModule, check_finite
+from pyroflows.transform import TransformModule
 from pyroflows_common import history
 from pyroflows_common.batches import AUGMENT, Part
 from pyroflows_common.checks import as_count
