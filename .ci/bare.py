@@ -15,7 +15,11 @@ for host in HOSTS[absent]:
         sys.exit(f"{host} is installed here, so this environment proves nothing")
 
 wing = importlib.import_module(present)
-modules = [module.name for module in pkgutil.walk_packages(wing.__path__, f"{present}.")]
+modules = [
+    module.name
+    for package in (wing, importlib.import_module("pyroflows_common"))
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+]
 for module in modules:
     importlib.import_module(module)
 for name in wing.__all__:
