@@ -4,10 +4,8 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float
 
-from numpyro_flows.inputs import check_event, check_finite
+from numpyro_flows.inputs import Events, check_event, check_finite
 from numpyro_flows.transform import TransformModule
 
 
@@ -25,7 +23,7 @@ class Invertibility(NamedTuple):
     ladj_error: float
 
 
-def check_invertible(flow: TransformModule, x: Float[Array, "..."]) -> Invertibility:
+def check_invertible(flow: TransformModule, x: Events) -> Invertibility:
     """Measure the round-trip error of a flow in floating point.
 
     Args:

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Float
 from numpyro.distributions.util import validate_sample
 
+from numpyro_flows.inputs import Events
 from numpyro_flows.transform import Context, TransformModule
 from pyroflows_common.checks import check_shape
 
@@ -25,7 +26,7 @@ class FlowDistribution(dist.TransformedDistribution):
 
     @validate_sample
     def log_prob(
-        self, value: Float[Array, "..."], intermediates: Sequence[Sequence[Array]] | None = None
+        self, value: Events, intermediates: Sequence[Sequence[Array]] | None = None
     ) -> Float[Array, "..."]:
         """Return the log-density of `value`, `(*batch, *event_shape)`."""
         *inner, flow = self.transforms  # NumPyro puts those of a transformed base first

@@ -11,6 +11,10 @@ from jaxtyping import Float
 
 from pyroflows_common.checks import check_rows, check_shape
 
+# Events and contexts as users pass them: NumPy's arrays, too.
+Events = Float[Array | np.ndarray, "..."]
+Contexts = Float[Array | np.ndarray, "*batch context_dim"]
+
 
 def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Float[Array, "..."]:
     """Check that `x` is a real floating-point array of events, and return it as JAX's."""
@@ -38,7 +42,7 @@ def check_context(context: Any, context_dim: int) -> None:
         )
 
 
-def check_finite(x: Float[Array, "..."], event_shape: tuple[int, ...], name: str = "`x`") -> None:
+def check_finite(x: Events, event_shape: tuple[int, ...], name: str = "`x`") -> None:
     """Check that `x` has rows and that, unless it is traced, all of them are finite."""
     rows = x.reshape(-1, math.prod(event_shape))
     if not len(rows):

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
-from numpyro_flows.inputs import check_context, check_event, check_finite
+from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
 from numpyro_flows.tree import Module, frozen, named, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
@@ -26,7 +27,7 @@ Flow = TypeVar("Flow", bound="TransformModule")
 # context of a conditional layer, whose batch shape broadcasts with that of the events.
 Pair = tuple[Float[Array, "..."], Float[Array, "*batch"]]
 EventPair = tuple[Float[Array, "..."], Float[Array, ""]]
-Context = Float[Array, "*#batch context_dim"] | None
+Context = Float[Array | np.ndarray, "*#batch context_dim"] | None
 
 
 class _HostTransform(Transform):
@@ -112,7 +113,7 @@ class TransformModule(eqx.Module, _HostTransform):
                 setattr(cls, unchecked, _with_context(method, cls._takes_context))
                 setattr(cls, name, _checked(method))
 
-    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> Pair:
+    def forward_and_ladj(self, x: Events, context: Context = None) -> Pair:
         """Map base to data.
 
         Args:
@@ -124,7 +125,7 @@ class TransformModule(eqx.Module, _HostTransform):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement forward_and_ladj")
 
-    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> Pair:
+    def inverse_and_ladj(self, y: Events, context: Context = None) -> Pair:
         """Map data to base.
 
         Args:
@@ -159,7 +160,7 @@ class TransformModule(eqx.Module, _HostTransform):
             f"Standardization({self.event_shape})"
         )
 
-    def initialize(self: Flow, x: Float[Array, "..."], context: Context = None) -> Flow:
+    def initialize(self: Flow, x: Events, context: Context = None) -> Flow:
         """Initialise the data-dependent layers, ActNorm and batch normalisation, from a batch.
 
         Each layer that is not yet initialised takes the moments of the batch as encoded by the
@@ -177,14 +178,14 @@ class TransformModule(eqx.Module, _HostTransform):
         """
         return self._learned(x, context, True)
 
-    def update(self: Flow, x: Float[Array, "..."], context: Context = None) -> Flow:
+    def update(self: Flow, x: Events, context: Context = None) -> Flow:
         """Update the running averages of every batch normalisation with a batch of data.
 
         `fit` calls this before every step. Arguments, result and errors are those of `initialize`.
         """
         return self._learned(x, context, False)
 
-    def _learned(self: Flow, x: Array, context: Context, first: bool) -> Flow:
+    def _learned(self: Flow, x: Events, context: Context, first: bool) -> Flow:
         x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
         return _absorbed(self, x, context, first)
@@ -200,7 +201,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Context
 
-    def condition(self, context: Float[Array, "*batch context_dim"]) -> "Conditioned":
+    def condition(self, context: Contexts) -> "Conditioned":
         """Return this conditional flow as a plain transform with a fixed context.
 
         Args:
@@ -219,13 +220,13 @@ class TransformModule(eqx.Module, _HostTransform):
     def _inverse_pair(self, y: Array, context: Context) -> Pair:
         return self.inverse_and_ladj(y, context)
 
-    def _outermost(self, x: Array, context: Context, forward: bool) -> Pair:
+    def _outermost(self, x: Events, context: Context, forward: bool) -> Pair:
         """Check a batch of events, and map over it."""
         x, context = self._entry(x, context, at_base=forward)
         return _mapped(self, x, context, forward)
 
     def _entry(
-        self, x: Array, context: Context = None, *, at_base: bool = False
+        self, x: Events, context: Context = None, *, at_base: bool = False
     ) -> tuple[Array, Array | None]:
         """Check an input and its context; broadcast both to their joint batch shape."""
         event_shape = self.base_shape if at_base else self.event_shape
@@ -272,21 +273,21 @@ class TransformModule(eqx.Module, _HostTransform):
         """The inverse, from data to base; `flow.inv.inv is flow`."""
         return _InverseTransform(self)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Events) -> Float[Array, "..."]:
         """Map base to data."""
         return self.forward_and_ladj(x)[0]
 
     def _inverse(self, y: Array) -> Array:
         return self.inverse_and_ladj(y)[0]
 
-    def call_with_intermediates(self, x: Float[Array, "..."]) -> Pair:
+    def call_with_intermediates(self, x: Events) -> Pair:
         """Map base to data, and keep the log-determinant for `log_abs_det_jacobian`."""
         return self.forward_and_ladj(x)
 
     def log_abs_det_jacobian(
         self,
-        x: Float[Array, "..."],
-        y: Float[Array, "..."],
+        x: Events,
+        y: Events,
         intermediates: Float[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch"]:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
@@ -375,7 +376,7 @@ def _checked(method: Callable[..., Pair]) -> Callable[..., Pair]:
     forward = method.__name__ == "forward_and_ladj"
 
     @functools.wraps(method)
-    def checked(self: TransformModule, x: Float[Array, "..."], context: Context = None) -> Pair:
+    def checked(self: TransformModule, x: Events, context: Context = None) -> Pair:
         return self._outermost(x, context, forward)
 
     return checked
@@ -423,10 +424,10 @@ class Conditioned(TransformModule):
     flow: TransformModule
     context: Float[Array, "*batch context_dim"]
 
-    def __init__(self, flow: TransformModule, context: Float[Array, "*batch context_dim"]) -> None:
+    def __init__(self, flow: TransformModule, context: Contexts) -> None:
         check_context(context, flow.context_dim)
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
-        self.flow, self.context, self.base = flow, context, flow.base
+        self.flow, self.context, self.base = flow, jnp.asarray(context), flow.base
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -446,7 +447,7 @@ class Conditioned(TransformModule):
         """Map data to base, given the context."""
         return self.flow._inverse_pair(y, self.context)
 
-    def _outermost(self, x: Array, context: Context, forward: bool) -> Pair:
+    def _outermost(self, x: Events, context: Context, forward: bool) -> Pair:
         return self.flow._outermost(x, self.context, forward)
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
@@ -454,7 +455,7 @@ class Conditioned(TransformModule):
         flow, x = self.flow._absorb(y, contexts, first)
         return replace(self, flow=flow), x
 
-    def _learned(self, x: Array, context: Context, first: bool) -> "Conditioned":
+    def _learned(self, x: Events, context: Context, first: bool) -> "Conditioned":
         return replace(self, flow=self.flow._learned(x, self.context, first))
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:

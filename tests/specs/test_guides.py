@@ -168,7 +168,7 @@ def test_models_that_raise_errors_far_from_their_data(host):
     assert_allclose(draws.std(), sd, rtol=0.3)
 
 
-@pytest.mark.filterwarnings("ignore:the search for a start has found no")
+@pytest.mark.filterwarnings("ignore:the search for a start found no")
 def test_models_that_are_wrong_everywhere(host):
     """Theirs is the error that tells what is wrong, as for the host's own guides."""
 

@@ -31,7 +31,7 @@ def test_a_parameter_store_loaded_after_the_set_up(tmp_path):
     assert_close(drawn(new), expected)
 
 
-@pytest.mark.filterwarnings("ignore:the search for a start has found no")
+@pytest.mark.filterwarnings("ignore:the search for a start found no")
 def test_a_failed_set_up_leaves_nothing():
     def model(sign):
         scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(1.0)))
