@@ -89,6 +89,17 @@ def test_standardization_of_a_stream_is_of_its_first_batch(wing):
     assert_allclose(wing.state(result.flow)["layers.1.loc"], rows[0].mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_standardization_of_a_stack_is_that_of_its_last_block(wing):
+    """The one next to the data, whether blocks are held one by one or stacked."""
+    for kind in ("Chain", "Stack"):
+        parts = [[wing.new("ActNorm", 2), wing.new("Standardization", 2)] for _ in range(2)]
+        blocks = [wing.package.Chain(part) for part in parts]
+        flow = wing.cast(wing.new(kind, blocks), "float32")
+        state = wing.state(fit(wing, flow, GAUSSIAN, standardize=True, steps=1).flow)
+        assert_allclose(state["layers.1.layers.1.loc"], [3.0, -1.0], rtol=0.2)
+        assert_array_equal(state["layers.0.layers.1.loc"], [0.0, 0.0])
+
+
 def test_standardization_goes_through_the_data_in_parts(wing, monkeypatch):
     """Sorted, so that each part has moments of its own."""
     x = np.sort(GAUSSIAN, axis=0).astype("float32")

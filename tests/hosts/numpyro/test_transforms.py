@@ -193,6 +193,19 @@ def test_a_layer_of_ones_own_sees_the_context():
         assert_allclose(back, jnp.array([[-1.0, -1.0], [0.0, 0.0]]))
 
 
+def test_a_layer_that_would_ignore_its_context():
+    class Deaf(TransformModule):
+        def forward_and_ladj(self, x):
+            return x, jnp.zeros(())
+
+        def inverse_and_ladj(self, y):
+            return self.forward_and_ladj(y)
+
+    assert Deaf(2)(jnp.ones((3, 2))).shape == (3, 2)
+    with pytest.raises(TypeError, match="Deaf's forward_and_ladj and inverse_and_ladj take no"):
+        Deaf(2, context_dim=1)
+
+
 # Modules and imports
 
 
@@ -216,3 +229,54 @@ def test_no_side_effects_of_importing():
         "import sys\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Equality, as the host's own test of transforms demands it
+
+EQUAL = {
+    **{name: lambda name=name: make(name) for name in FLOWS},
+    "conditioned": lambda: make("realnvp", context_dim=2).condition(jnp.ones(2)),
+    "layer": lambda: InvertibleLinear(3, key=KEY),
+    "state alone": lambda: ActNorm(3),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equality(name):
+    flow, again = EQUAL[name](), EQUAL[name]()
+    other = jax.tree.map(lambda a: a + 1 if a.dtype == jnp.float32 else a, again)
+    for one, two, three in [(flow, again, other), (flow.inv, again.inv, other.inv)]:
+        for eq in (lambda a, b: a.eq(b), lambda a, b: a.eq(b, static=True)):
+            assert eq(one, one)
+            assert eq(one, two)
+            assert not eq(one, three)
+        assert one == two
+        assert one != three
+        assert one != 1.0
+        assert jax.jit(lambda a, b: a.eq(b))(one, two)
+        assert not jax.jit(lambda a, b: a.eq(b))(one, three)
+        assert jax.jit(lambda a: a)(one).eq(one)
+    assert not flow.eq(flow.inv)
+    assert not make("nice").eq(make("glow"))
+
+
+def test_equality_of_a_batch_of_flows():
+    flow = make("glow")
+    several = jax.tree.map(lambda a: jnp.stack([a, a + 1]).astype(a.dtype), flow)
+    assert_allclose(jax.vmap(lambda one: one.eq(flow))(several), [True, False])
+
+
+def test_static_equality_of_traced_flows_is_that_of_objects():
+    def equal(one, two):
+        assert one.eq(one, static=True) is True
+        assert one.eq(two, static=True) is False
+        return 0.0
+
+    jax.jit(equal)(make("glow"), make("glow"))
+
+
+def test_a_chain_refuses_a_batch_of_contexts():
+    inner = make("realnvp", context_dim=2)
+    assert Chain([inner.condition(jnp.ones(2)), ActNorm(3)])(jnp.ones((4, 3))).shape == (4, 3)
+    with pytest.raises(ValueError, match=r"batch of contexts of shape \(5, 2\)"):
+        Chain([inner.condition(jnp.ones((5, 2))), ActNorm(3)])

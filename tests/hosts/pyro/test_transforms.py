@@ -265,6 +265,19 @@ def test_a_layer_of_ones_own_sees_the_context():
         assert_close(back, torch.tensor([[-1.0, -1.0], [0.0, 0.0]]))
 
 
+def test_a_layer_that_would_ignore_its_context():
+    class Deaf(TransformModule):
+        def forward_and_ladj(self, x):
+            return x, x.new_zeros(x.shape[:-1])
+
+        def inverse_and_ladj(self, y):
+            return self.forward_and_ladj(y)
+
+    assert Deaf(2)(torch.ones(3, 2)).shape == (3, 2)
+    with pytest.raises(TypeError, match="Deaf's forward_and_ladj and inverse_and_ladj take no"):
+        Deaf(2, context_dim=1)
+
+
 # Modules and imports
 
 
