@@ -78,7 +78,6 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Names of floating-point arrays that are state, not parameters.
     buffers: ClassVar[tuple[str, ...]] = ()
-    _takes_context: ClassVar[bool] = True
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
     base_shape: tuple[int, ...] = eqx.field(static=True)
@@ -98,7 +97,7 @@ class TransformModule(eqx.Module, _HostTransform):
         self.context_dim = as_count(context_dim, "context_dim", 0)
         self.base = "normal"
         self.recipe = None
-        if self.context_dim and not self._takes_context:
+        if self.context_dim and not _take_context(type(self)):
             raise TypeError(
                 f"`context_dim` is {context_dim}, but {type(self).__name__}'s forward_and_ladj and "
                 "inverse_and_ladj take no context: add a second argument, `context`, to both"
@@ -109,8 +108,8 @@ class TransformModule(eqx.Module, _HostTransform):
         for name, unchecked in _PAIR.items():
             method = vars(cls).get(name)
             if method is not None:
-                cls._takes_context = len(inspect.signature(method).parameters) > 2
-                setattr(cls, unchecked, _with_context(method, cls._takes_context))
+                takes_context = len(inspect.signature(method).parameters) > 2
+                setattr(cls, unchecked, _with_context(method, takes_context))
                 setattr(cls, name, _checked(method))
 
     def forward_and_ladj(self, x: Events, context: Context = None) -> Pair:
@@ -368,7 +367,13 @@ def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[
             return method(self, x)
         return method(self, x, context if self.context_dim else None)
 
+    plain.takes_context = takes_context  # type: ignore[attr-defined]
     return plain
+
+
+def _take_context(cls: type[TransformModule]) -> bool:
+    """Whether both methods of a layer take a context."""
+    return all(getattr(getattr(cls, name), "takes_context", True) for name in _PAIR.values())
 
 
 def _checked(method: Callable[..., Pair]) -> Callable[..., Pair]:

@@ -59,7 +59,6 @@ class TransformModule(PyroTransformModule):
     """
 
     bijective = True
-    _takes_context = True
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class TransformModule(PyroTransformModule):
         self.base = "normal"
         self.recipe: Recipe | None = None
         self._memo: _Memo | None = None
-        if self.context_dim and not self._takes_context:
+        if self.context_dim and not _take_context(type(self)):
             raise TypeError(
                 f"`context_dim` is {context_dim}, but {type(self).__name__}'s forward_and_ladj and "
                 "inverse_and_ladj take no context: add a second argument, `context`, to both"
@@ -86,8 +85,8 @@ class TransformModule(PyroTransformModule):
         for name, unchecked in _PAIR.items():
             method = vars(cls).get(name)
             if method is not None:
-                cls._takes_context = len(inspect.signature(method).parameters) > 2
-                plain = _with_context(method, cls._takes_context)
+                takes_context = len(inspect.signature(method).parameters) > 2
+                plain = _with_context(method, takes_context)
                 setattr(cls, unchecked, plain)
                 setattr(cls, name, _checked(method, plain))
 
@@ -297,7 +296,13 @@ def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[
             return method(self, x)
         return method(self, x, context if self.context_dim else None)
 
+    plain.takes_context = takes_context  # type: ignore[attr-defined]
     return plain
+
+
+def _take_context(cls: type[TransformModule]) -> bool:
+    """Whether both methods of a layer take a context."""
+    return all(getattr(getattr(cls, name), "takes_context", True) for name in _PAIR.values())
 
 
 def _checked(method: Callable[..., Pair], plain: Callable[..., Pair]) -> Callable[..., Pair]:

@@ -6,9 +6,9 @@ type are checked; mypy checks the others.
 """
 
 import ast
+import collections
 import functools
 import inspect
-import itertools
 import sys
 from importlib.machinery import PathFinder, SourceFileLoader
 
@@ -18,6 +18,7 @@ from jaxtyping import jaxtyped
 
 PACKAGES = ("pyroflows", "numpyro_flows")
 OFTEN = 100  # calls of one function, after which one in so many is checked
+CALLS = collections.Counter()
 
 
 @functools.cache
@@ -29,6 +30,9 @@ def annotated(function):
 
 def compare(function, args, kwargs, result):
     """Compare the arrays of a call with the function's annotations."""
+    CALLS[function] += 1  # what every step of a run calls need not be compared in each
+    if CALLS[function] > OFTEN and CALLS[function] % OFTEN:
+        return
     signature, hints = annotated(function)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -44,15 +48,11 @@ def checked(function):
     if not annotated(function)[1]:
         return function
 
-    count = itertools.count()
-
     @functools.wraps(function)
     def call(*args, **kwargs):
         result = function(*args, **kwargs)
         if not torch.compiler.is_compiling():
-            number = next(count)  # what every step of a run calls need not be compared in each
-            if number < OFTEN or number % OFTEN == 0:
-                compare(function, args, kwargs, result)
+            compare(function, args, kwargs, result)
         return result
 
     return call

@@ -274,6 +274,13 @@ def test_a_layer_that_would_ignore_its_context():
             return self.forward_and_ladj(y)
 
     assert Deaf(2)(torch.ones(3, 2)).shape == (3, 2)
+
+    class HalfDeaf(Deaf):
+        def inverse_and_ladj(self, y, context):
+            return self.forward_and_ladj(y)
+
+    with pytest.raises(TypeError, match="HalfDeaf"):
+        HalfDeaf(2, context_dim=1)
     with pytest.raises(TypeError, match="Deaf's forward_and_ladj and inverse_and_ladj take no"):
         Deaf(2, context_dim=1)
 
