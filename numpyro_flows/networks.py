@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
-from numpyro_flows.rng import RandomKey
+from numpyro_flows.rng import RandomKey, normal, split, uniform
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import as_scale, as_widths
 
@@ -102,7 +102,7 @@ class DenseNet(eqx.Module):
         (2,)
     """
 
-    layers: tuple[eqx.nn.Linear, ...]
+    layers: "tuple[Linear, ...]"
     activation: str = eqx.field(static=True)
 
     def __init__(
@@ -119,23 +119,20 @@ class DenseNet(eqx.Module):
         activation_named(activation)
         as_scale(init_scale, "init_scale")
         widths = [in_dim, *as_widths(hidden), out_dim]
-        keys = jax.random.split(key, len(widths))
+        keys = split(key, len(widths))
         *inner, last = (
-            eqx.nn.Linear(i, o, key=k)
-            for i, o, k in zip(widths[:-1], widths[1:], keys[1:], strict=True)
+            Linear(i, o, key=k) for i, o, k in zip(widths[:-1], widths[1:], keys[1:], strict=True)
         )
-        weight = init_scale * jax.random.normal(keys[0], last.weight.shape, last.weight.dtype)
-        bias = jnp.zeros(out_dim, weight.dtype)
-        last = eqx.tree_at(lambda linear: (linear.weight, linear.bias), last, (weight, bias))
-        self.layers = (*inner, last)
+        weight = normal(keys[0], last.weight.shape, init_scale)
+        self.layers = (*inner, replace(last, weight=weight, bias=jnp.zeros(out_dim)))
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " out_dim"]:
         """Evaluate the network."""
         activation = ACTIVATIONS[self.activation]
         *inner, last = self.layers
         for layer in inner:
-            x = activation(_linear(layer, x))
-        return _linear(last, x)
+            x = activation(layer(x))
+        return last(x)
 
 
 class ConvNet(eqx.Module):
@@ -185,14 +182,13 @@ class ConvNet(eqx.Module):
         as_scale(init_scale, "init_scale")
         widths = [in_channels, *as_widths(hidden), out_channels]
         sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
-        keys = jax.random.split(key, len(widths))
+        keys = split(key, len(widths))
         *inner, last = (
             Conv2d(i, o, size, key=k)
             for i, o, size, k in zip(widths[:-1], widths[1:], sizes, keys[1:], strict=True)
         )
-        weight = init_scale * jax.random.normal(keys[0], last.weight.shape, last.weight.dtype)
-        start = (weight, jnp.zeros_like(last.bias))
-        self.layers = (*inner, eqx.tree_at(lambda conv: (conv.weight, conv.bias), last, start))
+        weight = normal(keys[0], last.weight.shape, init_scale)
+        self.layers = (*inner, replace(last, weight=weight, bias=jnp.zeros(out_channels)))
         self.log_scale = jnp.zeros((out_channels, 1, 1))
 
     def __call__(self, x: Float[Array, "in_channels h w"]) -> Float[Array, "out_channels h w"]:
@@ -260,7 +256,7 @@ class ResNet(DataDependent):
         as_scale(init_scale, "init_scale")
         if norm not in (None, "instance", "batch"):
             raise ValueError(f"`norm` is {norm!r}, expected 'batch', 'instance' or None")
-        first, final, gain, *keys = jax.random.split(key, 3 + 2 * blocks)
+        first, final, gain, *keys = split(key, 3 + 2 * blocks)
         self.first = NormalizedConv2d(in_channels, channels, 3, key=first)
         self.blocks = tuple(
             tuple(NormalizedConv2d(channels, channels, 3, key=k) for k in keys[2 * i : 2 * i + 2])
@@ -270,9 +266,8 @@ class ResNet(DataDependent):
             RunningNorm(channels) for _ in range(2 * blocks + 1 if norm == "batch" else 0)
         )
         last = NormalizedConv2d(channels, out_channels, 1, key=final)
-        gains = init_scale * jax.random.normal(gain, last.gain.shape, last.gain.dtype)
-        start = (gains, jnp.zeros_like(last.bias))
-        self.last = eqx.tree_at(lambda conv: (conv.gain, conv.bias), last, start)
+        gains = normal(gain, last.gain.shape, init_scale)
+        self.last = replace(last, gain=gains, bias=jnp.zeros(out_channels))
 
     def __call__(self, x: Float[Array, "in_channels h w"]) -> Float[Array, "out_channels h w"]:
         """Evaluate the network."""
@@ -342,6 +337,24 @@ class RunningNorm(RunningMoments):
         return self._moved(mean, variance, MOMENTUM, first)
 
 
+class Linear(eqx.Module):
+    """An affine map of one vector."""
+
+    weight: Float[Array, "out_dim in_dim"]
+    bias: Float[Array, " out_dim"]
+
+    def __init__(self, in_dim: int, out_dim: int, *, key: RandomKey) -> None:
+        bound = 1.0 / math.sqrt(max(in_dim, 1))  # PyTorch's initialisation
+        weight_key, bias_key = split(key, 2)
+        self.weight = uniform(weight_key, (out_dim, in_dim), bound)
+        self.bias = uniform(bias_key, (out_dim,), bound)
+
+    def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " out_dim"]:
+        """Apply the layer."""
+        # With the input on the left, vmap makes one product in the batch's layout.
+        return x @ self.weight.T + self.bias
+
+
 class Conv2d(eqx.Module):
     """A size-preserving convolution of one image."""
 
@@ -349,12 +362,10 @@ class Conv2d(eqx.Module):
     bias: Float[Array, " out_channels"]
 
     def __init__(self, in_channels: int, out_channels: int, size: int, *, key: RandomKey) -> None:
-        # PyTorch's initialisation.
-        bound = 1.0 / math.sqrt(in_channels * size * size)
-        shape = (out_channels, in_channels, size, size)
-        weight_key, bias_key = jax.random.split(key)
-        self.weight = jax.random.uniform(weight_key, shape, minval=-bound, maxval=bound)
-        self.bias = jax.random.uniform(bias_key, (out_channels,), minval=-bound, maxval=bound)
+        bound = 1.0 / math.sqrt(in_channels * size * size)  # PyTorch's initialisation
+        weight_key, bias_key = split(key, 2)
+        self.weight = uniform(weight_key, (out_channels, in_channels, size, size), bound)
+        self.bias = uniform(bias_key, (out_channels,), bound)
 
     def kernel(self) -> Float[Array, "out_channels in_channels size size"]:
         """Return the kernel `(out, in, size, size)`."""
@@ -376,14 +387,17 @@ class NormalizedConv2d(Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, size: int, *, key: RandomKey) -> None:
         super().__init__(in_channels, out_channels, size, key=key)
-        self.gain = self._norm()
+        self.gain = _norms(self.weight)
 
     def kernel(self) -> Float[Array, "out_channels in_channels size size"]:
         """Return the normalised kernel."""
-        return self.weight * (self.gain / self._norm())
+        return self.weight * (self.gain / _norms(self.weight))
 
-    def _norm(self) -> Array:
-        return jnp.sqrt(jnp.square(self.weight).sum((1, 2, 3), keepdims=True))
+
+@jax.jit
+def _norms(kernel: Array) -> Array:
+    """Return the norm of a kernel's weights for each output channel."""
+    return jnp.sqrt(jnp.square(kernel).sum((1, 2, 3), keepdims=True))
 
 
 def _convolved(x: Array, kernel: Array) -> Array:
@@ -421,9 +435,3 @@ def _shifted(images: Sequence[Array], size: int) -> list[Array]:
         image[k // size : k // size + height, k % size : k % size + width]
         for k, image in enumerate(padded)
     ]
-
-
-def _linear(layer: eqx.nn.Linear, x: Array) -> Array:
-    # Not `layer(x)`: with the input on the left, vmap makes one product in the batch's layout.
-    product = x @ layer.weight.T
-    return product if layer.bias is None else product + layer.bias

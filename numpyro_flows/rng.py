@@ -1,12 +1,21 @@
-"""Random keys."""
+"""Random keys and initial weights."""
+
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Key, UInt32
+from jaxtyping import Float, Key, UInt32
+
+from numpyro_flows.tree import moved
 
 RandomKey = Key[Array, ""] | UInt32[Array, "2"]  # new style, old style
+
+# JAX compiles a program for each shape that is drawn. Element i of a draw depends on the key and i
+# alone, so the beginning of a long draw is the short one: draws of few lengths serve all shapes.
+KEYS, NUMBERS = 64, 4096
 
 
 def is_key(key: object) -> bool:
@@ -26,3 +35,29 @@ def check_key(key: object) -> None:
 def seed_of(key: RandomKey) -> int:
     """Return an integer seed for NumPy's generators."""
     return int.from_bytes(np.asarray(jax.random.key_data(key)).tobytes(), "big")
+
+
+def split(key: RandomKey, count: int) -> list[RandomKey]:
+    """Return the keys of `jax.random.split`."""
+    keys = jax.random.split(key, _rounded(count, KEYS))
+    return [keys[i] for i in range(count)]
+
+
+def uniform(key: RandomKey, shape: Sequence[int], bound: float) -> Float[Array, "..."]:
+    """Draw weights from U(−bound, bound)."""
+    return _drawn(lambda n: jax.random.uniform(key, (n,), minval=-bound, maxval=bound), shape)
+
+
+def normal(key: RandomKey, shape: Sequence[int], std: float = 1.0) -> Float[Array, "..."]:
+    """Draw weights from N(0, std²)."""
+    return _drawn(lambda n: std * jax.random.normal(key, (n,)), shape)
+
+
+def _drawn(draw: Callable[[int], Array], shape: Sequence[int]) -> Array:
+    size = math.prod(shape)
+    return moved(lambda _, long: long[:size].reshape(shape), draw(_rounded(size, NUMBERS)))
+
+
+def _rounded(count: int, least: int) -> int:
+    """Round up to a power of two that is at least `least`."""
+    return max(least, 1 << (count - 1).bit_length())

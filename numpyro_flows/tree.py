@@ -1,12 +1,13 @@
 """Modules as trees of named arrays: trainable ones, names and stacking."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -20,6 +21,22 @@ def replace(module: Module, **changes: object) -> Module:
         value = changes[field.name] if field.name in changes else getattr(module, field.name)
         object.__setattr__(new, field.name, value)
     return new
+
+
+def moved(move: Callable[..., Any], *arrays: Array) -> Array:
+    """Apply `move(numpy or jax.numpy, *arrays)`, which only moves elements, in NumPy if possible.
+
+    Outside `jit`, JAX would compile a program for each shape.
+    """
+    if all(_on_host(array) for array in arrays):
+        return jax.device_put(move(np, *map(np.asarray, arrays)))
+    return move(jnp, *arrays)
+
+
+def _on_host(array: Array) -> bool:
+    """Whether an array is neither traced nor bound to a device, nor a random key."""
+    traced = isinstance(array, jax.core.Tracer)
+    return not (traced or array.committed or jnp.issubdtype(array.dtype, jax.dtypes.extended))
 
 
 class Blocks(eqx.Module):
@@ -41,7 +58,7 @@ class Blocks(eqx.Module):
         shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
         if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
             raise ValueError("`layers` of a Stack must be built alike; use a Chain for others")
-        self.stacked = eqx.combine(jax.tree.map(lambda *a: jnp.stack(a), *arrays), static[0])
+        self.stacked = eqx.combine(jax.tree.map(lambda *a: moved(_stack, *a), *arrays), static[0])
         self.depth = len(modules)
 
     def __len__(self) -> int:
@@ -50,7 +67,13 @@ class Blocks(eqx.Module):
     def __getitem__(self, index: int) -> Any:
         if not -self.depth <= index < self.depth:
             raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
-        return jax.tree.map(lambda a: a[index] if eqx.is_array(a) else a, self.stacked)
+        arrays, static = eqx.partition(self.stacked, eqx.is_array)
+        block = jax.tree.map(lambda array: moved(lambda _, a: a[index], array), arrays)
+        return eqx.combine(block, static)
+
+
+def _stack(xp: Any, *arrays: Any) -> Any:
+    return xp.stack(arrays)
 
 
 def trainable(flow: Module) -> Module:
@@ -115,7 +138,8 @@ def named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:
 def restored(node: Any, prefix: str, state: Mapping[str, ArrayLike]) -> Any:
     """Return the module with each array replaced by that of the same name in a state."""
     if eqx.is_array(node):
-        return jnp.asarray(state[prefix.removesuffix(".")])
+        value = state[prefix.removesuffix(".")]
+        return value if isinstance(value, Array) else jax.device_put(np.array(value))
     children = {n: restored(child, f"{prefix}{n}.", state) for n, child in _children(node)}
     if isinstance(node, Blocks):
         return Blocks(children.values())

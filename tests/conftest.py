@@ -14,7 +14,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests import annotations  # noqa: E402
+from tests import annotations, memory  # noqa: E402
 
 annotations.install()
 
@@ -48,10 +48,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Let go of the programs and flows of a group at its end: each process stays small."""
-    if nextitem is None or group_of(nextitem) != group_of(item):
-        jax.clear_caches()
+    """Drop compiled programs and flows where a process has grown: it stays below 2 GB."""
+    if memory.resident() > memory.MANY:
         NumPyroWing.build.cache_clear()
+        jax.clear_caches()
+        memory.give_back()
 
 
 @pytest.fixture(params=WINGS, ids=repr, scope="session")

@@ -1,7 +1,7 @@
 """The order of tests: those that run the same programs stand together, in one process.
 
 JAX compiles a program for each flow and shape. The laws of one case share their programs, so they
-run one after the other, and the programs are dropped before those of the next case are compiled.
+run one after the other, in one process.
 """
 
 

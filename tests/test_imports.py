@@ -14,7 +14,7 @@ COMMON = [
     "schedule", "history", "loop", "sites", "guides", "search", "ascent", "verdict", "arviz",
 ]  # fmt: skip
 WING = [
-    "rng", "tree", "inputs", "networks", "transform",
+    "tree", "rng", "inputs", "networks", "transform",
     "layers.scales", "layers.coupling", "layers.linear", "layers.elementwise", "layers.chain",
     "layers.multiscale", "layers.pixels", "layers.tails",
     "flows.images", "flows.builders",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 from jax import Array
 from jaxtyping import Float
 
@@ -18,7 +17,7 @@ from numpyro_flows.layers.linear import InvertibleLinear, shared_gain
 from numpyro_flows.layers.multiscale import Flatten
 from numpyro_flows.layers.pixels import Logit
 from numpyro_flows.networks import ConvNet, ResNet
-from numpyro_flows.rng import RandomKey, check_key
+from numpyro_flows.rng import RandomKey, check_key, split
 from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common import recipe
@@ -345,11 +344,11 @@ def glow(
     )
 
     def step(key: RandomKey) -> Chain:
-        net_key, matrix_key = jax.random.split(key)
+        net_key, matrix_key = split(key, 2)
         matrix = InvertibleLinear(shape, gain=gain, key=matrix_key)
         return Chain([affine(key=net_key), matrix, ActNorm(shape)])
 
-    steps_ = [step(k) for k in jax.random.split(key, layers)]
+    steps_ = [step(k) for k in split(key, layers)]
     return Chain([Stack(steps_), *_data_end(shape, logit)])
 
 
@@ -367,7 +366,7 @@ def _in_pairs(
     batch_norm: bool = False,
 ) -> list[TransformModule]:
     """Stack couplings in pairs with swapped parts; the last of an odd number stands alone."""
-    keys = iter(jax.random.split(key, layers))
+    keys = iter(split(key, layers))
 
     def block(partition: Partition) -> Iterator[TransformModule]:
         layer = coupling(partition, next(keys))

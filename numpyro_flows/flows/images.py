@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
-import jax
 
 from numpyro_flows.layers.chain import Chain, Stack
 from numpyro_flows.layers.coupling import Coupling
 from numpyro_flows.layers.elementwise import ActNorm, BatchNorm
 from numpyro_flows.layers.linear import InvertibleConv1x1
 from numpyro_flows.layers.multiscale import MultiScale, Squeeze
-from numpyro_flows.rng import RandomKey
+from numpyro_flows.rng import RandomKey, split
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.levels import CHANNELS, CHECKERBOARDS, LAST_CHECKERBOARDS, realnvp_depth
 from pyroflows_common.partition import Partition, channels, checkerboard
@@ -59,7 +58,7 @@ def realnvp_levels(
     key: RandomKey,
 ) -> MultiScale:
     """Return RealNVP's scales; the width of the networks doubles from scale to scale."""
-    keys = iter(jax.random.split(key, realnvp_depth(scales)))
+    keys = iter(split(key, realnvp_depth(scales)))
 
     def couplings(
         partition: Partition, shape: tuple[int, ...], width: int, count: int
@@ -101,7 +100,7 @@ def glow_levels(
     """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables."""
 
     def step(shape: tuple[int, ...], key: RandomKey) -> Chain:
-        net_key, matrix_key = jax.random.split(key)
+        net_key, matrix_key = split(key, 2)
         layer = coupling(shape, channels(shape), width, net_key)
         matrix = InvertibleConv1x1(shape, gain=gain, key=matrix_key)
         return Chain([layer, matrix, ActNorm(shape)])
@@ -110,7 +109,7 @@ def glow_levels(
     for level in range(levels):
         c, h, w = shape
         inner = (4 * c, h // 2, w // 2)
-        key, prior_key, *keys = jax.random.split(key, 2 + steps)
+        key, prior_key, *keys = split(key, 2 + steps)
         priors: list[TransformModule] = []
         if prior is not None:
             priors = [ActNorm(inner) if level == levels - 1 else prior(inner, key=prior_key)]

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from jax import Array
 
 from numpyro_flows.flows.builders import glow
@@ -14,6 +13,7 @@ from numpyro_flows.layers.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.layers.linear import Permutation
 from numpyro_flows.layers.scales import TanhScale
 from numpyro_flows.layers.tails import LogTails, SinhArcsinh
+from numpyro_flows.rng import split
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.checks import as_count
 from pyroflows_common.guides import INIT_SCALE, LOG_SCALE_BUDGET, permutations
@@ -143,7 +143,7 @@ def _pairs(
     half.
     """
     halves = as_partition("halves", size)
-    keys = iter(jax.random.split(key, layers))
+    keys = iter(split(key, layers))
     shuffles, restoring = permutations(size, as_count(layers, "layers") // 2)
     pairs = []
     for shuffle in shuffles:

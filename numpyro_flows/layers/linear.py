@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 from typing_extensions import override
 
-from numpyro_flows.rng import RandomKey
+from numpyro_flows.rng import RandomKey, normal
 from numpyro_flows.transform import EventPair, TransformModule
 from pyroflows_common.checks import as_scale
 
@@ -98,7 +98,7 @@ class PLU(TransformModule):
         if len(self.event_shape) != rank:
             raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
         size = self.event_shape[0]
-        p, lower, upper = lu(jnp.linalg.qr(jax.random.normal(key, (size, size)))[0])
+        p, lower, upper = lu(jnp.linalg.qr(normal(key, (size, size)))[0])
         diagonal = jnp.diagonal(upper)
         self.lower = jnp.tril(lower, -1) / gain
         self.upper = jnp.triu(upper, 1) / gain

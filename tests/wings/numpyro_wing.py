@@ -109,7 +109,7 @@ class NumPyroWing(base.Wing):
         return jax.random.key(seed)
 
     def array(self, x):
-        return jnp.asarray(x)
+        return jax.device_put(np.array(x))  # `jnp.asarray` compiles a program for each shape
 
     def numpy(self, x):
         return np.asarray(x)
