@@ -14,14 +14,14 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests import annotations, memory  # noqa: E402
+from tests import annotations  # noqa: E402
 
 annotations.install()
 
 from tests.grouping import group_of, is_of_a_case  # noqa: E402
+from tests.memory import Keeper  # noqa: E402
 from tests.wings import WINGS  # noqa: E402
 from tests.wings.hosts import HOSTS  # noqa: E402
-from tests.wings.numpyro_wing import NumPyroWing  # noqa: E402
 
 torch.set_num_threads(1)
 # Tests run each program once or twice: compile it quickly, and for all processes together.
@@ -33,6 +33,7 @@ hypothesis.settings.register_profile(
     "laws", deadline=None, max_examples=8, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("laws")
+keeper = Keeper()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -48,11 +49,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Drop compiled programs and flows where a process has grown: it stays below 2 GB."""
-    if memory.resident() > memory.MANY:
-        NumPyroWing.build.cache_clear()
-        jax.clear_caches()
-        memory.give_back()
+    """Keep each process below 2 GB."""
+    keeper.check()
 
 
 @pytest.fixture(params=WINGS, ids=repr, scope="session")

@@ -1,10 +1,14 @@
-"""Memory of a test process: how much it holds, and how to give it back."""
+"""Memory of a test process: when it has grown too much, and how it is given back."""
 
 import ctypes
 import gc
 from pathlib import Path
 
-MANY = 1_200_000_000  # bytes
+import jax
+
+from tests.wings.numpyro_wing import NumPyroWing
+
+GROWTH = 600_000_000  # bytes
 STATM = Path("/proc/self/statm")
 PAGE = 4096
 
@@ -14,7 +18,16 @@ def resident():
     return int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0
 
 
-def give_back():
-    """Free what is no longer reachable, and return it to the system: glibc would keep it."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+class Keeper:
+    """Drops compiled programs and flows whenever the process has grown."""
+
+    def __init__(self):
+        self.before = resident()
+
+    def check(self):
+        if resident() > self.before + GROWTH:
+            NumPyroWing.build.cache_clear()
+            jax.clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # glibc would keep what is freed
+            self.before = resident()

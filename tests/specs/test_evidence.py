@@ -16,9 +16,19 @@ def bent(xp, x):
     return first + second - np.log(2 * np.pi)
 
 
-def fitted(host, model, init="search", **options):
-    """The guide's result, and a function that gives its draws and their log-density."""
-    guide = small(host, model, layers=4, hidden=(16,), init=init)
+def plain(host, model):
+    """One of the host's guides, which takes a fraction of the time to compile."""
+    start = host.init_to_value(values={"x": host.array(np.zeros(2))})
+    return host.guides.AutoDiagonalNormal(model, init_loc_fn=start, init_scale=0.5)
+
+
+def flow(host, model):
+    return small(host, model, layers=4, hidden=(16,))
+
+
+def fitted(host, model, kind=plain, **options):
+    """The guide's result, and its draws with their log-density."""
+    guide = kind(host, model)
     options = {"progress": False, "steps": 300, "learning_rate": 3e-2, **options}
     result = host.package.fit_guide(guide, **options)
     return result, host.drawn(guide, result)
@@ -31,7 +41,7 @@ def elbo(host, model, **options):
 
 def test_it_climbs(host):
     """The evidence is zero; the best Gaussian stays below."""
-    result, found = elbo(host, of_density(host, bent, 2))
+    result, found = elbo(host, of_density(host, bent, 2), kind=flow)
     assert len(result.losses) == 300
     assert (result.stopped, result.skipped) == ("steps", 0)
     assert -0.4 < found < 0.01
@@ -43,16 +53,16 @@ def test_the_best_stretch_is_left(host):
     """Where the end of training is its ruin."""
     calm = lambda step: 1.0 if step < 250 else 100.0  # noqa: E731
     result, found = elbo(host, of_density(host, bent, 2), schedule=calm)
-    assert found > -0.6
+    assert found > -1.2
     assert not -np.mean(result.losses[-10:]) > found - 0.4
 
 
 def test_the_best_rate_is_left(host):
     """Each run starts where the guide does."""
     model = of_density(host, bent, 2)
-    result, found = elbo(host, model, learning_rate=[30.0, 3e-2, 1e-6])
+    result, found = elbo(host, model, learning_rate=[30.0, 3e-2, 1e-6], steps=100)
     pyro.clear_param_store()
-    alone, same = elbo(host, model, learning_rate=3e-2)
+    alone, same = elbo(host, model, learning_rate=3e-2, steps=100)
     assert result.learning_rate == 3e-2
     assert_array_equal(result.losses, alone.losses)
     assert found == same
@@ -78,7 +88,7 @@ def test_steps_without_a_finite_loss_are_skipped(host):
     def torn(xp, x):
         return xp.where(xp.sin(1e3 * x[..., 0]) > 0.9995, -np.inf, bent(xp, x))
 
-    result, (x, _) = fitted(host, of_density(host, torn, 2), init="location")
+    result, (x, _) = fitted(host, of_density(host, torn, 2))
     assert 0 < result.skipped < 150
     assert np.isfinite(x).all()
 
@@ -87,14 +97,15 @@ def test_nothing_is_learned_where_nothing_is_finite(host):
     """The guide stays where it started."""
     model = of_density(host, bent, 2)
     hopeless = of_density(host, lambda xp, x: -np.inf * xp.exp(x[..., 0]), 2)
-    guide = small(host, model)
+    guide = plain(host, model)
     with pytest.warns(UserWarning, match="training stopped after .* are what they were"):
         result = host.package.fit_guide(guide, hopeless, progress=False, steps=100)
     assert result.stopped == "not finite"
     assert len(result.losses) == result.skipped < 100
     assert result.loss == np.inf
-    x, log_q = host.drawn(guide, result)
-    assert (bent(np, x) - log_q).mean() > -1.5
+    x, _ = host.drawn(guide, result)
+    assert abs(x.mean(0)).max() < 0.1
+    assert abs(x.std(0) - 0.5).max() < 0.1
 
 
 def test_equal_seeds_give_equal_numbers(host):
@@ -112,10 +123,11 @@ def test_the_global_random_numbers_are_not_touched(host):
         assert_array_equal(now, then)
 
 
-@pytest.mark.parametrize("rate", [np.float32(1e-2), 1, np.array([1e-3, 1e-2], "float32")])
-def test_learning_rates_of_any_kind_of_number(host, rate):
-    result, _ = fitted(host, of_density(host, bent, 2), steps=10, learning_rate=rate)
-    assert result.learning_rate in np.atleast_1d(rate)
+def test_learning_rates_of_any_kind_of_number(host):
+    guide = plain(host, of_density(host, bent, 2))
+    for rate in (np.float32(1e-2), 1, np.array([1e-3, 1e-2], "float32")):
+        result = host.package.fit_guide(guide, steps=10, progress=False, learning_rate=rate)
+        assert result.learning_rate in np.atleast_1d(rate)
 
 
 def test_a_model_that_is_given_is_taken_as_it_is(host):
