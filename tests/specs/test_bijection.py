@@ -24,14 +24,11 @@ def test_round_trips(wing, case):
         assert abs(there.ravel() - latents.ravel()).max() > 1e-3
 
 
-@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-def test_log_determinant_is_that_of_the_jacobian(wing, case, inverse):
-    flow = wing.build(case)
-    points, context = case.points(3) if inverse else case.latents(3), case.context()
-    jacobian = wing.jacobian(flow, points, inverse, context)
-    pair = wing.inverse if inverse else wing.forward
-    _, expected = np.linalg.slogdet(jacobian)
-    assert_allclose(pair(flow, points, context)[1], expected, rtol=1e-9, atol=1e-9)
+def test_log_determinant_is_that_of_the_jacobian(wing, case):
+    """That of the inverse is its negative, by the next law."""
+    flow, latents, context = wing.build(case), case.latents(3), case.context()
+    _, expected = np.linalg.slogdet(wing.jacobian(flow, latents, context))
+    assert_allclose(wing.forward(flow, latents, context)[1], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_inverse_log_determinant_is_the_negative(wing, case):
@@ -53,7 +50,7 @@ def test_host_calls_agree_with_the_pair(wing, case):
             assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)], ids=str)
+@pytest.mark.parametrize("batch", [(), (2, 3), (0,)], ids=str)
 def test_any_batch_shape(wing, case, batch):
     flow = wing.build(case)
     context = case.context(*batch)

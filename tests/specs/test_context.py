@@ -19,10 +19,13 @@ BATCHES = [
     ((2, 3), (2, 3)),
     ((0,), (1,)),
 ]
-pytestmark = pytest.mark.parametrize("case", CONDITIONAL, ids=str)
+# All shapes for one case, one for the others: the base class broadcasts.
+BROADCAST = [(CONDITIONAL[0], *shapes) for shapes in BATCHES]
+BROADCAST += [(case, (2, 1), (3,)) for case in CONDITIONAL[1:]]
+every_case = pytest.mark.parametrize("case", CONDITIONAL, ids=str)
 
 
-@pytest.mark.parametrize(("batch", "contexts"), BATCHES, ids=str)
+@pytest.mark.parametrize(("case", "batch", "contexts"), BROADCAST, ids=str)
 def test_broadcasting_is_looping(wing, case, batch, contexts):
     flow = wing.build(case)
     context = case.context(*contexts)
@@ -52,6 +55,7 @@ def test_broadcasting_is_looping(wing, case, batch, contexts):
         assert_allclose(found[index], wing.log_prob(alone, all_points[index]), rtol=1e-9)
 
 
+@every_case
 def test_the_context_matters(wing, case):
     flow, points = wing.build(case), case.points(3)
     one = wing.inverse(flow, points, case.context(seed=1))[0]
@@ -59,6 +63,7 @@ def test_the_context_matters(wing, case):
     assert abs(one - other).max() > 1e-2
 
 
+@every_case
 def test_one_flow_in_several_contexts_at_a_time(wing, case):
     """Distributions of the same flow do not disturb one another."""
     flow, points = wing.build(case), case.points(3)
@@ -71,6 +76,7 @@ def test_one_flow_in_several_contexts_at_a_time(wing, case):
         assert_allclose(log_prob, wing.log_prob(alone, sample), rtol=1e-8, atol=1e-8)
 
 
+@every_case
 def test_gradients_reach_the_context(wing, case):
     flow = wing.build(case)
     points, context = case.points(3), case.context()

@@ -4,10 +4,10 @@ import pytest
 
 from tests.specs.registry import CASES
 
-# One case of each kind: scales and activations do not matter here.
+# The shortest case of each kind: scales and activations do not matter here.
 COUPLED = {
-    (case.name, case.context_dim, case.options.get("network")): case
-    for case in CASES
+    (case.name, len(case.shape)): case
+    for case in sorted(CASES, key=lambda case: -case.conditioners)
     if case.conditioners
 }.values()
 pytestmark = pytest.mark.parametrize("case", COUPLED, ids=str)

@@ -108,7 +108,7 @@ def test_threads(wing, name):
 
     def work(i):
         found = []
-        for _ in range(15):
+        for _ in range(5):
             found += [wing.log_prob(density, inputs[i]), *wing.decoded(density, flow, inputs[i])]
             found += [*wing.call(flow, inputs[i]), *wing.call_inverse(flow, inputs[i])]
         return found

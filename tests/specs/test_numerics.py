@@ -88,9 +88,10 @@ def test_float32_agrees_with_float64(wing, case):
             assert_allclose(got, exact, rtol=1e-4, atol=1e-4 * max(1.0, abs(exact).max()))
 
 
-@pytest.mark.parametrize("partition", ["halves", "alternating"])
-@pytest.mark.parametrize("robust", [True, False])
-@pytest.mark.parametrize("layers", [1, 4, 5])
+@pytest.mark.parametrize(
+    ("layers", "robust", "partition"),
+    [(1, True, "halves"), (4, False, "alternating"), (5, True, "alternating")],
+)
 @pytest.mark.parametrize("name", ["nice", "realnvp"])
 def test_a_new_flow_is_the_identity(wing, name, layers, robust, partition):
     flow = wing.build(case(name, 5, layers=layers, robust=robust, partition=partition), noise=0)
@@ -110,7 +111,7 @@ def test_starts(wing):
     for name, size in [("InvertibleLinear", 4), ("InvertibleConv1x1", (3, 2, 2))]:
         for gain in (1.0, 0.2):
             layer = wing.build(case(name, size, gain=gain), noise=0)
-            rotation = wing.jacobian(layer, case(name, size).points(1), inverse=True)[0]
+            rotation = wing.jacobian(layer, case(name, size).points(1))[0]
             assert_allclose(rotation @ rotation.T, np.eye(len(rotation)), atol=1e-5)
 
 
@@ -154,7 +155,7 @@ def test_scales_are_bounded(wing, scale, limit):
     assert max(reached) > 0.9 * min(limit, 2.0 if scale == "clamp" else np.inf)
 
 
-@pytest.mark.parametrize("layers", [2, 7, 32])
+@pytest.mark.parametrize("layers", [2, 32])
 @pytest.mark.parametrize("scale", ["tanh", "sigmoid", "clamp"])
 @pytest.mark.parametrize("name", ["realnvp", "glow"])
 def test_log_scales_share_one_budget(wing, name, scale, layers):

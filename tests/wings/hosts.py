@@ -132,10 +132,11 @@ class NumPyroFitted:
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
 
     def median(self):
-        return jax.tree.map(np.asarray, self.guide.median(self.params))
+        return jax.tree.map(np.asarray, jax.jit(self.guide.median)(self.params))
 
     def quantiles(self, levels):
-        return jax.tree.map(np.asarray, self.guide.quantiles(self.params, levels))
+        found = jax.jit(lambda params: self.guide.quantiles(params, levels))(self.params)
+        return jax.tree.map(np.asarray, found)
 
 
 class NumPyroHost:
@@ -170,7 +171,8 @@ class NumPyroHost:
         """As Pyro's."""
         posterior = guide.get_posterior(result.params)
         x = posterior.sample(jax.random.key(0), (DRAWS,))
-        return np.asarray(x), np.asarray(posterior.log_prob(x))
+        # The host's own posteriors may have one density for each number.
+        return np.asarray(x), np.asarray(posterior.log_prob(x)).reshape(DRAWS, -1).sum(1)
 
     def straight(self, size, key):
         """As Pyro's."""

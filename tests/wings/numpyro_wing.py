@@ -93,6 +93,11 @@ def gradients(parameters, state, x, context):
     return jax.grad(total, (0, 1))(parameters, x)
 
 
+@eqx.filter_jit
+def jacobians(flow, latents):
+    return jax.vmap(jax.jacfwd(flow))(latents)
+
+
 class NumPyroWing(base.Wing):
     name = "numpyro"
     # Two where nothing is compiled; XLA merges the two under `jit`.
@@ -165,13 +170,10 @@ class NumPyroWing(base.Wing):
     def _numpy(self, pair):
         return tuple(map(self.numpy, pair))
 
-    def jacobian(self, flow, points, inverse=False, context=None):
+    def jacobian(self, flow, latents, context=None):
         """One Jacobian a point, by autodiff of the host's own call."""
-        flow = self.given(flow, context)
-        transform = flow.inv if inverse else flow
-        size = points[0].size
-        jacobians = jax.vmap(jax.jacfwd(transform))(self.array(points))
-        return self.numpy(jacobians).reshape(-1, size, size)
+        flow, size = self.given(flow, context), latents[0].size
+        return self.numpy(jacobians(flow, self.array(latents))).reshape(-1, size, size)
 
     # What the host calls
 

@@ -1,6 +1,7 @@
 """The Pyro wing behind NumPy arrays."""
 
 import copy
+import functools
 import pickle
 from types import SimpleNamespace
 
@@ -99,18 +100,13 @@ class PyroWing(base.Wing):
         x, ladj = self.given(flow, context).inverse_and_ladj(self.array(y))
         return self.numpy(x), self.numpy(ladj)
 
-    def jacobian(self, flow, points, inverse=False, context=None):
+    def jacobian(self, flow, latents, context=None):
         """One Jacobian a point, by autodiff of the host's own call."""
-        flow = self.given(flow, context)
-        transform = flow.inv if inverse else flow
-        points = self.array(points)
-        size = points[0].numel()
-        return np.stack(
-            [
-                torch.autograd.functional.jacobian(transform, point).numpy().reshape(size, size)
-                for point in points
-            ]
+        flow, size = self.given(flow, context), latents[0].size
+        jacobians = map(
+            functools.partial(torch.autograd.functional.jacobian, flow), self.array(latents)
         )
+        return np.stack([jacobian.numpy().reshape(size, size) for jacobian in jacobians])
 
     # What the host calls
 

@@ -27,9 +27,8 @@ def context_of(given):
 
 
 @every_flow
-@every_density
-def test_jit(name, given):
-    density, x = density_of(name, given), normal((5, 3))
+def test_jit(name):
+    density, x = density_of(name, True), normal((5, 3))
     assert_allclose(jax.jit(density.log_prob)(x), density.log_prob(x), rtol=1e-4, atol=1e-4)
     draw = jax.jit(lambda key: density.sample(key, (4,)))
     assert_allclose(draw(KEY), density.sample(KEY, (4,)), rtol=1e-4, atol=1e-4)
@@ -62,9 +61,8 @@ def test_densities_and_flows_are_arguments_of_jit(name, given):
 
 
 @every_flow
-@every_density
-def test_vmap(name, given):
-    density, x = density_of(name, given), normal((5, 3))
+def test_vmap(name):
+    density, x = density_of(name, True), normal((5, 3))
     flow = density.transforms[0]
     assert_allclose(jax.vmap(density.log_prob)(x), density.log_prob(x), rtol=1e-4, atol=1e-4)
     assert_allclose(jax.vmap(flow)(x), flow(x), rtol=1e-4, atol=1e-4)
@@ -83,48 +81,45 @@ def test_an_ensemble_by_vmap(name):
 
 
 @every_flow
-@every_density
-def test_grad_and_hessian(name, given):
+def test_grad_and_hessian(name):
     with jax.enable_x64(True):
-        flow = make(name, **options(given)).astype("float64")
-        context = context_of(given).astype("float64") if given else None
-        density = flow_distribution(flow, context=context)
-        x = normal((3,)).astype("float64")
-        step = 1e-5
-        score, curvature = jax.grad(density.log_prob)(x), jax.hessian(density.log_prob)(x)
-        for i, unit in enumerate(jnp.eye(3)):
-            up, down = density.log_prob(x + step * unit), density.log_prob(x - step * unit)
-            assert_allclose(score[i], (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
-            up, down = (jax.grad(density.log_prob)(x + s * step * unit) for s in (1, -1))
-            assert_allclose(curvature[i], (up - down) / (2 * step), rtol=1e-4, atol=1e-5)
+        flow = make(name, **options(True)).astype("float64")
+        density = flow_distribution(flow, context=context_of(True).astype("float64"))
+        x, step = normal((3,)).astype("float64"), 1e-5
+        slope = jax.grad(density.log_prob)
+        score, curvature = jax.jit(lambda x: (slope(x), jax.hessian(density.log_prob)(x)))(x)
+        up, down = (x + sign * step * jnp.eye(3) for sign in (1, -1))
+        values, slopes = jax.jit(lambda x: (density.log_prob(x), jax.vmap(slope)(x)))(
+            jnp.concatenate([up, down])
+        )
+        assert_allclose(score, (values[:3] - values[3:]) / (2 * step), rtol=1e-5, atol=1e-6)
+        assert_allclose(curvature, (slopes[:3] - slopes[3:]) / (2 * step), rtol=1e-4, atol=1e-5)
 
 
 @every_flow
-@every_density
-def test_no_leaks(name, given):
-    density, x = density_of(name, given), normal((5, 3))
+def test_no_leaks(name):
+    def all_of_it(density, flow, x):
+        score = jax.grad(lambda x: density.log_prob(x).sum())(x)
+        return density.log_prob(x), density.sample(KEY, (4,)), score, flow.initialize(x)
+
+    density, flow, x = density_of(name, True), FLOWS[name](), normal((5, 3))
     with jax.checking_leaks():
-        jax.jit(density.log_prob)(x)
-        jax.jit(lambda key: density.sample(key, (4,)))(KEY)
-        jax.jit(jax.grad(lambda x: density.log_prob(x).sum()))(x)
-        jax.jit(lambda density, x: density.log_prob(x))(density, x)
-        flow = FLOWS[name]()
-        jax.jit(lambda flow, x: flow.initialize(x))(flow, x)
+        jax.eval_shape(all_of_it, density, flow, x)
+        jax.eval_shape(density.log_prob, x)
 
 
 @every_flow
-@every_density
-def test_strict_promotion(name, given):
+def test_strict_promotion(name):
     """Neither dtypes nor ranks are promoted silently."""
-    density, x = density_of(name, given), normal((2, 5, 3))
+    density, x = density_of(name, True), normal((2, 5, 3))
     flow = density.transforms[0]
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         assert flow.forward_and_ladj(x)[1].shape == (2, 5)
         assert flow.inverse_and_ladj(x)[1].shape == (2, 5)
-        jax.jit(jax.grad(lambda x: flow.inverse_and_ladj(x)[1].sum()))(x)
+        jax.eval_shape(jax.grad(lambda x: flow.inverse_and_ladj(x)[1].sum()), x)
         plain = FLOWS[name]()
         for method in (plain.initialize, plain.update):
-            method(x)
+            jax.eval_shape(method, x)
 
 
 @every_flow
@@ -203,7 +198,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("build", [nice, realnvp, glow])
 def test_the_program_does_not_grow_with_depth(build):
     sizes = []
-    for layers in (8, 64):
+    for layers in (8, 32):
         flow = build(4, layers=layers, hidden=(8,), key=KEY)
         density = flow_distribution(flow)
         total = jax.grad(lambda x, density=density: density.log_prob(x).sum())
@@ -213,7 +208,7 @@ def test_the_program_does_not_grow_with_depth(build):
 
 def test_the_program_does_not_grow_with_glows_steps():
     sizes = []
-    for steps in (4, 32):
+    for steps in (2, 8):
         flow = glow((1, 4, 4), levels=2, steps=steps, channels=3, key=KEY)
         density = flow_distribution(flow)
         total = jax.grad(lambda x, density=density: density.log_prob(x).sum())

@@ -12,9 +12,9 @@ FLOWS = {
 }
 every_flow = pytest.mark.parametrize("name", FLOWS)
 IMAGES = {
-    "nice": lambda: nice((1, 4, 4), hidden=(8,)),
-    "realnvp": lambda: realnvp((1, 4, 4), channels=3, blocks=1),
-    "glow": lambda: glow((1, 4, 4), levels=2, steps=2, channels=3),
+    "nice": lambda: nice((1, 2, 2), layers=2, hidden=(8,)),
+    "realnvp": lambda: realnvp((1, 2, 4), scales=1, channels=3, blocks=1),
+    "glow": lambda: glow((1, 4, 4), levels=2, steps=1, channels=3),
 }
 
 

@@ -1,0 +1,265 @@
+"""Mutants: faults put into the code one at a time, each of which the tests should notice.
+
+    python tests/mutants.py --wing numpyro --sample 100
+
+A fault is a change of one operator, number, condition or decorator. Cosmic Ray makes it in memory:
+no file changes. Each mutant runs in a process of its own against the tests that concern its module;
+a failing test, an error at import and a run without end kill it. Survivors that no test can notice
+are listed, with the reason, in `survivors.txt`.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import importlib
+import importlib.abc
+import importlib.util
+import itertools
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmic_ray.ast import get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"pyro": "pyroflows", "numpyro": "numpyro_flows"}
+LISTED = ROOT / "tests" / "survivors.txt"
+LIMIT = 900  # seconds
+# Imported once, before the processes part; none of them may start a thread.
+HEAVY = ("scipy.stats", "hypothesis", "torch", "pyro", "jax", "equinox", "optax", "numpyro")
+
+OPERATORS = """
+BinaryOperator_Add_Sub BinaryOperator_Sub_Add BinaryOperator_Mul_Div BinaryOperator_Div_Mul
+BinaryOperator_Pow_Mul BinaryOperator_FloorDiv_Mul BinaryOperator_Mod_Mul
+ComparisonOperator_Eq_NotEq ComparisonOperator_NotEq_Eq ComparisonOperator_Lt_GtE
+ComparisonOperator_Lt_LtE ComparisonOperator_LtE_Gt ComparisonOperator_LtE_Lt
+ComparisonOperator_Gt_LtE ComparisonOperator_Gt_GtE ComparisonOperator_GtE_Lt
+ComparisonOperator_GtE_Gt ComparisonOperator_Is_IsNot ComparisonOperator_IsNot_Is
+UnaryOperator_USub_UAdd UnaryOperator_Delete_Not TrueWithFalse FalseWithTrue AndWithOr OrWithAnd
+BreakWithContinue ContinueWithBreak
+""".split()
+OPERATORS = [f"core/Replace{name}" for name in OPERATORS]
+OPERATORS += [f"core/{name}" for name in ("AddNot", "NumberReplacer", "RemoveDecorator")]
+OPERATORS += ["core/ZeroIterationForLoop"]
+
+# The tests that concern a module: files in `specs`, and a choice of the cases of the registry.
+LAWS = "reference bijection data_dependent evaluations density context freshness errors"
+NEAR = {
+    "layers/scales": (LAWS, "AffineCoupling or realnvp-5 or penalty"),
+    "layers/coupling": (LAWS + " images", "Coupling or own"),
+    "layers/linear": (LAWS, "Invertible or Permutation or LowerTriangular or glow-5"),
+    "layers/elementwise": (LAWS, "ActNorm or Norm or Standard or Scaling or data_dependent"),
+    "layers/chain": (LAWS + " hosting", "Chain or Stack or nice or standard or layers or errors"),
+    "layers/multiscale": (LAWS + " images", "Squeeze or Flatten or MultiScale or levels or images"),
+    "layers/pixels": (LAWS + " pixels", "Logit or pixels"),
+    "layers/tails": (LAWS, "SinhArcsinh or LogTails"),
+    "transform": (LAWS + " hosting agreement", "Chain or nice or context or host or errors"),
+    "distribution": ("density hosting errors evaluations freshness reference", ""),
+    "guides/path_gradient": ("guides evidence", ""),
+    "archive": ("storage broken_files old_files errors", ""),
+    "arviz": ("diagnostics importance", ""),
+    "ascent": ("evidence guides", ""),
+    "batches": ("sources training checkpoints failures", ""),
+    "bits": ("pixels images", ""),
+    "checkpoint": ("checkpoints", ""),
+    "checks": ("errors reference storage density training guides", ""),
+    "guides": ("guides evidence", ""),
+    "history": ("training failures errors checkpoints", ""),
+    "levels": ("images reference errors", "images or levels or scales or errors"),
+    "loop": ("training checkpoints failures", ""),
+    "partition": ("reference errors storage", "partition or Coupling or errors or storage"),
+    "recipe": ("storage errors old_files", ""),
+    "rows": ("sources training failures checkpoints errors", ""),
+    "schedule": ("training evidence errors", ""),
+    "search": ("guides", ""),
+    "sites": ("diagnostics importance guides", ""),
+    "verdict": ("importance diagnostics", ""),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one fault."""
+
+    module: str  # path without suffix
+    operator: str
+    old: str
+    new: str
+
+    @property
+    def near(self):
+        return NEAR[self.module.split("/", 1)[1]]
+
+    def diff(self):
+        """The changed lines."""
+        lines = difflib.unified_diff(self.old.splitlines(), self.new.splitlines(), n=0, lineterm="")
+        return [line for line in list(lines)[2:] if line[0] in "+-"]
+
+    def __str__(self):
+        return " | ".join([self.module, *(" ".join(line.split()) for line in self.diff())])
+
+
+OF_THE_FLOOR = {path.stem for path in (ROOT / "pyroflows_common").glob("*.py")}
+
+
+def places(wing, only):
+    """All places of faults: module, operator and its occurrence."""
+    for package in (PACKAGES[wing], "pyroflows_common"):
+        for name in NEAR:
+            module = f"{package}/{name}"
+            if (package == "pyroflows_common") == (name in OF_THE_FLOOR) and only in module:
+                tree = get_ast(source(module))
+                for operator in OPERATORS:
+                    count = sum(
+                        len(list(get_operator(operator)().mutation_positions(node)))
+                        for node in nodes(tree)
+                    )
+                    yield from ((module, operator, k) for k in range(count))
+
+
+def source(module):
+    return (ROOT / f"{module}.py").read_text()
+
+
+def nodes(node):
+    yield node
+    for child in getattr(node, "children", ()):
+        yield from nodes(child)
+
+
+def mutants(chosen):
+    """The mutants of these places, without those that change nothing but annotations."""
+    for module, operator, occurrence in chosen:
+        old = source(module)
+        new = mutate_code(old, get_operator(operator)(), occurrence)
+        if meaning(new) not in (meaning(old), None):
+            yield Mutant(module, operator, old, new)
+
+
+class Bare(ast.NodeTransformer):
+    """Drops annotations."""
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node):  # noqa: N802, a name of `ast`
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node):  # noqa: N802
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+
+def meaning(code):
+    """What the code does, as text; None where it is no Python."""
+    try:
+        return ast.dump(Bare().visit(ast.parse(code)))
+    except SyntaxError:  # an unpacking that was taken for a product
+        return None
+
+
+class Loader(importlib.abc.Loader):
+    """Loads a module from a changed source."""
+
+    def __init__(self, code, path):
+        self.code, self.path = code, path
+
+    def exec_module(self, module):
+        exec(compile(self.code, self.path, "exec"), module.__dict__)
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the module of a mutant."""
+
+    def __init__(self, mutant):
+        self.name = mutant.module.replace("/", ".")
+        self.loader = Loader(mutant.new, str(ROOT / f"{mutant.module}.py"))
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            return importlib.util.spec_from_loader(name, self.loader, origin=self.loader.path)
+        return None
+
+
+def run(mutant, wing):
+    """Run the tests that concern a mutant, in this process; return pytest's exit code."""
+    import pytest
+
+    sys.meta_path.insert(0, Finder(mutant))
+    files, cases = mutant.near
+    files = [ROOT / "tests" / "specs" / f"test_{name}.py" for name in files.split()]
+    if mutant.module.endswith(("transform", "guides/path_gradient")):
+        files.append(ROOT / "tests" / "hosts" / wing)
+    chosen = "pyro and not numpyro" if wing == "pyro" else "numpyro"
+    chosen += f" and ({cases})" if cases else ""
+    # Tests without a wing in their name are for both.
+    chosen = f"({chosen}) or hosts" if len(files) and "hosts" in str(files[-1]) else chosen
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]
+    return pytest.main([*options, *map(str, files)])
+
+
+def started(mutant, wing):
+    """Start a mutant in a process of its own; return the process's number."""
+    number = os.fork()
+    if number:
+        return number
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    signal.alarm(LIMIT)
+    code = 1
+    with contextlib.suppress(BaseException):
+        code = int(run(mutant, wing))
+    os._exit(code)
+
+
+def tried(chosen, wing, jobs):
+    """Run the mutants, a few at a time; yield each with whether it survived."""
+    running = {}
+    for mutant in chosen:
+        running[started(mutant, wing)] = mutant
+        if len(running) == jobs:
+            number, status = os.wait()
+            yield running.pop(number), status == 0
+    while running:
+        number, status = os.wait()
+        yield running.pop(number), status == 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--wing", choices=PACKAGES, required=True)
+    parser.add_argument("--sample", type=int, help="number of mutants; all by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--only", default="", help="a part of the modules' paths")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    begin = time.time()
+    found = list(places(options.wing, options.only))
+    random.Random(options.seed).shuffle(found)
+    print(f"{len(found)} places of faults", flush=True)
+    for name in HEAVY:
+        importlib.import_module(name)
+    listed = LISTED.read_text().splitlines() if LISTED.exists() else []
+    total, left = 0, 0
+    chosen = itertools.islice(mutants(found), options.sample)
+    for mutant, survived in tried(chosen, options.wing, options.jobs):
+        total += 1
+        if survived and str(mutant) not in listed:
+            left += 1
+            print(mutant, flush=True)
+    print(f"{total - left} of {total} killed or listed, in {time.time() - begin:.0f} s")
+    sys.exit(total - left < 0.95 * total)
+
+
+if __name__ == "__main__":
+    main()
