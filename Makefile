@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs serve bench bare clean
+.PHONY: help install demo test test-all mutants lint format docs serve bench bare clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +33,10 @@ test: $(VENV)/installed ## the laws and the hosts' tests, without the slow ones
 
 test-all: $(VENV)/installed ## every test
 	$(PYTEST) -m "" $(ARGS)
+
+mutants: $(VENV)/installed-mutants ## small faults, one at a time: do the tests notice? takes hours
+	$(ONE_THREAD) $(BIN)/python tests/mutants.py --wing pyro $(ARGS)
+	$(ONE_THREAD) $(BIN)/python tests/mutants.py --wing numpyro $(ARGS)
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(BIN)/ruff check .
@@ -64,6 +68,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/python $(PIP_INSTALL) --editable ".[bench]"
+	@touch $@
+
+$(VENV)/installed-mutants: $(VENV)/installed
+	@$(BIN)/python $(PIP_INSTALL) --editable ".[mutants]"
 	@touch $@
 
 # Each wing alone in an environment of its own, from a wheel, as a user would have it.

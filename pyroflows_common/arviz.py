@@ -1,4 +1,4 @@
-"""ArviZ, old and new: it smooths log ratios and takes draws with the verdict on them."""
+"""Adapter for old and new ArviZ: smooths log ratios, and packs draws with the verdict."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""The training of a guide: one run a learning rate, of which the best stretch is kept."""
+"""The loop of `fit_guide`: one run per learning rate; the best stretch of steps is kept."""
 
 import math
 import warnings

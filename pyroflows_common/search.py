@@ -1,4 +1,4 @@
-"""How much the search for a guide's start may take."""
+"""Limits on the search for a guide's starting point."""
 
 from typing import NamedTuple
 

@@ -20,7 +20,7 @@ WING = [
     "flows.images", "flows.builders",
     "distribution", "diagnostics",
     "storage.checkpoint", "storage.flow",
-    "training.sources", "training.batches", "training.step", "training.run", "training.fit",
+    "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.preconditioner", "guides.path_gradient", "guides.search",
     "guides.importance", "guides.store", "guides.autoflow", "guides.couplings", "guides.fit",
     "guides.arviz",

@@ -1,4 +1,4 @@
-"""Training of guides: the highest evidence lower bound that some learning rate reaches."""
+"""`fit_guide`: tries several learning rates and keeps the highest evidence lower bound."""
 
 import dataclasses
 import functools

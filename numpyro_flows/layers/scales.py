@@ -1,4 +1,4 @@
-"""Scale functions of affine couplings: maps from network output to a bounded log-scale."""
+"""Scale functions of affine couplings: from network output to log-scale, bounded by `limit`."""
 
 import math
 from collections.abc import Callable, Sequence

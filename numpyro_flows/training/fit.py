@@ -1,4 +1,4 @@
-"""Maximum-likelihood training: `fit`."""
+"""`fit`: maximum-likelihood training. `pyroflows_common/loop.py` has the loop that reads batches."""
 
 import os
 import warnings

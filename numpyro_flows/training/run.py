@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpyro_flows.inputs import check_finite
 from numpyro_flows.rng import RandomKey, check_key, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, collected, numbered
-from numpyro_flows.training.batches import Preparation, filled
+from numpyro_flows.training.preparation import Preparation, filled
 from numpyro_flows.training.sources import AnyArray, Arrays
 from numpyro_flows.training.step import Plan, losses_of, step
 from numpyro_flows.transform import TransformModule

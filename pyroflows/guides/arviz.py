@@ -1,4 +1,4 @@
-"""A guide's draws for ArviZ, with the verdict on the guide."""
+"""`to_arviz`: a guide's draws for ArviZ. `pyroflows_common/verdict.py` words the verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

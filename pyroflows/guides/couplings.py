@@ -1,4 +1,4 @@
-"""Guides for Pyro models that are ready to use: couplings as variational posteriors."""
+"""Ready-to-use guides for Pyro models: couplings as variational posteriors."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from pyroflows.layers.scales import TanhScale
 from pyroflows.layers.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
 from pyroflows_common.checks import as_count
-from pyroflows_common.guides import INIT_SCALE, LOG_SCALE_BUDGET, permutations
+from pyroflows_common.guides import INIT_SCALE, GUIDE_LOG_SCALE_BUDGET, permutations
 from pyroflows_common.partition import as_partition
 
 
@@ -91,7 +91,7 @@ class AutoRealNVP(AutoFlow):
             activation=activation,
             init_scale=INIT_SCALE,
             scale="clamp" if preset else "tanh",
-            limit=LOG_SCALE_BUDGET / as_count(layers, "layers"),
+            limit=GUIDE_LOG_SCALE_BUDGET / as_count(layers, "layers"),
         )
         build = functools.partial(_pairs, coupling, layers)
         super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
@@ -125,7 +125,7 @@ class AutoGlow(AutoFlow):
             layers=layers,
             hidden=hidden,
             activation=activation,
-            scale=TanhScale((1,), LOG_SCALE_BUDGET / as_count(layers, "layers")),
+            scale=TanhScale((1,), GUIDE_LOG_SCALE_BUDGET / as_count(layers, "layers")),
             init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)

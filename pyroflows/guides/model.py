@@ -1,4 +1,4 @@
-"""What the search for a guide's start sees of a model: its continuous latent numbers."""
+"""A model as the search for a guide's start sees it: its continuous latent variables."""
 
 import contextlib
 import functools

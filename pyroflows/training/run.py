@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyroflows.inputs import check_finite
 from pyroflows.storage.checkpoint import Checkpoint
-from pyroflows.training.batches import Preparation
+from pyroflows.training.preparation import Preparation
 from pyroflows.training.sources import Arrays
 from pyroflows.training.step import Step
 from pyroflows.transform import TransformModule

@@ -1,4 +1,4 @@
-"""Preparation of a batch of data for the flow."""
+"""Preparation of a batch of data for the flow: its dtype, device and augmentation."""
 
 from collections.abc import Callable
 
