@@ -16,7 +16,7 @@ from numpyro_flows.layers.tails import LogTails, SinhArcsinh
 from numpyro_flows.rng import split
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.checks import as_count
-from pyroflows_common.guides import INIT_SCALE, GUIDE_LOG_SCALE_BUDGET, permutations
+from pyroflows_common.guides import GUIDE_LOG_SCALE_BUDGET, INIT_SCALE, permutations
 from pyroflows_common.partition import as_partition
 
 

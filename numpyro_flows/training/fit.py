@@ -1,4 +1,4 @@
-"""`fit`: maximum-likelihood training. `pyroflows_common/loop.py` has the loop that reads batches."""
+"""`fit`: maximum-likelihood training; `pyroflows_common/loop.py` is its loop over batches."""
 
 import os
 import warnings

@@ -13,7 +13,7 @@ from pyroflows.layers.scales import TanhScale
 from pyroflows.layers.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
 from pyroflows_common.checks import as_count
-from pyroflows_common.guides import INIT_SCALE, GUIDE_LOG_SCALE_BUDGET, permutations
+from pyroflows_common.guides import GUIDE_LOG_SCALE_BUDGET, INIT_SCALE, permutations
 from pyroflows_common.partition import as_partition
 
 

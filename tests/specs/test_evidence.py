@@ -140,7 +140,7 @@ def test_a_model_that_is_given_is_taken_as_it_is(host):
     prior = host.block(model, hide=["y"])
     for options, evidence in [({"model": prior}, 0.0), ({}, -450.9)]:
         host.clear()
-        guide = small(host, prior)
+        guide = plain(host, prior)
         result = host.package.fit_guide(guide, steps=10, progress=False, **options)
         assert abs(result.loss + evidence) < 1.0
 

@@ -219,7 +219,7 @@ def test_rounding_errors_are_no_evidence():
             rate = numpyro.sample("rate", dist.Beta(mean * size, (1 - mean) * size))
             numpyro.sample("y", dist.Binomial(25, rate), obs=counts)
 
-    guide = AutoFlow(model, straight)
+    guide = AutoFlow(model, straight, degrees_of_freedom=None)
     assert guide.median(initial(guide))["size"] < 1e4
 
 

@@ -135,7 +135,7 @@ def test_as_an_attribute_of_a_pyro_module():
     assert any(key.startswith("flow") for key in pyro.get_param_store())
 
 
-@pytest.mark.parametrize("name", ["nice", "glow"])
+@pytest.mark.parametrize("name", ["glow"])
 def test_a_prior_over_images(name):
     """A noisy image, explained by one of the flow's: SVI and a plate."""
     flow = IMAGES[name]().requires_grad_(False)
