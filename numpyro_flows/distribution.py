@@ -79,7 +79,7 @@ def flow_distribution(
         flow = flow.condition(context)
     elif flow.context_dim:
         flow._entry(jnp.zeros(flow.event_shape))  # raises the error about the missing context
-    traced = _is_traced(temperature)
+    traced = isinstance(temperature, jax.core.Tracer)
     if not traced and not temperature > 0:
         raise ValueError(f"`temperature` is {temperature}, expected a positive number")
     density = flow.base if base is None else base
@@ -103,7 +103,3 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> di
     zeros = jnp.zeros(flow.base_shape, next(arrays, jnp.zeros(())).dtype)
     base = BASES[name](zeros, jnp.full_like(zeros, temperature))
     return base.to_event(len(flow.base_shape))
-
-
-def _is_traced(value: object) -> bool:
-    return isinstance(value, jax.core.Tracer)

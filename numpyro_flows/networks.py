@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from numpyro_flows.rng import RandomKey, normal, split, uniform
 from numpyro_flows.tree import replace
-from pyroflows_common.checks import as_scale, as_widths
+from pyroflows_common.checks import as_scale, as_widths, check_activation
 
 Moments = TypeVar("Moments", bound="RunningMoments")
 
@@ -29,13 +29,6 @@ ACTIVATIONS: dict[str, Activation] = {
 # Weight of a new batch in the running averages of `norm="batch"`, and name of the batch axis.
 MOMENTUM = 0.1
 BATCH = "batch"
-
-
-def activation_named(name: str) -> Activation:
-    """Look up an activation function by its name."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 class DataDependent(eqx.Module):
@@ -57,27 +50,27 @@ class RunningMoments(eqx.Module):
 
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
 
-    running_mean: eqx.AbstractVar[Float[Array, "..."]]
-    running_var: eqx.AbstractVar[Float[Array, "..."]]
-    initialized: eqx.AbstractVar[Bool[Array, ""]]
+    running_mean: Float[Array, "..."]
+    running_var: Float[Array, "..."]
+    initialized: Bool[Array, ""]
 
-    def _moved(
+    def _start_moments(self, shape: tuple[int, ...]) -> None:
+        self.running_mean, self.running_var = jnp.zeros(shape), jnp.ones(shape)
+        self.initialized = jnp.array(False)
+
+    def _move_moments(
         self: Moments, mean: Array, variance: Array, momentum: float, first: bool
     ) -> Moments:
         """Return the module with averages updated with the moments of a batch, or set to them."""
         start = jnp.where(variance > 0, variance, jnp.ones_like(variance))
-        weight = 0.0 if first else momentum  # one row says nothing about the variance
+        # One row says nothing about the variance.
         old, kind = (self.running_mean, self.running_var), self.running_mean.dtype
         mean, variance = (
-            jnp.where(self.initialized, o + weight * (n - o), s).astype(kind)
+            jnp.where(self.initialized, o if first else o + momentum * (n - o), s).astype(kind)
             for o, n, s in zip(old, (mean, variance), (mean, start), strict=True)
         )
-        return replace(
-            self,
-            running_mean=mean,
-            running_var=variance,
-            initialized=jnp.ones_like(self.initialized),
-        )
+        done = jnp.ones_like(self.initialized)
+        return replace(self, running_mean=mean, running_var=variance, initialized=done)
 
 
 class DenseNet(eqx.Module):
@@ -116,7 +109,7 @@ class DenseNet(eqx.Module):
         key: RandomKey,
     ) -> None:
         self.activation = activation
-        activation_named(activation)
+        check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
         widths = [in_dim, *as_widths(hidden), out_dim]
         keys = split(key, len(widths))
@@ -178,7 +171,7 @@ class ConvNet(eqx.Module):
         key: RandomKey,
     ) -> None:
         self.activation = activation
-        activation_named(activation)
+        check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
         widths = [in_channels, *as_widths(hidden), out_channels]
         sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
@@ -252,7 +245,7 @@ class ResNet(DataDependent):
         key: RandomKey,
     ) -> None:
         self.activation, self.norm = activation, norm
-        activation_named(activation)
+        check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
         if norm not in (None, "instance", "batch"):
             raise ValueError(f"`norm` is {norm!r}, expected 'batch', 'instance' or None")
@@ -314,14 +307,8 @@ class ResNet(DataDependent):
 class RunningNorm(RunningMoments):
     """`(x − running_mean) / √(running_var + 1e-5)` for each channel, with moments as state."""
 
-    running_mean: Float[Array, "channels 1 1"]
-    running_var: Float[Array, "channels 1 1"]
-    initialized: Bool[Array, ""]
-
     def __init__(self, channels: int) -> None:
-        self.running_mean = jnp.zeros((channels, 1, 1))
-        self.running_var = jnp.ones((channels, 1, 1))
-        self.initialized = jnp.array(False)
+        self._start_moments((channels, 1, 1))
 
     def __call__(self, x: Float[Array, "channels h w"]) -> Float[Array, "channels h w"]:
         """Normalise `(channels, H, W)`."""
@@ -334,7 +321,7 @@ class RunningNorm(RunningMoments):
         """
         mean = jax.lax.pmean(x.mean((1, 2), keepdims=True), BATCH)
         variance = jax.lax.pmean(jnp.square(x - mean).mean((1, 2), keepdims=True), BATCH)
-        return self._moved(mean, variance, MOMENTUM, first)
+        return self._move_moments(mean, variance, MOMENTUM, first)
 
 
 class Linear(eqx.Module):

@@ -9,12 +9,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt32
 
-from numpyro_flows.tree import moved
+from numpyro_flows.tree import rearranged
 
 RandomKey = Key[Array, ""] | UInt32[Array, "2"]  # new style, old style
 
-# JAX compiles a program for each shape that is drawn. Element i of a draw depends on the key and i
-# alone, so the beginning of a long draw is the short one: draws of few lengths serve all shapes.
+# JAX compiles a program for each shape that is drawn. With its default generator, element i of a
+# draw depends on the key and i alone, so the beginning of a long draw is the short one: draws of
+# few lengths serve all shapes.
 KEYS, NUMBERS = 64, 4096
 
 
@@ -38,7 +39,7 @@ def seed_of(key: RandomKey) -> int:
 
 
 def split(key: RandomKey, count: int) -> list[RandomKey]:
-    """Return the keys of `jax.random.split`."""
+    """Return `count` keys, by default those of `jax.random.split`."""
     keys = jax.random.split(key, _rounded(count, KEYS))
     return [keys[i] for i in range(count)]
 
@@ -55,7 +56,7 @@ def normal(key: RandomKey, shape: Sequence[int], std: float = 1.0) -> Float[Arra
 
 def _drawn(draw: Callable[[int], Array], shape: Sequence[int]) -> Array:
     size = math.prod(shape)
-    return moved(lambda _, long: long[:size].reshape(shape), draw(_rounded(size, NUMBERS)))
+    return rearranged(lambda _, long: long[:size].reshape(shape), draw(_rounded(size, NUMBERS)))
 
 
 def _rounded(count: int, least: int) -> int:

@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
-from numpyro_flows.tree import Module, frozen, named, replace, restored
+from numpyro_flows.tree import Module, frozen, named, nodes, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
@@ -191,12 +191,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def scale_penalty(self) -> Float[Array, ""]:
         """Return the sum of the squared factors of all tanh scales (RealNVP's L2 penalty)."""
-
-        def has_penalty(node: object) -> bool:
-            return callable(getattr(node, "penalty", None))
-
-        nodes = jax.tree.leaves(self, is_leaf=has_penalty)
-        return sum((node.penalty() for node in nodes if has_penalty(node)), jnp.zeros(()))
+        return sum((scale.penalty() for scale in nodes(self, has_penalty)), jnp.zeros(()))
 
     # Context
 
@@ -311,7 +306,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def tree_flatten(self) -> tuple[tuple[object, ...], Fields]:
         """Flatten as NumPyro's transforms do; JAX itself flattens a flow as an Equinox module."""
-        fields = [f for f in dataclasses.fields(self)]
+        fields = dataclasses.fields(self)
         names = tuple(f.name for f in fields if not f.metadata.get("static"))
         static = {f.name: getattr(self, f.name) for f in fields if f.name not in names}
         return tuple(getattr(self, name) for name in names), (names, static)
@@ -353,6 +348,11 @@ class TransformModule(eqx.Module, _HostTransform):
     def astype(self: Module, dtype: DTypeLike) -> Module:
         """Return the flow with its floating-point arrays in another dtype."""
         return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
+
+
+def has_penalty(node: object) -> bool:
+    """Return whether a node of a flow is a scale with RealNVP's penalty."""
+    return callable(getattr(node, "penalty", None))
 
 
 _PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}
@@ -424,7 +424,7 @@ class Conditioned(TransformModule):
         context: `(*batch, context_dim)`.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ("context",)  # not trained, but differentiable
+    conditions: ClassVar[tuple[str, ...]] = ("context",)  # not trained, but differentiable
 
     flow: TransformModule
     context: Float[Array, "*batch context_dim"]
@@ -453,6 +453,7 @@ class Conditioned(TransformModule):
         return self.flow._inverse_pair(y, self.context)
 
     def _outermost(self, x: Events, context: Context, forward: bool) -> Pair:
+        self._refuse(context)
         return self.flow._outermost(x, self.context, forward)
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
@@ -461,7 +462,12 @@ class Conditioned(TransformModule):
         return replace(self, flow=flow), x
 
     def _learned(self, x: Events, context: Context, first: bool) -> "Conditioned":
+        self._refuse(context)
         return replace(self, flow=self.flow._learned(x, self.context, first))
+
+    def _refuse(self, context: Context) -> None:
+        if context is not None:
+            check_context(context, self.context_dim)  # which is 0
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
         batch = super()._batch(shape, event_shape)

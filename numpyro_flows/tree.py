@@ -23,17 +23,17 @@ def replace(module: Module, **changes: object) -> Module:
     return new
 
 
-def moved(move: Callable[..., Any], *arrays: Array) -> Array:
-    """Apply `move(numpy or jax.numpy, *arrays)`, which only moves elements, in NumPy if possible.
+def rearranged(move: Callable[..., Any], *arrays: Array) -> Array:
+    """Apply `move(numpy or jax.numpy, *arrays)`, which only moves elements, in NumPy on a CPU.
 
     Outside `jit`, JAX would compile a program for each shape.
     """
-    if all(_on_host(array) for array in arrays):
+    if jax.default_backend() == "cpu" and all(map(_is_plain, arrays)):
         return jax.device_put(np.array(move(np, *map(np.asarray, arrays))))  # shares no memory
     return move(jnp, *arrays)
 
 
-def _on_host(array: Array) -> bool:
+def _is_plain(array: Array) -> bool:
     """Whether an array is neither traced nor bound to a device, nor a random key."""
     traced = isinstance(array, jax.core.Tracer)
     return not (traced or array.committed or jnp.issubdtype(array.dtype, jax.dtypes.extended))
@@ -58,7 +58,9 @@ class Blocks(eqx.Module):
         shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
         if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
             raise ValueError("`layers` of a Stack must be built alike; use a Chain for others")
-        self.stacked = eqx.combine(jax.tree.map(lambda *a: moved(_stack, *a), *arrays), static[0])
+        self.stacked = eqx.combine(
+            jax.tree.map(lambda *a: rearranged(_stack, *a), *arrays), static[0]
+        )
         self.depth = len(modules)
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class Blocks(eqx.Module):
         if not -self.depth <= index < self.depth:
             raise IndexError(f"`index` is {index}, but the stack has {self.depth} blocks")
         arrays, static = eqx.partition(self.stacked, eqx.is_array)
-        block = jax.tree.map(lambda array: moved(lambda _, a: a[index], array), arrays)
+        block = jax.tree.map(lambda array: rearranged(lambda _, a: a[index], array), arrays)
         return eqx.combine(block, static)
 
 
@@ -90,11 +92,11 @@ def trainable(flow: Module) -> Module:
         >>> parameters.running_mean is None
         True
     """
-    return _marked(flow, ("buffers", "inputs"))
+    return _marked(flow, ("buffers", "conditions"))
 
 
 def frozen(flow: Module) -> Module:
-    """Return the flow with gradients stopped at its buffers but not at its inputs."""
+    """Return the flow with gradients stopped at its buffers but not at its context."""
     rest, buffers = eqx.partition(flow, _marked(flow, ("buffers",)))
     stopped = jax.tree.map(lambda a: lax.stop_gradient(a) if eqx.is_array(a) else a, buffers)
     return eqx.combine(rest, stopped)
@@ -104,7 +106,8 @@ def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
     """Return the flow's pytree with True for floating-point arrays that no class lists so."""
 
     def listed(node: object) -> tuple[str, ...]:
-        return sum((getattr(node, kind, ()) for kind in kinds), ())
+        named = (getattr(type(node), kind, None) for kind in kinds)
+        return sum((names for names in named if isinstance(names, tuple)), ())
 
     def lists(node: object) -> bool:
         return isinstance(node, eqx.Module) and bool(listed(node))
@@ -124,6 +127,11 @@ def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
         return replace(node, **changes)
 
     return jax.tree.map(mark, flow, is_leaf=lists)
+
+
+def nodes(flow: Any, wanted: Callable[[object], bool]) -> list[Any]:
+    """Return the outermost parts of a flow that satisfy a condition."""
+    return [node for node in jax.tree.leaves(flow, is_leaf=wanted) if wanted(node)]
 
 
 def named(node: Any, prefix: str) -> Iterable[tuple[str, Array]]:

@@ -1,7 +1,6 @@
 """Diagnostics: the round-trip error of a flow in floating point."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,20 +8,7 @@ from torch import Tensor
 
 from pyroflows.inputs import check_event, check_finite
 from pyroflows.transform import TransformModule
-
-
-class Invertibility(NamedTuple):
-    """Result of `check_invertible`.
-
-    Args:
-        error: the largest `|x - flow(flow.inv(x))| / max(1, |x|)`, where |x| is the largest entry
-            of the row.
-        ladj_error: the largest absolute value, in nats, of the sum of the log-determinants of
-            `flow.inv` and of `flow` on the way back.
-    """
-
-    error: float
-    ladj_error: float
+from pyroflows_common.invertibility import Invertibility
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows_common.checks import as_scale, as_widths
+from pyroflows_common.checks import as_scale, as_widths, check_activation
 
 Activation = Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]]
 
@@ -22,13 +22,6 @@ ACTIVATIONS: dict[str, Activation] = {
 
 # Weight of a new batch in the running averages of `norm="batch"`.
 MOMENTUM = 0.1
-
-
-def activation_named(name: str) -> Activation:
-    """Look up an activation function by its name."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"`activation` is {name!r}, expected one of {sorted(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 class DataDependent(nn.Module):
@@ -99,7 +92,7 @@ class DenseNet(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        activation_named(activation)
+        check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
         widths = [in_dim, *as_widths(hidden), out_dim]
         layers = [Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
@@ -163,7 +156,7 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        activation_named(activation)
+        check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
         widths = [in_channels, *as_widths(hidden), out_channels]
         sizes = [3, *[1] * (len(widths) - 3), 3][: len(widths) - 1]
@@ -228,7 +221,7 @@ class ResNet(DataDependent):
     ) -> None:
         super().__init__()
         self.activation, self.norm = activation, norm
-        activation_named(activation)
+        check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
         if norm not in (None, "instance", "batch"):
             raise ValueError(f"`norm` is {norm!r}, expected 'batch', 'instance' or None")

@@ -262,8 +262,9 @@ class TransformModule(PyroTransformModule):
         self, x: Float[Tensor, "..."], y: Float[Tensor, "..."]
     ) -> Float[Tensor, "*batch"]:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
-        if self._memo is not None and not torch.compiler.is_compiling():
-            memo, self._memo = self._memo, None
+        memo = self._memo  # read once: another thread may take it
+        if memo is not None and not torch.compiler.is_compiling():
+            self._memo = None
             ladj = memo.recall(x, y)
             if ladj is not None:
                 return ladj

@@ -3,7 +3,8 @@
 import math
 import numbers
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -61,6 +62,42 @@ def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = 
             f"`{name}` has shape {shape}, but this flow transforms events of shape "
             f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
         )
+
+
+def check_vector(event_shape: tuple[int, ...]) -> int:
+    """Return the D of an event shape `(D,)`."""
+    if len(event_shape) != 1:
+        raise ValueError(f"`event_shape` is {event_shape}, expected an int or (D,)")
+    return event_shape[0]
+
+
+def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of parameters per coordinate of a vector or channel of an image."""
+    return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
+
+
+def check_fit(layers: Sequence[Any]) -> None:
+    """Check that each layer takes the events that the one before it gives."""
+    for i, (layer, following) in enumerate(pairwise(layers)):
+        if layer.event_shape != following.base_shape:
+            raise ValueError(
+                f"`layers` do not fit: layer {i} gives events of shape {layer.event_shape}, but "
+                f"layer {i + 1} takes {following.base_shape}"
+            )
+
+
+def check_context_dims(layers: Sequence[Any], name: str) -> int:
+    """Return the context size of the layers; 0 if none of them takes a context."""
+    contexts = {layer.context_dim for layer in layers} - {0}
+    if len(contexts) > 1:
+        raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")
+    return max(contexts, default=0)
+
+
+def check_activation(name: str, known: Iterable[str]) -> None:
+    """Check that an activation function is known by its name."""
+    if name not in known:
+        raise ValueError(f"`activation` is {name!r}, expected one of {sorted(known)}")
 
 
 def check_rows(finite: np.ndarray, name: str, cast: str = "") -> None:

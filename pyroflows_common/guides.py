@@ -9,8 +9,6 @@ import numpy as np
 
 from pyroflows_common.checks import as_scale
 
-# Bound of a guide's log-scales over all its couplings: posteriors like funnels need a wide one.
-GUIDE_LOG_SCALE_BUDGET = 24.0
 # Standard deviation of the first weights of each conditioner's last layer.
 INIT_SCALE = 1e-3
 # Number of draws from which medians and quantiles are taken.

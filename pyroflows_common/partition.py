@@ -191,7 +191,7 @@ def halves(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
         event_shape: the size D, or `(D,)`; `a` has `D // 2` coordinates.
         swap: whether to exchange the two parts.
     """
-    size = vector_size(event_shape)
+    size = coupled_size(event_shape)
     partition = Partition([i < size // 2 for i in range(size)])
     return partition.swap if swap else partition
 
@@ -203,7 +203,7 @@ def alternating(event_shape: int | Sequence[int], swap: bool = False) -> Partiti
         event_shape: the size D, or `(D,)`.
         swap: whether to exchange the two parts.
     """
-    partition = Partition([i % 2 == 0 for i in range(vector_size(event_shape))])
+    partition = Partition([i % 2 == 0 for i in range(coupled_size(event_shape))])
     return partition.swap if swap else partition
 
 
@@ -244,7 +244,7 @@ def as_partition(
     """Return the partition of an event that a name, a mask or a partition stands for."""
     image = isinstance(event_shape, Sequence) and len(event_shape) == 3
     named: dict[str, Callable[..., Partition]] = IMAGE_PARTITIONS if image else PARTITIONS
-    shape = image_shape(event_shape) if image else (vector_size(event_shape),)
+    shape = image_shape(event_shape) if image else (coupled_size(event_shape),)
     if isinstance(partition, str):
         if partition not in named:
             raise ValueError(
@@ -268,7 +268,7 @@ def as_partition(
     return partition
 
 
-def vector_size(event_shape: int | Sequence[int]) -> int:
+def coupled_size(event_shape: int | Sequence[int]) -> int:
     """Return the D of an event shape `D` or `(D,)`, at least 2."""
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     if len(shape) != 1:

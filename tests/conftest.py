@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Keep each process below 2 GB."""
+    """Keep each process small."""
     keeper.check()
 
 

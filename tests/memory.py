@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from tests.wings.numpyro_wing import NumPyroWing
 
 GROWTH = 600_000_000  # bytes
 STATM = Path("/proc/self/statm")
-PAGE = 4096
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident():
@@ -19,7 +20,7 @@ def resident():
 
 
 class Keeper:
-    """Drops compiled programs and flows whenever the process has grown."""
+    """Drops compiled programs and flows whenever the process has grown by `GROWTH`."""
 
     def __init__(self):
         self.before = resident()

@@ -5,7 +5,7 @@
 A fault is a change of one operator, number, condition or decorator. Cosmic Ray makes it in memory:
 no file changes. Each mutant runs in a process of its own against the tests that concern its module;
 a failing test, an error at import and a run without end kill it. Survivors that no test can notice
-are listed, with the reason, in `survivors.txt`.
+are lines of `survivors.txt`, each below a line with the reason.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def run(mutant, wing):
     files = [f"tests/specs/test_{name}.py" for name in files.split()]
     if mutant.module.endswith(("transform", "guides/path_gradient")):
         files.append(f"tests/hosts/{wing}")
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
     return pytest.main([*options, *(["-k", cases] if cases else []), *files], [OfOneWing(wing)])
 
 
@@ -252,9 +252,9 @@ def main():
         importlib.import_module(name)
     chosen = list(itertools.islice(mutants(found), options.sample))
     sound = [Mutant(name, "", source(name), source(name)) for name in {m.module for m in chosen}]
-    for mutant, survived in tried(sound, options.wing, options.jobs):
-        if not survived:
-            sys.exit(f"the tests of {mutant.module} fail without a fault: see {mutant.near}")
+    failing = [m for m, survived in tried(sound, options.wing, options.jobs) if not survived]
+    if failing:
+        sys.exit(f"tests fail without a fault: {[(m.module, m.near) for m in failing]}")
     print(f"the tests of {len(sound)} modules pass; now with faults", flush=True)
     listed = LISTED.read_text().splitlines() if LISTED.exists() else []
     left = 0

@@ -13,7 +13,7 @@ from numpyro_flows.flows.images import coupling_of, glow_levels, realnvp_levels
 from numpyro_flows.layers.chain import Chain, Stack
 from numpyro_flows.layers.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
-from numpyro_flows.layers.linear import InvertibleLinear, shared_gain
+from numpyro_flows.layers.linear import InvertibleLinear
 from numpyro_flows.layers.multiscale import Flatten
 from numpyro_flows.layers.pixels import Logit
 from numpyro_flows.networks import ConvNet, ResNet
@@ -21,15 +21,12 @@ from numpyro_flows.rng import RandomKey, check_key, split
 from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common import recipe
+from pyroflows_common.budgets import IMAGE_BUDGET, LOG_SCALE_BUDGET, shared_gain
 from pyroflows_common.checks import as_count, as_event_shape
 from pyroflows_common.levels import glow_depth, realnvp_depth, realnvp_scales
 from pyroflows_common.partition import Partition, as_partition
 from pyroflows_common.recipe import Recipe
 
-# Bound on the sum of a flow's log-scales along one path through its couplings: see `robust`.
-LOG_SCALE_BUDGET = 4.0
-# The bound for images, which have no outliers, but pixels that hardly vary.
-IMAGE_BUDGET = 16.0
 COUPLINGS: dict[str, type[AdditiveCoupling | AffineCoupling]] = {
     "affine": AffineCoupling,
     "additive": AdditiveCoupling,

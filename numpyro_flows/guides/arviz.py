@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import numpyro
-from jax import Array
 from numpyro import handlers
 from numpyro.infer import Predictive
 
 from numpyro_flows.guides import importance
-from numpyro_flows.rng import check_key
+from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common import verdict
 from pyroflows_common.arviz import ArviZ
 from pyroflows_common.checks import as_count, as_inputs
@@ -29,7 +28,7 @@ def to_arviz(
     dims: Mapping[str, Sequence[str]] | None = None,
     posterior_predictive: bool = False,
     resample: bool = False,
-    key: Array,
+    key: RandomKey,
 ) -> Any:
     r"""Draw from a guide, weigh the draws against its model, and hand both to ArviZ.
 

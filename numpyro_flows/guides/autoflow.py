@@ -24,7 +24,7 @@ from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.elementwise import ActNorm
 from numpyro_flows.layers.linear import LowerTriangular
 from numpyro_flows.layers.tails import SinhArcsinh
-from numpyro_flows.rng import check_key
+from numpyro_flows.rng import RandomKey, check_key
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
 from pyroflows_common.search import DENSE, HISTORY, LARGE
@@ -101,7 +101,7 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         degrees_of_freedom: float | None = 20.0,
         path_gradient: bool = True,
-        key: Array | None = None,
+        key: RandomKey | None = None,
     ) -> None:
         expected = "a function of D and a key that makes a flow"
         check_function(build, "build", expected, TransformModule)
@@ -165,7 +165,7 @@ class AutoFlow(AutoContinuous):
         finally:
             del self._inputs
 
-    def _start(self, key: Array) -> tuple[TransformModule, Array]:
+    def _start(self, key: RandomKey) -> tuple[TransformModule, Array]:
         """Return the parameters of a new guide, and the unit of those that are fixed."""
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
@@ -174,7 +174,7 @@ class AutoFlow(AutoContinuous):
         params = eqx.filter(Chain([inner, start]), eqx.is_inexact_array)
         return params, jnp.ones((), start.loc.dtype)
 
-    def _searched(self, start: Preconditioner, key: Array) -> Preconditioner:
+    def _searched(self, start: Preconditioner, key: RandomKey) -> Preconditioner:
         """Return the Gaussian that fits the posterior best."""
         key, start_key, search_key = jax.random.split(key, 3)
         latents = self._latents(key)
@@ -197,7 +197,7 @@ class AutoFlow(AutoContinuous):
         found = start.marginal(found, own)
         return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
 
-    def _latents(self, key: Array) -> Latents | None:
+    def _latents(self, key: RandomKey) -> Latents | None:
         args, kwargs = self._inputs
         if unblocked(self.model) is self.model:  # the host has found all of it already
             locs = jax.tree.map(jnp.asarray, self._init_locs)

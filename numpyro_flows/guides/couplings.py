@@ -15,8 +15,9 @@ from numpyro_flows.layers.scales import TanhScale
 from numpyro_flows.layers.tails import LogTails, SinhArcsinh
 from numpyro_flows.rng import split
 from numpyro_flows.transform import TransformModule
+from pyroflows_common.budgets import GUIDE_BUDGET
 from pyroflows_common.checks import as_count
-from pyroflows_common.guides import GUIDE_LOG_SCALE_BUDGET, INIT_SCALE, permutations
+from pyroflows_common.guides import INIT_SCALE, permutations
 from pyroflows_common.partition import as_partition
 
 
@@ -94,7 +95,7 @@ class AutoRealNVP(AutoFlow):
             activation=activation,
             init_scale=INIT_SCALE,
             scale="clamp" if preset else "tanh",
-            limit=GUIDE_LOG_SCALE_BUDGET / as_count(layers, "layers"),
+            limit=GUIDE_BUDGET / as_count(layers, "layers"),
         )
         build = functools.partial(_pairs, coupling, layers)
         super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
@@ -128,7 +129,7 @@ class AutoGlow(AutoFlow):
             layers=layers,
             hidden=hidden,
             activation=activation,
-            scale=TanhScale((1,), GUIDE_LOG_SCALE_BUDGET / as_count(layers, "layers")),
+            scale=TanhScale((1,), GUIDE_BUDGET / as_count(layers, "layers")),
             init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)

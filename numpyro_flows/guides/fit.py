@@ -16,7 +16,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 
 from numpyro_flows.guides.model import is_latent, unblocked
-from numpyro_flows.rng import check_key
+from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common.ascent import PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
 from pyroflows_common.guides import model_of
@@ -60,7 +60,7 @@ def fit_guide(
     schedule: str | Callable[[int], float] | None = "cosine",
     loss: Any = None,
     progress: bool = True,
-    key: Array | None = None,
+    key: RandomKey | None = None,
 ) -> GuideFitResult:
     r"""Train a guide by the host's `SVI`, and keep the best of it.
 
@@ -127,7 +127,7 @@ def fit_guide(
     return GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:])
 
 
-def _check_sites(model: Model, guide: Model, inputs: Inputs, key: Array) -> None:
+def _check_sites(model: Model, guide: Model, inputs: Inputs, key: RandomKey) -> None:
     """Check that the guide draws all sites: otherwise the loss is no bound."""
     args, kwargs = inputs
     drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
@@ -152,7 +152,7 @@ class _Ascent(Ascent):
         loss: ELBO,
         factors: Array,
         inputs: Inputs,
-        key: Array,
+        key: RandomKey,
     ) -> None:
         args, kwargs = inputs
         init_key, self.key = jax.random.split(key)

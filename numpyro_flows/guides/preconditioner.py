@@ -8,10 +8,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from numpyro_flows.layers.linear import exact_product, vector_size
+from numpyro_flows.layers.linear import exact_product
 from numpyro_flows.transform import Pair, TransformModule
 from numpyro_flows.tree import replace
-from pyroflows_common.checks import as_count
+from pyroflows_common.checks import as_count, check_vector
 
 
 class Preconditioner(TransformModule):
@@ -50,7 +50,7 @@ class Preconditioner(TransformModule):
 
     def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
         super().__init__(event_shape)
-        size = vector_size(self.event_shape)
+        size = check_vector(self.event_shape)
         rank = size if rank is None else as_count(rank, "rank", 0)
         if rank > size:
             raise ValueError(f"`rank` is {rank}, expected at most {size}, the event's size")

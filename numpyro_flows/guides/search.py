@@ -192,13 +192,8 @@ def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditione
     scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
     values, vectors = jnp.linalg.eigh(scale[:, None] * precision * scale)
     values = jnp.maximum(jnp.abs(values), 10 * jnp.finfo(precision.dtype).eps)
-    return replace(
-        like,
-        loc=loc,
-        log_scale=jnp.log(scale),
-        basis=vectors,
-        log_values=-0.5 * jnp.log(values),
-    )
+    state = {"loc": loc, "log_scale": jnp.log(scale), "basis": vectors}
+    return replace(like, **state, log_values=-0.5 * jnp.log(values))
 
 
 def _quasi_newton_path(
@@ -264,13 +259,8 @@ def _low_rank(
     basis, triangle = jnp.linalg.qr(columns.T)
     values, vectors = jnp.linalg.eigh(triangle @ core @ triangle.T)
     values = jnp.maximum(1 + values, 10 * jnp.finfo(loc.dtype).eps)
-    return replace(
-        like,
-        loc=loc,
-        log_scale=jnp.log(scale),
-        basis=basis @ vectors,
-        log_values=0.5 * jnp.log(values),
-    )
+    state = {"loc": loc, "log_scale": jnp.log(scale), "basis": basis @ vectors}
+    return replace(like, **state, log_values=0.5 * jnp.log(values))
 
 
 class _Matched(NamedTuple):

@@ -16,7 +16,7 @@ from typing_extensions import override
 from numpyro_flows.networks import RunningMoments
 from numpyro_flows.transform import Context, EventPair, TransformModule
 from numpyro_flows.tree import replace
-from pyroflows_common.checks import as_scale
+from pyroflows_common.checks import as_scale, parameter_shape
 
 
 class Elementwise(TransformModule):
@@ -39,6 +39,21 @@ class Elementwise(TransformModule):
         loc, log_scale = self._loc_and_log_scale()
         dtype = jnp.result_type(x, log_scale)
         return loc, jnp.broadcast_to(log_scale.astype(dtype), x.shape)
+
+
+class ShiftAndScale(Elementwise):
+    """Base class of the layers with a shift and a scale."""
+
+    loc: Float[Array, "..."]
+    log_scale: Float[Array, "..."]
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.loc = jnp.zeros(parameter_shape(self.event_shape))
+        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
+
+    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
+        return self.loc, self.log_scale
 
 
 class DiagonalScaling(Elementwise):
@@ -74,7 +89,7 @@ class DiagonalScaling(Elementwise):
         return 0.0, self.log_scale
 
 
-class ActNorm(Elementwise):
+class ActNorm(ShiftAndScale):
     r"""Glow's activation normalisation: a learned shift and scale, initialised from data.
 
     $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
@@ -101,18 +116,11 @@ class ActNorm(Elementwise):
         [[-1.0], [1.0]]
     """
 
-    loc: Float[Array, "..."]
-    log_scale: Float[Array, "..."]
     initialized: Bool[Array, ""]
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.loc = jnp.zeros(parameter_shape(self.event_shape))
-        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
         self.initialized = jnp.array(False)
-
-    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
-        return self.loc, self.log_scale
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layer = self
@@ -127,7 +135,7 @@ class ActNorm(Elementwise):
         return layer, layer._encoded(y, context)
 
 
-class Standardization(Elementwise):
+class Standardization(ShiftAndScale):
     r"""A fixed shift and scale at the data end of a flow, initially the identity.
 
     $$y = x \odot \exp(\mathrm{log\_scale}) + \mathrm{loc}, \qquad
@@ -150,17 +158,6 @@ class Standardization(Elementwise):
     """
 
     buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
-
-    loc: Float[Array, "..."]
-    log_scale: Float[Array, "..."]
-
-    def __init__(self, event_shape: int | Sequence[int]) -> None:
-        super().__init__(event_shape)
-        self.loc = jnp.zeros(parameter_shape(self.event_shape))
-        self.log_scale = jnp.zeros(parameter_shape(self.event_shape))
-
-    def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
-        return self.loc, self.log_scale
 
     def standardize(
         self, x: Float[Array, "..."] | Iterator[Float[Array, "..."]]
@@ -222,9 +219,6 @@ class BatchNorm(Elementwise, RunningMoments):
 
     buffers: ClassVar[tuple[str, ...]] = RunningMoments.buffers
 
-    running_mean: Float[Array, "..."]
-    running_var: Float[Array, "..."]
-    initialized: Bool[Array, ""]
     momentum: float = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
@@ -235,22 +229,15 @@ class BatchNorm(Elementwise, RunningMoments):
         if not 0 < momentum <= 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number in (0, 1]")
         self.momentum, self.eps = momentum, as_scale(eps, "eps")
-        self.running_mean = jnp.zeros(parameter_shape(self.event_shape))
-        self.running_var = jnp.ones(parameter_shape(self.event_shape))
-        self.initialized = jnp.array(False)
+        self._start_moments(parameter_shape(self.event_shape))
 
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         return self.running_mean, 0.5 * jnp.log(self.running_var + self.eps)
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         mean, deviation = moments(y, self.event_shape)
-        layer = self._moved(mean, jnp.square(deviation), self.momentum, first)
+        layer = self._move_moments(mean, jnp.square(deviation), self.momentum, first)
         return layer, layer._encoded(y, context)
-
-
-def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of parameters per coordinate of a vector or channel of an image."""
-    return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from numpyro_flows.rng import RandomKey, normal
 from numpyro_flows.transform import EventPair, TransformModule
-from pyroflows_common.checks import as_scale
+from pyroflows_common.checks import as_scale, check_vector
 
 
 class Permutation(TransformModule):
@@ -56,15 +56,6 @@ class Permutation(TransformModule):
     @override
     def inverse_and_ladj(self, y: Float[Array, " d"]) -> EventPair:
         return y[jnp.argsort(self.permutation)], jnp.zeros((), y.dtype)
-
-
-# Number of consecutive matrices that train stably at the full learning rate.
-MATRICES = 16
-
-
-def shared_gain(depth: int) -> float:
-    """Return the gain that keeps the training of `depth` consecutive matrices stable."""
-    return min(1.0, MATRICES / depth)
 
 
 def exact_product(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -260,7 +251,7 @@ class LowerTriangular(TransformModule):
     def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
         super().__init__(event_shape)
         self.gain = as_scale(gain, "gain", zero=False)
-        size = vector_size(self.event_shape)
+        size = check_vector(self.event_shape)
         self.loc = jnp.zeros(size)
         self.lower = jnp.zeros((size, size))
         self.log_diagonal = jnp.zeros(size)
@@ -284,10 +275,3 @@ class LowerTriangular(TransformModule):
 
     def _ladj(self, x: Array) -> Array:
         return self.gain * self.log_diagonal.astype(x.dtype).sum()
-
-
-def vector_size(event_shape: tuple[int, ...]) -> int:
-    """Return the D of an event shape `(D,)`."""
-    if len(event_shape) != 1:
-        raise ValueError(f"`event_shape` is {event_shape}, expected an int or (D,)")
-    return event_shape[0]

@@ -13,9 +13,10 @@ from numpyro.distributions import constraints
 from typing_extensions import override
 
 from numpyro_flows.inputs import check_event
-from numpyro_flows.layers.chain import check_context_dims, check_modules
+from numpyro_flows.layers.chain import check_modules
 from numpyro_flows.transform import Context, EventPair, TransformModule
 from numpyro_flows.tree import replace
+from pyroflows_common.checks import check_context_dims
 from pyroflows_common.partition import Partition, channels, image_shape
 
 

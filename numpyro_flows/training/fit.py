@@ -16,8 +16,8 @@ from numpyro_flows.rng import RandomKey, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, describe_flow
 from numpyro_flows.training.run import Run, Settings
 from numpyro_flows.training.sources import Arrays
-from numpyro_flows.transform import Conditioned, TransformModule
-from numpyro_flows.tree import trainable
+from numpyro_flows.transform import Conditioned, TransformModule, has_penalty
+from numpyro_flows.tree import nodes, trainable
 from pyroflows_common.batches import HELD_OUT, divide
 from pyroflows_common.history import FitResult
 from pyroflows_common.rows import Data, SupportsArray
@@ -148,15 +148,11 @@ def _check_flow(flow: object, settings: Settings) -> str:
     parameters = jax.tree.leaves(eqx.filter(flow, trainable(flow)))
     if not parameters:
         raise ValueError("`flow` has no parameters to train")
-    if settings.penalty and not any(map(_has_penalty, jax.tree.leaves(flow, is_leaf=_has_penalty))):
+    if settings.penalty and not nodes(flow, has_penalty):
         raise ValueError(
             f"`penalty` is {settings.penalty}, but the flow has no tanh scales to penalise"
         )
     return str(parameters[0].dtype)
-
-
-def _has_penalty(node: object) -> bool:
-    return callable(getattr(node, "penalty", None))
 
 
 def _base(

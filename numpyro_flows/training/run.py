@@ -76,8 +76,7 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
         self.plan = Plan(flow, base, optimizer, bool(settings.penalty))
         self.base = jax.tree.leaves(base)
         self.parameters, self.state = self.plan.split(flow)
-        # A copy: a step donates this memory, and an optimiser may have put the parameters into it.
-        self.memory = jax.tree.map(jnp.copy, optimizer.init(self.parameters))
+        self.memory = self.new_memory()
         self.prepare = Preparation(arrays, settings.augment, self.parameters[0], settings.key)
         self.widest = 0
 
@@ -132,18 +131,13 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
     def _step(
         self, x: AnyArray, context: AnyArray | None, rate: float
     ) -> tuple[list[Array], list[Array], Any, Float[Array, "2"]]:
-        return step(
-            self.plan,
-            self.parameters,
-            self.state,
-            self.memory,
-            self.base,
-            x,
-            context,
-            rate,
-            self.settings.clip_norm or math.inf,
-            self.settings.penalty,
-        )
+        run = (self.plan, self.parameters, self.state, self.memory, self.base, x, context)
+        return step(*run, rate, self.settings.clip_norm or math.inf, self.settings.penalty)
+
+    def new_memory(self) -> Any:
+        """Return the initial state of the optimiser."""
+        # A copy: a step donates this memory, and an optimiser may have put the parameters into it.
+        return jax.tree.map(jnp.copy, self.plan.optimizer.init(self.parameters))
 
     def total_loss(self, x: AnyArray, context: AnyArray | None) -> float:
         """Return the sum of the losses of a batch of validation data."""
@@ -155,8 +149,9 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
 
     def is_finite(self, x: AnyArray, context: AnyArray | None) -> bool:
         """Return whether the loss of a training batch is finite under the current parameters."""
-        # The loss comes from a step at rate 0, because that function is already compiled.
-        memory = jax.tree.map(jnp.copy, self.memory)
+        # The loss comes from a step at rate 0, because that function is already compiled, and with
+        # new memory, because a step that Ctrl-C interrupts may have taken that of the run with it.
+        memory, self.memory = self.memory, self.new_memory()
         numbers = self._step(x, context, 0.0)[-1]
         self.memory = memory
         return bool(jnp.isfinite(numbers[0]))

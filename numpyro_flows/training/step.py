@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from numpyro_flows.networks import RunningMoments
 from numpyro_flows.transform import TransformModule
-from numpyro_flows.tree import trainable
+from numpyro_flows.tree import nodes, trainable
 
 
 class Plan:
@@ -40,15 +40,8 @@ class Plan:
         self.fixed = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
         self.base_structure = jax.tree.structure(base)
         self.optimizer, self.penalized = optimizer, penalized
-        self.norms = any(map(_is_running, jax.tree.leaves(flow, is_leaf=_is_running)))
-        self._parts: tuple[Any, ...] = (
-            self.structure,
-            self.trained,
-            self.fixed,
-            self.base_structure,
-            optimizer,
-            penalized,
-        )
+        self._parts: tuple[Any, ...] = tuple(vars(self).values())
+        self.norms = bool(nodes(flow, lambda node: isinstance(node, RunningMoments)))
         try:
             self._hash = hash(self._parts)
         except TypeError:  # a part of the user's cannot be hashed: the plan equals itself only
@@ -87,10 +80,6 @@ class Plan:
         return -(jax.tree.unflatten(self.base_structure, base).log_prob(z) + ladj)
 
 
-def _is_running(node: object) -> bool:
-    return isinstance(node, RunningMoments)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def losses_of(
     plan: Plan,
@@ -123,13 +112,13 @@ def step(
 
     If the loss or its gradient is not finite, parameters, state and memory are returned unchanged.
     """
-    moved = state
+    averaged = state
     if plan.norms:
         flow, _ = plan.join(parameters, state)._absorb(x, context, False)
-        _, moved = plan.split(flow)
+        _, averaged = plan.split(flow)
 
     def objective(parameters: list[Array]) -> tuple[Array, Array]:
-        flow = plan.join(parameters, moved)
+        flow = plan.join(parameters, averaged)
         loss = plan.losses(flow, base, x, context).mean()
         return loss + penalty * flow.scale_penalty() if plan.penalized else loss, loss
 
@@ -139,6 +128,6 @@ def step(
     updates, memory_after = plan.optimizer.update(clipped, memory, parameters)
     new = [parameter + rate * update for parameter, update in zip(parameters, updates, strict=True)]
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    after, before = (new, moved, memory_after), (parameters, state, memory)
+    after, before = (new, averaged, memory_after), (parameters, state, memory)
     kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), after, before)
     return *kept, jnp.stack([loss, norm.astype(loss.dtype)])

@@ -12,21 +12,18 @@ from pyroflows.flows.images import coupling_of, glow_levels, realnvp_levels
 from pyroflows.layers.chain import Chain, Stack
 from pyroflows.layers.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
-from pyroflows.layers.linear import InvertibleLinear, shared_gain
+from pyroflows.layers.linear import InvertibleLinear
 from pyroflows.layers.multiscale import Flatten
 from pyroflows.layers.pixels import Logit
 from pyroflows.networks import ConvNet, ResNet
 from pyroflows.transform import TransformModule
 from pyroflows_common import recipe
+from pyroflows_common.budgets import IMAGE_BUDGET, LOG_SCALE_BUDGET, shared_gain
 from pyroflows_common.checks import as_count, as_event_shape
 from pyroflows_common.levels import glow_depth, realnvp_depth, realnvp_scales
 from pyroflows_common.partition import Partition, as_partition
 from pyroflows_common.recipe import Recipe
 
-# Bound on the sum of a flow's log-scales along one path through its couplings: see `robust`.
-LOG_SCALE_BUDGET = 4.0
-# The bound for images, which have no outliers, but pixels that hardly vary.
-IMAGE_BUDGET = 16.0
 COUPLINGS: dict[str, type[AdditiveCoupling | AffineCoupling]] = {
     "affine": AffineCoupling,
     "additive": AdditiveCoupling,

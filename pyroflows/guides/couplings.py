@@ -12,8 +12,9 @@ from pyroflows.layers.linear import Permutation
 from pyroflows.layers.scales import TanhScale
 from pyroflows.layers.tails import LogTails, SinhArcsinh
 from pyroflows.transform import TransformModule
+from pyroflows_common.budgets import GUIDE_BUDGET
 from pyroflows_common.checks import as_count
-from pyroflows_common.guides import GUIDE_LOG_SCALE_BUDGET, INIT_SCALE, permutations
+from pyroflows_common.guides import INIT_SCALE, permutations
 from pyroflows_common.partition import as_partition
 
 
@@ -91,7 +92,7 @@ class AutoRealNVP(AutoFlow):
             activation=activation,
             init_scale=INIT_SCALE,
             scale="clamp" if preset else "tanh",
-            limit=GUIDE_LOG_SCALE_BUDGET / as_count(layers, "layers"),
+            limit=GUIDE_BUDGET / as_count(layers, "layers"),
         )
         build = functools.partial(_pairs, coupling, layers)
         super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
@@ -125,7 +126,7 @@ class AutoGlow(AutoFlow):
             layers=layers,
             hidden=hidden,
             activation=activation,
-            scale=TanhScale((1,), GUIDE_LOG_SCALE_BUDGET / as_count(layers, "layers")),
+            scale=TanhScale((1,), GUIDE_BUDGET / as_count(layers, "layers")),
             init_scale=INIT_SCALE,
         )
         super().__init__(model, build, **options)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyroflows.layers.linear import exactly, vector_size
+from pyroflows.layers.linear import exactly
 from pyroflows.transform import Pair, TransformModule
-from pyroflows_common.checks import as_count
+from pyroflows_common.checks import as_count, check_vector
 
 
 class Preconditioner(TransformModule):
@@ -45,7 +45,7 @@ class Preconditioner(TransformModule):
 
     def __init__(self, event_shape: int | Sequence[int], *, rank: int | None = None) -> None:
         super().__init__(event_shape)
-        size = vector_size(self.event_shape)
+        size = check_vector(self.event_shape)
         rank = size if rank is None else as_count(rank, "rank", 0)
         if rank > size:
             raise ValueError(f"`rank` is {rank}, expected at most {size}, the event's size")

@@ -1,7 +1,6 @@
 """Composition: chains of layers, and stacks of blocks with the same structure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 from jaxtyping import Float
@@ -9,6 +8,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyroflows.transform import Context, Pair, TransformModule
+from pyroflows_common.checks import check_context_dims, check_fit
 
 
 class Chain(TransformModule):
@@ -34,7 +34,9 @@ class Chain(TransformModule):
 
     def __init__(self, layers: Iterable[TransformModule]) -> None:
         layers = list(layers)
-        context_dim = check_layers(layers)
+        check_modules(layers, "layers")
+        check_fit(layers)
+        context_dim = check_context_dims(layers, "layers")
         super().__init__(
             layers[-1].event_shape, base_shape=layers[0].base_shape, context_dim=context_dim
         )
@@ -95,18 +97,6 @@ class Stack(Chain):
         return self.layers[index]
 
 
-def check_layers(layers: Sequence[TransformModule]) -> int:
-    """Check that layers fit one another, and return the size of their context."""
-    check_modules(layers, "layers")
-    for i, (layer, following) in enumerate(pairwise(layers)):
-        if layer.event_shape != following.base_shape:
-            raise ValueError(
-                f"`layers` do not fit: layer {i} gives events of shape {layer.event_shape}, but "
-                f"layer {i + 1} takes {following.base_shape}"
-            )
-    return check_context_dims(layers, "layers")
-
-
 def check_modules(layers: Sequence[object], name: str) -> None:
     """Check that `layers` is a non-empty sequence of transforms."""
     if not layers:
@@ -114,11 +104,3 @@ def check_modules(layers: Sequence[object], name: str) -> None:
     for layer in layers:
         if not isinstance(layer, TransformModule):
             raise TypeError(f"`{name}` has a {type(layer).__name__}, expected TransformModules")
-
-
-def check_context_dims(layers: Sequence[TransformModule], name: str) -> int:
-    """Return the context size of the layers; 0 if none of them takes a context."""
-    contexts = {layer.context_dim for layer in layers} - {0}
-    if len(contexts) > 1:
-        raise ValueError(f"`{name}` take contexts of different sizes: {sorted(contexts)}")
-    return max(contexts, default=0)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pyroflows.networks import RunningMoments
 from pyroflows.transform import Context, Pair, TransformModule
-from pyroflows_common.checks import as_scale
+from pyroflows_common.checks import as_scale, parameter_shape
 
 
 class Elementwise(TransformModule):
@@ -224,11 +224,6 @@ class BatchNorm(Elementwise, RunningMoments):
             mean, deviation = moments(y, self.event_shape)
             self._move_moments(mean, deviation.square(), self.momentum)
         return super()._absorb(y, context, first)
-
-
-def parameter_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of parameters per coordinate of a vector or channel of an image."""
-    return (event_shape[0], 1, 1) if len(event_shape) == 3 else event_shape
 
 
 def moments(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pyroflows.transform import Pair, TransformModule
-from pyroflows_common.checks import as_scale
+from pyroflows_common.checks import as_scale, check_vector
 
 
 class Permutation(TransformModule):
@@ -51,15 +51,6 @@ class Permutation(TransformModule):
     @override
     def inverse_and_ladj(self, y: Float[Tensor, "*batch d"]) -> Pair:
         return y[..., self.permutation.argsort()], y.new_zeros(()).expand(y.shape[:-1])
-
-
-# Number of consecutive matrices that train stably at the full learning rate.
-MATRICES = 16
-
-
-def shared_gain(depth: int) -> float:
-    """Return the gain that keeps the training of `depth` consecutive matrices stable."""
-    return min(1.0, MATRICES / depth)
 
 
 def exactly(like: Float[Tensor, "..."]) -> contextlib.AbstractContextManager[object]:
@@ -245,7 +236,7 @@ class LowerTriangular(TransformModule):
     def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
         super().__init__(event_shape)
         self.gain = as_scale(gain, "gain", zero=False)
-        size = vector_size(self.event_shape)
+        size = check_vector(self.event_shape)
         self.loc = nn.Parameter(torch.zeros(size))
         self.lower = nn.Parameter(torch.zeros(size, size))
         self.log_diagonal = nn.Parameter(torch.zeros(size))
@@ -270,10 +261,3 @@ class LowerTriangular(TransformModule):
 
     def _ladj(self, x: Tensor) -> Tensor:
         return (self.gain * self.log_diagonal.to(x.dtype).sum()).expand(x.shape[:-1])
-
-
-def vector_size(event_shape: tuple[int, ...]) -> int:
-    """Return the D of an event shape `(D,)`."""
-    if len(event_shape) != 1:
-        raise ValueError(f"`event_shape` is {event_shape}, expected an int or (D,)")
-    return event_shape[0]

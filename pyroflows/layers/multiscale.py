@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pyroflows.inputs import check_event
-from pyroflows.layers.chain import check_context_dims, check_modules
+from pyroflows.layers.chain import check_modules
 from pyroflows.transform import Context, Pair, TransformModule
+from pyroflows_common.checks import check_context_dims
 from pyroflows_common.partition import channels, image_shape
 
 

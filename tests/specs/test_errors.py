@@ -98,6 +98,16 @@ def test_an_unwanted_context(wing, name):
             call()
 
 
+def test_a_second_context(wing):
+    """A flow that has its context takes no other."""
+    context = wing.array(np.ones((2, 4)))
+    flow = wing.build(case("realnvp", 3, context_dim=4)).condition(context)
+    x = wing.array(np.ones((2, 3)))
+    for method in (flow.forward_and_ladj, flow.inverse_and_ladj, flow.initialize, flow.update):
+        with pytest.raises(ValueError, match=r"`context` was given.*context_dim=0"):
+            method(x, context)
+
+
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_context_of_the_wrong_size_or_dtype(wing, name):
     flow = wing.build(case(name, 3, context_dim=4))

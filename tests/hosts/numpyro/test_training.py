@@ -1,12 +1,13 @@
 """What `fit` owes to JAX: flows that stay as they are, keys, and steps that are compiled once."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from numpyro_flows import fit, realnvp
+from numpyro_flows import AdditiveCoupling, fit, realnvp
 from numpyro_flows.training.step import losses_of, step
 
 X = np.random.default_rng(0).normal(size=(96, 2)).astype("float32")
@@ -110,3 +111,20 @@ def test_no_code_from_a_checkpoint_is_run(tmp_path):
 def test_under_leak_checks():
     with jax.checking_leaks():
         assert len(fit(flow(), X, **QUICK).losses) == 9
+
+
+class Named(eqx.Module):
+    """A custom network with fields of any name."""
+
+    inputs: int
+    buffers: str
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight * jnp.ones(self.inputs) * x.sum()
+
+
+def test_a_custom_network_may_name_its_fields_as_it_likes():
+    network = Named(1, "none", jnp.array(0.1, "float32"))
+    result = fit(AdditiveCoupling(2, network=network, key=jax.random.key(0)), X, **QUICK)
+    assert result.flow.network.weight != network.weight
