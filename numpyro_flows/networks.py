@@ -128,6 +128,24 @@ class DenseNet(eqx.Module):
         return last(x)
 
 
+class Linear(eqx.Module):
+    """An affine map of one vector."""
+
+    weight: Float[Array, "out_dim in_dim"]
+    bias: Float[Array, " out_dim"]
+
+    def __init__(self, in_dim: int, out_dim: int, *, key: RandomKey) -> None:
+        bound = 1.0 / math.sqrt(max(in_dim, 1))  # PyTorch's initialisation
+        weight_key, bias_key = split(key, 2)
+        self.weight = uniform(weight_key, (out_dim, in_dim), bound)
+        self.bias = uniform(bias_key, (out_dim,), bound)
+
+    def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " out_dim"]:
+        """Apply the layer."""
+        # With the input on the left, vmap makes one product in the batch's layout.
+        return x @ self.weight.T + self.bias
+
+
 class ConvNet(eqx.Module):
     """Glow's convolutional network: 3×3, 1×1 and 3×3 convolutions, the last initially zero.
 
@@ -322,24 +340,6 @@ class RunningNorm(RunningMoments):
         mean = jax.lax.pmean(x.mean((1, 2), keepdims=True), BATCH)
         variance = jax.lax.pmean(jnp.square(x - mean).mean((1, 2), keepdims=True), BATCH)
         return self._move_moments(mean, variance, MOMENTUM, first)
-
-
-class Linear(eqx.Module):
-    """An affine map of one vector."""
-
-    weight: Float[Array, "out_dim in_dim"]
-    bias: Float[Array, " out_dim"]
-
-    def __init__(self, in_dim: int, out_dim: int, *, key: RandomKey) -> None:
-        bound = 1.0 / math.sqrt(max(in_dim, 1))  # PyTorch's initialisation
-        weight_key, bias_key = split(key, 2)
-        self.weight = uniform(weight_key, (out_dim, in_dim), bound)
-        self.bias = uniform(bias_key, (out_dim,), bound)
-
-    def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " out_dim"]:
-        """Apply the layer."""
-        # With the input on the left, vmap makes one product in the batch's layout.
-        return x @ self.weight.T + self.bias
 
 
 class Conv2d(eqx.Module):
