@@ -208,3 +208,9 @@ IMAGE_FLOWS = [
 LAYERS += IMAGE_LAYERS
 FLOWS += IMAGE_FLOWS
 CASES = LAYERS + FLOWS
+# The shortest case of each kind, for laws to which scales, activations and partitions are the same:
+# each layer and builder, on vectors and on images, with and without context.
+KINDS = list({
+    (case.name, len(case.shape), case.context_dim > 0): case
+    for case in sorted(CASES, key=lambda case: -case.conditioners)
+}.values())  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from tests.specs.registry import CASES, FLOWS, case
+from tests.specs.registry import FLOWS, KINDS, case
 
 PLANE = [
     case("nice", 2),
@@ -34,7 +34,7 @@ def test_integrates_to_one(wing, case, base):
 
 
 @pytest.mark.parametrize("base", ["normal", "logistic"])
-@pytest.mark.parametrize("case", FLOWS, ids=str)
+@pytest.mark.parametrize("case", [case for case in FLOWS if case in KINDS], ids=str)
 def test_samples_follow_the_density(wing, case, base):
     """Encoded samples are the base's: each coordinate passes a Kolmogorov-Smirnov test."""
     flow, context = wing.build(case, noise=0.15), case.context()
@@ -46,7 +46,7 @@ def test_samples_follow_the_density(wing, case, base):
     assert abs(np.corrcoef(encoded.T) - np.eye(encoded.shape[1])).max() < 0.15
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", KINDS, ids=str)
 def test_log_prob_agrees_with_the_host(wing, case):
     """A flow is correct in the host's own distribution, too, with a base of the user's own."""
     flow = wing.build(case)
@@ -63,7 +63,7 @@ def test_log_prob_agrees_with_the_host(wing, case):
 
 
 @pytest.mark.parametrize("case", FLOWS, ids=str)
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
 def test_a_sample_and_its_density_in_one_go(wing, case, shape):
     flow, context = wing.build(case), case.context()
     density = wing.density(flow, None, context)

@@ -2,14 +2,9 @@
 
 import pytest
 
-from tests.specs.registry import CASES
+from tests.specs.registry import KINDS
 
-# The shortest case of each kind: scales and activations do not matter here.
-COUPLED = {
-    (case.name, len(case.shape)): case
-    for case in sorted(CASES, key=lambda case: -case.conditioners)
-    if case.conditioners
-}.values()
+COUPLED = [case for case in KINDS if case.conditioners]
 pytestmark = pytest.mark.parametrize("case", COUPLED, ids=str)
 
 
