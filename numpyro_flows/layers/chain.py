@@ -1,7 +1,7 @@
 """Composition: chains of layers, and stacks of blocks with the same structure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 from numpyro.distributions import constraints
+from typing_extensions import override
 
+from numpyro_flows.layers.coupling import Coupling, coupled, runs
 from numpyro_flows.transform import Conditioned, Context, EventPair, TransformModule
 from numpyro_flows.tree import Blocks, replace
 from pyroflows_common.checks import check_context_dims, check_fit
@@ -56,21 +58,33 @@ class Chain(TransformModule):
         """The codomain of the last layer."""
         return self.layers[-1].codomain
 
+    @override
     def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map base to data, starting with the first layer."""
+        return self._through(x, context, True)
+
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
+        return self._through(y, context, False)
+
+    def _through(self, x: Array, context: Context, forward: bool) -> EventPair:
         ladj: Any = 0.0
-        for layer in self.layers:
-            x, step = layer._forward_pair(x, context)
+        layers = list(self._flat())
+        for run in runs(layers if forward else reversed(layers)):
+            if len(run) > 1:
+                x, step = coupled(cast(list[Coupling], run), x, context, forward)
+            else:
+                pair = run[0]._forward_pair if forward else run[0]._inverse_pair
+                x, step = pair(x, context)
             ladj = ladj + step
         return x, ladj
 
-    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map data to base, starting with the last layer."""
-        ladj: Any = 0.0
-        for layer in reversed(self.layers):
-            y, step = layer._inverse_pair(y, context)
-            ladj = ladj + step
-        return y, ladj
+    def _flat(self) -> Iterator[TransformModule]:
+        """Yield the layers, and those of chains in their place."""
+        for layer in self.layers:
+            if type(layer) in FLAT:
+                yield from layer._flat()
+            else:
+                yield layer
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layers = []
@@ -113,15 +127,8 @@ class Stack(Chain):
     def __getitem__(self, index: int) -> TransformModule:
         return self.layers[index]
 
-    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map base to data, starting with the first block."""
-        return self._scan(x, context, forward=True)
-
-    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map data to base, starting with the last block."""
-        return self._scan(y, context, forward=False)
-
-    def _scan(self, x: Array, context: Context, forward: bool) -> EventPair:
+    @override
+    def _through(self, x: Array, context: Context, forward: bool) -> EventPair:
         arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
 
         def step(carry: EventPair, arrays: Any) -> tuple[EventPair, None]:
@@ -153,6 +160,9 @@ class Stack(Chain):
 
 def _dtype(*values: object) -> jnp.dtype:
     return jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves(values)))
+
+
+FLAT = (Chain,)  # a stack scans over its blocks
 
 
 def check_modules(layers: Sequence[object], name: str) -> None:

@@ -1,13 +1,14 @@
 """Coupling layers (NICE, section 3.2; RealNVP, section 3.3)."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
+from typing_extensions import override
 
 from numpyro_flows.layers.scales import SCALES, FunctionScale
 from numpyro_flows.networks import ConvNet, DataDependent, DenseNet
@@ -54,6 +55,18 @@ class Coupling(TransformModule):
             init_scale=init_scale,
             key=key,
         )
+
+    @override
+    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
+        return coupled([self], x, context, True)
+
+    @override
+    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
+        return coupled([self], y, context, False)
+
+    def _transformed(self, a: Array, b: Array, context: Context, forward: bool) -> EventPair:
+        """Transform part `b` given part `a`, and return it with the log-determinant."""
+        raise NotImplementedError
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layer, network = self, cast(object, self.network)
@@ -126,20 +139,10 @@ class AdditiveCoupling(Coupling):
 
     outputs: ClassVar[int] = 1
 
-    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map base to data: add the shift."""
-        a, b = self.partition.split(x)
-        y = self.partition.join(a, b + self._shift(a, context))
+    def _transformed(self, a: Array, b: Array, context: Context, forward: bool) -> EventPair:
+        shift = self.partition.only_b(self._parameters_given(a, context))
+        y = b + shift if forward else b - shift
         return y, jnp.zeros((), y.dtype)
-
-    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map data to base: subtract the shift."""
-        a, b = self.partition.split(y)
-        x = self.partition.join(a, b - self._shift(a, context))
-        return x, jnp.zeros((), x.dtype)
-
-    def _shift(self, a: Array, context: Context) -> Array:
-        return self.partition.only_b(self._parameters_given(a, context))
 
 
 class AffineCoupling(Coupling):
@@ -229,18 +232,51 @@ class AffineCoupling(Coupling):
         else:
             self.scale = scale if isinstance(scale, eqx.Module) else FunctionScale(scale)
 
-    def forward_and_ladj(self, x: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map base to data: scale, then shift."""
-        a, b = self.partition.split(x)
+    def _transformed(self, a: Array, b: Array, context: Context, forward: bool) -> EventPair:
         shift, log_scale = self._shift_and_log_scale(a, context)
-        return self.partition.join(a, b * jnp.exp(log_scale) + shift), log_scale.sum()
-
-    def inverse_and_ladj(self, y: Float[Array, "..."], context: Context = None) -> EventPair:
-        """Map data to base: subtract the shift, then unscale."""
-        a, b = self.partition.split(y)
-        shift, log_scale = self._shift_and_log_scale(a, context)
-        return self.partition.join(a, (b - shift) * jnp.exp(-log_scale)), -log_scale.sum()
+        if forward:
+            return b * jnp.exp(log_scale) + shift, log_scale.sum()
+        return (b - shift) * jnp.exp(-log_scale), -log_scale.sum()
 
     def _shift_and_log_scale(self, a: Array, context: Context) -> tuple[Array, Array]:
         shift, r = jnp.split(self._parameters_given(a, context), 2)
         return self.partition.only_b(shift), self.partition.only_b(self.scale(r))
+
+
+def coupled(run: "Sequence[Coupling]", x: Array, context: Context, forward: bool) -> EventPair:
+    """Map events through couplings on the same two parts, which are split and joined once."""
+    partition, ladj = run[0].partition, cast(Any, 0.0)
+    a, b = partition.split(x)
+    for coupling in run:
+        if coupling.partition != partition:  # then it is the swap
+            (a, b), partition = (b, a), coupling.partition
+        b, step = coupling._transformed(a, b, context, forward)
+        ladj = ladj + step
+    return partition.join(a, b), ladj
+
+
+def runs(layers: Iterable[TransformModule]) -> list[list[TransformModule]]:
+    """Group consecutive couplings on the same two parts; every other layer stands alone."""
+    found: list[list[TransformModule]] = []
+    for layer in layers:
+        if found and _share_parts(found[-1][-1], layer):
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return found
+
+
+def _share_parts(one: TransformModule, other: TransformModule) -> bool:
+    if not (_is_plain(one) and _is_plain(other)):
+        return False
+    partition = cast(Coupling, one).partition
+    return cast(Coupling, other).partition in (partition, partition.swap)
+
+
+def _is_plain(layer: TransformModule) -> bool:
+    """Whether a layer is a coupling whose methods are those of the base class."""
+    kind = type(layer)
+    return isinstance(layer, Coupling) and (kind._forward_pair, kind._inverse_pair) == (
+        Coupling._forward_pair,
+        Coupling._inverse_pair,
+    )

@@ -1,12 +1,14 @@
 """Composition: chains of layers, and stacks of blocks with the same structure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from pyro.distributions import constraints
 from torch import Tensor, nn
+from typing_extensions import override
 
+from pyroflows.layers.coupling import Coupling, coupled, runs
 from pyroflows.transform import Context, Pair, TransformModule
 from pyroflows_common.checks import check_context_dims, check_fit
 
@@ -52,21 +54,33 @@ class Chain(TransformModule):
         """The codomain of the last layer."""
         return self.layers[-1].codomain
 
+    @override
     def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
-        """Map base to data, starting with the first layer."""
+        return self._through(x, context, True)
+
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
+        return self._through(y, context, False)
+
+    def _through(self, x: Tensor, context: Context, forward: bool) -> Pair:
         ladj: Any = 0.0
-        for layer in self.layers:
-            x, step = layer._forward_pair(x, context)
+        layers = list(self._flat())
+        for run in runs(layers if forward else reversed(layers)):
+            if len(run) > 1:
+                x, step = coupled(cast(list[Coupling], run), x, context, forward)
+            else:
+                pair = run[0]._forward_pair if forward else run[0]._inverse_pair
+                x, step = pair(x, context)
             ladj = ladj + step
         return x, ladj
 
-    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
-        """Map data to base, starting with the last layer."""
-        ladj: Any = 0.0
-        for layer in reversed(self.layers):
-            y, step = layer._inverse_pair(y, context)
-            ladj = ladj + step
-        return y, ladj
+    def _flat(self) -> Iterator[TransformModule]:
+        """Yield the layers, and those of chains in their place."""
+        for layer in self.layers:
+            if type(layer) in FLAT:
+                yield from layer._flat()
+            else:
+                yield layer
 
     def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         for layer in reversed(self.layers):
@@ -95,6 +109,9 @@ class Stack(Chain):
 
     def __getitem__(self, index: int) -> TransformModule:
         return self.layers[index]
+
+
+FLAT = (Chain, Stack)
 
 
 def check_modules(layers: Sequence[object], name: str) -> None:

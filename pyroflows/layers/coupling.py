@@ -1,12 +1,14 @@
 """Coupling layers (NICE, section 3.2; RealNVP, section 3.3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import BackwardCFunction
+from typing_extensions import override
 
 from pyroflows.layers.scales import SCALES
 from pyroflows.networks import ConvNet, DataDependent, DenseNet
@@ -91,6 +93,18 @@ class Coupling(TransformModule):
             init_scale=init_scale,
         )
 
+    @override
+    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
+        return coupled([self], x, context, True)
+
+    @override
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
+        return coupled([self], y, context, False)
+
+    def _transformed(self, a: Tensor, b: Tensor, context: Context, forward: bool) -> Pair:
+        """Transform part `b` given part `a`, and return it with the log-determinant."""
+        raise NotImplementedError
+
     def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         if isinstance(self.network, DataDependent):
             seen = self._seen(self.partition.split(y)[0], context)
@@ -170,20 +184,10 @@ class AdditiveCoupling(Coupling):
 
     outputs = 1
 
-    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
-        """Map base to data: add the shift."""
-        a, b = self.partition.split(x)
-        y = self.partition.join(a, b + self._shift(a, context))
+    def _transformed(self, a: Tensor, b: Tensor, context: Context, forward: bool) -> Pair:
+        shift = self.partition.only_b(self._parameters_given(a, context))
+        y = b + shift if forward else b - shift
         return y, self._zero_ladj(y)
-
-    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
-        """Map data to base: subtract the shift."""
-        a, b = self.partition.split(y)
-        x = self.partition.join(a, b - self._shift(a, context))
-        return x, self._zero_ladj(x)
-
-    def _shift(self, a: Tensor, context: Context) -> Tensor:
-        return self.partition.only_b(self._parameters_given(a, context))
 
     def _zero_ladj(self, y: Tensor) -> Tensor:
         return y.new_zeros(()).expand(y.shape[: y.ndim - len(self.event_shape)])
@@ -274,19 +278,50 @@ class AffineCoupling(Coupling):
         shift, r = self._parameters_given(a, context).chunk(2, dim=self.partition.axis)
         return self.partition.only_b(shift), self.partition.only_b(self.scale(r))
 
-    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
-        """Map base to data: scale, then shift."""
-        a, b = self.partition.split(x)
+    def _transformed(self, a: Tensor, b: Tensor, context: Context, forward: bool) -> Pair:
         shift, log_scale = self._shift_and_log_scale(a, context)
-        y = torch.addcmul(shift, b, log_scale.exp())
-        return self.partition.join(a, y), self._sum(log_scale)
-
-    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
-        """Map data to base: subtract the shift, then unscale."""
-        a, b = self.partition.split(y)
-        shift, log_scale = self._shift_and_log_scale(a, context)
-        x = (b - shift) * (-log_scale).exp()
-        return self.partition.join(a, x), -self._sum(log_scale)
+        if forward:
+            return torch.addcmul(shift, b, log_scale.exp()), self._sum(log_scale)
+        return (b - shift) * (-log_scale).exp(), -self._sum(log_scale)
 
     def _sum(self, log_scale: Tensor) -> Tensor:
         return log_scale.sum(tuple(range(-len(self.event_shape), 0)))
+
+
+def coupled(run: "Sequence[Coupling]", x: Tensor, context: Context, forward: bool) -> Pair:
+    """Map events through couplings on the same two parts, which are split and joined once."""
+    partition, ladj = run[0].partition, cast(Any, 0.0)
+    a, b = partition.split(x)
+    for coupling in run:
+        if coupling.partition != partition:  # then it is the swap
+            (a, b), partition = (b, a), coupling.partition
+        b, step = coupling._transformed(a, b, context, forward)
+        ladj = ladj + step
+    return partition.join(a, b), ladj
+
+
+def runs(layers: Iterable[TransformModule]) -> list[list[TransformModule]]:
+    """Group consecutive couplings on the same two parts; every other layer stands alone."""
+    found: list[list[TransformModule]] = []
+    for layer in layers:
+        if found and _share_parts(found[-1][-1], layer):
+            found[-1].append(layer)
+        else:
+            found.append([layer])
+    return found
+
+
+def _share_parts(one: TransformModule, other: TransformModule) -> bool:
+    if not (_is_plain(one) and _is_plain(other)):
+        return False
+    partition = cast(Coupling, one).partition
+    return cast(Coupling, other).partition in (partition, partition.swap)
+
+
+def _is_plain(layer: TransformModule) -> bool:
+    """Whether a layer is a coupling whose methods are those of the base class."""
+    kind = type(layer)
+    return isinstance(layer, Coupling) and (kind._forward_pair, kind._inverse_pair) == (
+        Coupling._forward_pair,
+        Coupling._inverse_pair,
+    )
