@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpyro.distributions import constraints
 from typing_extensions import override
 
-from numpyro_flows.layers.coupling import Coupling, coupled, runs
+from numpyro_flows.layers.coupling import Coupling, coupled, parts_coupled, runs
 from numpyro_flows.transform import Conditioned, Context, EventPair, TransformModule
 from numpyro_flows.tree import Blocks, replace
 from pyroflows_common.checks import check_context_dims, check_fit
@@ -81,7 +81,7 @@ class Chain(TransformModule):
     def _flat(self) -> Iterator[TransformModule]:
         """Yield the layers, and those of chains in their place."""
         for layer in self.layers:
-            if type(layer) in FLAT:
+            if type(layer) is Chain:  # a stack scans over its blocks
                 yield from layer._flat()
             else:
                 yield layer
@@ -131,17 +131,32 @@ class Stack(Chain):
     def _through(self, x: Array, context: Context, forward: bool) -> EventPair:
         arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
 
-        def step(carry: EventPair, arrays: Any) -> tuple[EventPair, None]:
-            block, (x, ladj) = eqx.combine(arrays, static), carry
-            x, log_det = (block._forward_pair if forward else block._inverse_pair)(x, context)
-            return (x, ladj + log_det), None
+        def runs_of(block: TransformModule) -> list[list[TransformModule]]:
+            layers = list(block._flat()) if type(block) is Chain else [block]
+            return runs(layers if forward else reversed(layers))
+
+        # Blocks of couplings on the same two parts pass these on as they are.
+        first, *others = runs_of(self.layers.stacked)
+        partition = cast(Coupling, first[0]).partition if len(first) > 1 and not others else None
+
+        def step(carry: tuple[Any, Array], arrays: Any) -> tuple[tuple[Any, Array], None]:
+            block, (event, ladj) = eqx.combine(arrays, static), carry
+            if partition is None:
+                pair = block._forward_pair if forward else block._inverse_pair
+                event, log_det = pair(event, context)
+            else:
+                run = cast(list[Coupling], runs_of(block)[0])
+                *event, log_det = parts_coupled(run, event[0], event[1], context, forward)
+            return (event, ladj + log_det), None
 
         # The carry keeps one dtype: that of the blocks' output.
         dtype = _dtype(x, arrays)
-        start = x.astype(dtype), jnp.zeros((), dtype)
+        x = x.astype(dtype)
+        start: Any = x if partition is None else list(partition.split(x))
         # The length is explicit because blocks may have no arrays at all.
-        end, _ = jax.lax.scan(step, start, arrays, len(self), reverse=not forward)
-        return end
+        start = start, jnp.zeros((), dtype)
+        (end, ladj), _ = jax.lax.scan(step, start, arrays, len(self), reverse=not forward)
+        return end if partition is None else partition.join(*end), ladj
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
@@ -160,9 +175,6 @@ class Stack(Chain):
 
 def _dtype(*values: object) -> jnp.dtype:
     return jnp.result_type(*filter(eqx.is_inexact_array, jax.tree.leaves(values)))
-
-
-FLAT = (Chain,)  # a stack scans over its blocks
 
 
 def check_modules(layers: Sequence[object], name: str) -> None:

@@ -244,15 +244,22 @@ class AffineCoupling(Coupling):
 
 
 def coupled(run: "Sequence[Coupling]", x: Array, context: Context, forward: bool) -> EventPair:
-    """Map events through couplings on the same two parts, which are split and joined once."""
-    partition, ladj = run[0].partition, cast(Any, 0.0)
-    a, b = partition.split(x)
+    """Map an event through couplings on the same two parts, which are split and joined once."""
+    a, b, ladj = parts_coupled(run, *run[0].partition.split(x), context, forward)
+    return run[0].partition.join(a, b), ladj
+
+
+def parts_coupled(
+    run: "Sequence[Coupling]", a: Array, b: Array, context: Context, forward: bool
+) -> tuple[Array, Array, Array]:
+    """Map the two parts of an event, as the first coupling splits it, through couplings."""
+    ladj: Any = 0.0
     for coupling in run:
-        if coupling.partition != partition:  # then it is the swap
-            (a, b), partition = (b, a), coupling.partition
-        b, step = coupling._transformed(a, b, context, forward)
-        ladj = ladj + step
-    return partition.join(a, b), ladj
+        straight = coupling.partition == run[0].partition  # otherwise it is the swap
+        seen, other = (a, b) if straight else (b, a)
+        other, step = coupling._transformed(seen, other, context, forward)
+        (a, b), ladj = (seen, other) if straight else (other, seen), ladj + step
+    return a, b, ladj
 
 
 def runs(layers: Iterable[TransformModule]) -> list[list[TransformModule]]:
