@@ -33,7 +33,7 @@ PACKAGES = {"pyro": "pyroflows", "numpyro": "numpyro_flows"}
 LISTED = ROOT / "tests" / "survivors.txt"
 LIMIT = 900  # seconds
 # Imported once, before the processes part; none of them may start a thread.
-HEAVY = ("scipy.stats", "hypothesis", "torch", "pyro", "jax", "equinox", "optax", "numpyro")
+HEAVY = ("scipy.stats", "torch", "pyro", "jax", "equinox", "optax", "numpyro")
 
 OPERATORS = """
 BinaryOperator_Add_Sub BinaryOperator_Sub_Add BinaryOperator_Mul_Div BinaryOperator_Div_Mul
@@ -50,7 +50,7 @@ OPERATORS += [f"core/{name}" for name in ("AddNot", "NumberReplacer", "RemoveDec
 OPERATORS += ["core/ZeroIterationForLoop"]
 
 # The tests that concern a module: files in `specs`, and a choice of the cases of the registry.
-LAWS = "reference bijection data_dependent evaluations density context freshness errors"
+LAWS = "agreement reference bijection data_dependent evaluations density context freshness errors"
 NEAR = {
     "layers/scales": (LAWS, "AffineCoupling or realnvp-5 or penalty"),
     "layers/coupling": (LAWS + " images", "Coupling or own"),
@@ -192,7 +192,7 @@ def run(mutant, wing):
     files = [f"tests/specs/test_{name}.py" for name in files.split()]
     if mutant.module.endswith(("transform", "guides/path_gradient")):
         files.append(f"tests/hosts/{wing}")
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", "--assert=plain"]
     return pytest.main([*options, *(["-k", cases] if cases else []), *files], [OfOneWing(wing)])
 
 
