@@ -1,6 +1,7 @@
 """Set-up that every test shares: threads, precision, markers."""
 
 import os
+import shutil
 import tempfile
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -24,9 +25,11 @@ from tests.wings import WINGS  # noqa: E402
 from tests.wings.hosts import HOSTS  # noqa: E402
 
 torch.set_num_threads(1)
-# Tests run each program once or twice: compile it quickly, and for all processes together.
+# Tests run each program once or twice: compile it quickly, and once for all processes of a run.
 jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "flows-jax"))
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["FLOWS_PROGRAMS"] = tempfile.mkdtemp(prefix="flows-programs-")
+jax.config.update("jax_compilation_cache_dir", os.environ["FLOWS_PROGRAMS"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 hypothesis.settings.register_profile(
@@ -46,6 +49,12 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: (is_of_a_case(item), group_of(item)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def pytest_unconfigure():
+    """Remove the compiled programs at the end of a run."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["FLOWS_PROGRAMS"], ignore_errors=True)
 
 
 def pytest_runtest_teardown(item, nextitem):

@@ -128,3 +128,21 @@ def test_a_custom_network_may_name_its_fields_as_it_likes():
     network = Named(1, "none", jnp.array(0.1, "float32"))
     result = fit(AdditiveCoupling(2, network=network, key=jax.random.key(0)), X, **QUICK)
     assert result.flow.network.weight != network.weight
+
+
+def test_control_c_within_a_step(monkeypatch):
+    """Which then has taken the optimiser's memory with it, and given nothing back."""
+    calls = []
+
+    def cut(*args):
+        calls.append(args)
+        result = step(*args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr("numpyro_flows.training.run.step", cut)
+    result = fit(flow(), X, validation=None, **QUICK)
+    assert result.stopped == "interrupted"
+    assert len(result.losses) == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.flow))
