@@ -297,13 +297,12 @@ def _with_context(method: Callable[..., Pair], takes_context: bool) -> Callable[
             return method(self, x)
         return method(self, x, context if self.context_dim else None)
 
-    plain.takes_context = takes_context  # type: ignore[attr-defined]
     return plain
 
 
 def _take_context(cls: type[TransformModule]) -> bool:
     """Whether both methods of a layer take a context."""
-    return all(getattr(getattr(cls, name), "takes_context", True) for name in _PAIR.values())
+    return all(len(inspect.signature(getattr(cls, name)).parameters) > 2 for name in _PAIR)
 
 
 def _checked(method: Callable[..., Pair], plain: Callable[..., Pair]) -> Callable[..., Pair]:

@@ -150,11 +150,11 @@ class Bare(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_FunctionDef(self, node):  # noqa: N802, a name of `ast`
+    def visit_FunctionDef(self, node):
         node.returns = None
         return self.generic_visit(node)
 
-    def visit_AnnAssign(self, node):  # noqa: N802
+    def visit_AnnAssign(self, node):
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 

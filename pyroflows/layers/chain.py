@@ -77,7 +77,7 @@ class Chain(TransformModule):
     def _flat(self) -> Iterator[TransformModule]:
         """Yield the layers, and those of chains in their place."""
         for layer in self.layers:
-            if type(layer) in FLAT:
+            if type(layer) in (Chain, Stack):
                 yield from layer._flat()
             else:
                 yield layer
@@ -109,9 +109,6 @@ class Stack(Chain):
 
     def __getitem__(self, index: int) -> TransformModule:
         return self.layers[index]
-
-
-FLAT = (Chain, Stack)
 
 
 def check_modules(layers: Sequence[object], name: str) -> None:

@@ -1,5 +1,6 @@
 """Flows as transforms of JAX and NumPyro: pytrees, distributions, modules."""
 
+import math
 import subprocess
 import sys
 
@@ -287,3 +288,24 @@ def test_a_chain_refuses_a_batch_of_contexts():
     assert Chain([inner.condition(jnp.ones(2)), ActNorm(3)])(jnp.ones((4, 3))).shape == (4, 3)
     with pytest.raises(ValueError, match=r"batch of contexts of shape \(5, 2\)"):
         Chain([inner.condition(jnp.ones((5, 2))), ActNorm(3)])
+
+
+class Doubled(AffineCoupling):
+    """A coupling of the user's own, whose methods are not those of the base class."""
+
+    def forward_and_ladj(self, x, context=None):
+        y, ladj = super().forward_and_ladj(x, context)
+        return 2 * y, ladj + 4 * math.log(2)
+
+
+def test_a_chain_calls_a_couplings_own_methods():
+    """Also between couplings on the same parts, which pass these on."""
+    flow = Chain([AffineCoupling(4, key=KEY), Doubled(4, key=KEY), AffineCoupling(4, key=KEY)])
+    x = normal((3, 4))
+    y, total = x, 0.0
+    for layer in flow.layers:
+        y, ladj = layer.forward_and_ladj(y)
+        total = total + ladj
+    found, found_ladj = flow.forward_and_ladj(x)
+    assert_allclose(found, y)
+    assert_allclose(found_ladj, total)

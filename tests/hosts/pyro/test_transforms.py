@@ -309,3 +309,24 @@ def test_no_side_effects_of_importing():
         "before = state()\nimport pyroflows\nassert state() == before, (before, state())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Doubled(AffineCoupling):
+    """A coupling of the user's own, whose methods are not those of the base class."""
+
+    def forward_and_ladj(self, x, context=None):
+        y, ladj = super().forward_and_ladj(x, context)
+        return 2 * y, ladj + 4 * math.log(2)
+
+
+def test_a_chain_calls_a_couplings_own_methods():
+    """Also between couplings on the same parts, which pass these on."""
+    flow = Chain([AffineCoupling(4), Doubled(4), AffineCoupling(4)])
+    x = torch.randn(3, 4)
+    y, total = x, 0.0
+    for layer in flow.layers:
+        y, ladj = layer.forward_and_ladj(y)
+        total = total + ladj
+    found, found_ladj = flow.forward_and_ladj(x)
+    assert_close(found, y)
+    assert_close(found_ladj, total)
