@@ -1,5 +1,6 @@
 """Flow distributions: a base distribution and a flow as one NumPyro distribution."""
 
+import functools
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 from numpyro.distributions.util import validate_sample
 
 from numpyro_flows.inputs import Events
+from numpyro_flows.rng import RandomKey
 from numpyro_flows.transform import Context, TransformModule
 from pyroflows_common.checks import check_shape
 
@@ -100,6 +103,33 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> di
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
     arrays = filter(eqx.is_inexact_array, jax.tree.leaves(flow))
-    zeros = jnp.zeros(flow.base_shape, next(arrays, jnp.zeros(())).dtype)
-    base = BASES[name](zeros, jnp.full_like(zeros, temperature))
-    return base.to_event(len(flow.base_shape))
+    dtype = next((array.dtype for array in arrays), jnp.result_type(float))
+    return _made(name, temperature, flow.base_shape, dtype)
+
+
+class NamedBase(dist.Independent):
+    """A base distribution that costs one program for each shape, also outside `jit`."""
+
+    def log_prob(self, value: Events) -> Float[Array, "..."]:
+        """Return the log-density of `value`, `(*batch, *base_shape)`."""
+        return _scored(self, value)
+
+    def sample(self, key: RandomKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Draw `(*sample_shape, *base_shape)`."""
+        return _drawn(self, key, sample_shape)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _made(name: str, temperature: float, shape: tuple[int, ...], dtype: DTypeLike) -> NamedBase:
+    zeros = jnp.zeros(shape, dtype)
+    return NamedBase(BASES[name](zeros, jnp.full_like(zeros, temperature)), len(shape))
+
+
+@jax.jit
+def _scored(base: NamedBase, value: Events) -> Float[Array, "..."]:
+    return dist.Independent.log_prob(base, value)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(base: NamedBase, key: RandomKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    return dist.Independent.sample(base, key, shape)

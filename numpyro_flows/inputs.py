@@ -1,5 +1,6 @@
 """Checks of what a flow is given: events, contexts and rows."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from pyroflows_common.checks import check_rows, check_shape
 
@@ -44,8 +45,12 @@ def check_context(context: Any, context_dim: int) -> None:
 
 def check_finite(x: Events, event_shape: tuple[int, ...], name: str = "`x`") -> None:
     """Check that `x` has rows and that, unless it is traced, all of them are finite."""
-    rows = x.reshape(-1, math.prod(event_shape))
-    if not len(rows):
+    if not x.size:
         raise ValueError(f"{name} of shape {tuple(x.shape)} has no rows")
     if not isinstance(x, jax.core.Tracer):
-        check_rows(np.asarray(jnp.isfinite(rows).all(-1)), name)
+        check_rows(np.asarray(_finite(x, math.prod(event_shape))), name)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _finite(x: Array, size: int) -> Bool[Array, " rows"]:
+    return jnp.isfinite(x).reshape(-1, size).all(-1)

@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
-from numpyro_flows.tree import Module, frozen, named, nodes, replace, restored
+from numpyro_flows.tree import Module, frozen, named, nodes, rearranged, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
@@ -348,7 +348,13 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def astype(self: Module, dtype: DTypeLike) -> Module:
         """Return the flow with its floating-point arrays in another dtype."""
-        return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
+
+        def cast(array: Array) -> Array:
+            if not eqx.is_inexact_array(array):
+                return array
+            return rearranged(lambda _, a: a.astype(dtype), array)
+
+        return jax.tree.map(cast, self)
 
 
 def has_penalty(node: object) -> bool:

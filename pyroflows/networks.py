@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyroflows_common.checks import as_scale, as_widths, check_activation
+from pyroflows.convolutions import Conv2d, NormalizedConv2d
+from pyroflows_common.checks import as_count, as_scale, as_widths, check_activation
 
 Activation = Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*shape"]]
 
@@ -223,6 +224,8 @@ class ResNet(DataDependent):
         self.activation, self.norm = activation, norm
         check_activation(activation, ACTIVATIONS)
         as_scale(init_scale, "init_scale")
+        channels = as_count(channels, "channels", 1)
+        blocks = as_count(blocks, "blocks", 0)
         if norm not in (None, "instance", "batch"):
             raise ValueError(f"`norm` is {norm!r}, expected 'batch', 'instance' or None")
         self.first = NormalizedConv2d(in_channels, channels, 3)
@@ -288,37 +291,3 @@ class RunningNorm(RunningMoments, DataDependent):
         if not (first and self.initialized):
             variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
             self._move_moments(mean[0], variance[0], MOMENTUM)
-
-
-class Conv2d(nn.Conv2d):
-    """PyTorch's size-preserving convolution, evaluated in the dtype of its input."""
-
-    bias: Tensor
-
-    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
-        super().__init__(in_channels, out_channels, size, padding=size // 2)
-
-    def kernel(self) -> Float[Tensor, "out_channels in_channels size size"]:
-        """Return the kernel `(out, in, size, size)`."""
-        return self.weight
-
-    def forward(
-        self, input: Float[Tensor, "*batch in_channels h w"]
-    ) -> Float[Tensor, "*batch out_channels h w"]:
-        """Apply the layer."""
-        return self._conv_forward(input, self.kernel().to(input.dtype), self.bias.to(input.dtype))
-
-
-class NormalizedConv2d(Conv2d):
-    """A convolution with weight normalisation: `gain · weight / ‖weight‖` for each output."""
-
-    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
-        super().__init__(in_channels, out_channels, size)
-        self.gain = nn.Parameter(self._norm().detach())
-
-    def kernel(self) -> Float[Tensor, "out_channels in_channels size size"]:
-        """Return the normalised kernel."""
-        return self.weight * (self.gain / self._norm())
-
-    def _norm(self) -> Tensor:
-        return self.weight.square().sum((1, 2, 3), keepdim=True).sqrt()

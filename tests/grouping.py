@@ -9,8 +9,9 @@ def group_of(item):
     """Name the group of a test: its case or, where it has none, its file; and its wing."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     subject = parameters.get("case")
-    wing = parameters.get("wing", "")
-    return f"{item.path.stem if subject is None else subject} {wing}"
+    wings = {str(parameters[name]) for name in ("wing", "writer") if name in parameters}
+    # Where both wings take part, NumPyro's programs are what costs time.
+    return f"{item.path.stem if subject is None else subject} {min(wings, default='')}"
 
 
 def is_of_a_case(item):

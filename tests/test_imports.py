@@ -15,7 +15,7 @@ COMMON = [
     "ascent", "verdict", "arviz",
 ]  # fmt: skip
 WING = [
-    "tree", "rng", "inputs", "networks", "transform",
+    "tree", "rng", "inputs", "convolutions", "networks", "transform",
     "layers.scales", "layers.coupling", "layers.linear", "layers.elementwise", "layers.chain",
     "layers.multiscale", "layers.pixels", "layers.tails",
     "flows.images", "flows.builders",

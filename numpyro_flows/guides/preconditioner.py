@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from numpyro_flows.layers.linear import exact_product
 from numpyro_flows.transform import Pair, TransformModule
-from numpyro_flows.tree import replace
+from numpyro_flows.tree import rearranged, replace
 from pyroflows_common.checks import as_count, check_vector
 
 
@@ -56,7 +56,7 @@ class Preconditioner(TransformModule):
             raise ValueError(f"`rank` is {rank}, expected at most {size}, the event's size")
         self.loc = jnp.zeros(size)
         self.log_scale = jnp.zeros(size)
-        self.basis = jnp.eye(size, rank)
+        self.basis = rearranged(lambda xp: xp.eye(size, rank))
         self.log_values = jnp.zeros(rank)
 
     def at(self, loc: Float[Array, " D"], scale: float | Float[Array, " D"]) -> "Preconditioner":

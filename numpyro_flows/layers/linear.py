@@ -89,13 +89,8 @@ class PLU(TransformModule):
         if len(self.event_shape) != rank:
             raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
         size = self.event_shape[0]
-        p, lower, upper = lu(jnp.linalg.qr(normal(key, (size, size)))[0])
-        diagonal = jnp.diagonal(upper)
-        self.lower = jnp.tril(lower, -1) / gain
-        self.upper = jnp.triu(upper, 1) / gain
-        self.log_diagonal = jnp.log(jnp.abs(diagonal)) / gain
-        self.permutation = p.argmax(1).astype(jnp.int32)
-        self.signs = jnp.sign(diagonal).astype(jnp.int32)
+        factors = _factors(normal(key, (size, size)), self.gain)
+        self.lower, self.upper, self.log_diagonal, self.permutation, self.signs = factors
 
     def _triangles(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """Return L and U with their diagonals."""
@@ -121,6 +116,20 @@ class PLU(TransformModule):
     def _ladj(self, x: Array) -> Array:
         pixels = math.prod(self.event_shape[1:])
         return -pixels * self.gain * self.log_diagonal.astype(x.dtype).sum()
+
+
+@jax.jit
+def _factors(noise: Array, gain: float) -> tuple[Array, ...]:
+    """Return the PLU factors of a random rotation."""
+    p, lower, upper = lu(jnp.linalg.qr(noise)[0])
+    diagonal = jnp.diagonal(upper)
+    return (
+        jnp.tril(lower, -1) / gain,
+        jnp.triu(upper, 1) / gain,
+        jnp.log(jnp.abs(diagonal)) / gain,
+        p.argmax(1).astype(jnp.int32),
+        jnp.sign(diagonal).astype(jnp.int32),
+    )
 
 
 class InvertibleLinear(PLU):

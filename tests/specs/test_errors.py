@@ -283,6 +283,10 @@ def test_options_of_images(wing):
         wing.new("glow", (1, 4, 4), coupling="cubic")
     with pytest.raises(ValueError, match="`norm` is 'layer', expected 'batch', 'instance'"):
         wing.new("ResNet", 2, 2, norm="layer")
+    with pytest.raises(ValueError, match="`blocks` is -1, expected a whole number, at least 0"):
+        wing.new("ResNet", 2, 2, blocks=-1)
+    with pytest.raises(ValueError, match="`channels` is 0, expected a whole number, at least 1"):
+        wing.new("ResNet", 2, 2, channels=0)
     with pytest.raises(ValueError, match=r"`event_shape` is \(1, 4, 4\).*channels.*checkerboard"):
         wing.package.channels((1, 4, 4))
     with pytest.raises(ValueError, match=r"`event_shape` is \(3, 1, 1\).*two pixels"):

@@ -1,5 +1,7 @@
 """The two hosts, as far as tests of guides need them: arrays in, arrays out."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,19 @@ class PyroHost:
         return pyroflows.nice(size, layers=2, hidden=(4,), init_scale=0.0)
 
 
+def drawn(guide, params):
+    """Draws of the latent numbers of a NumPyro guide and their log-densities."""
+
+    @jax.jit
+    def draws(params):
+        posterior = guide.get_posterior(params)
+        x = posterior.sample(jax.random.key(0), (DRAWS,))
+        # The host's own posteriors may have one density for each number.
+        return x, posterior.log_prob(x).reshape(DRAWS, -1).sum(1)
+
+    return tuple(map(np.asarray, draws(params)))
+
+
 class NumPyroFitted:
     """As Pyro's."""
 
@@ -116,9 +131,7 @@ class NumPyroFitted:
         return np.asarray(result.losses)
 
     def draws(self):
-        posterior = self.guide.get_posterior(self.params)
-        x = posterior.sample(jax.random.key(0), (DRAWS,))
-        return np.asarray(x), np.asarray(posterior.log_prob(x))
+        return drawn(self.guide, self.params)
 
     def gradient(self, particles=1, seed=0):
         loss = numpyro.infer.Trace_ELBO(particles)
@@ -152,7 +165,17 @@ class NumPyroHost:
     def array(self, x):
         return jnp.asarray(x, dtype="float64")
 
-    validation = staticmethod(numpyro.validation_enabled)
+    compiles = True  # the set-up of guides: one program in place of a hundred
+
+    @contextlib.contextmanager
+    def validation(self):
+        """NumPyro validates numbers only, and not what is being compiled."""
+        self.compiles = False
+        try:
+            with numpyro.validation_enabled():
+                yield
+        finally:
+            self.compiles = True
 
     @staticmethod
     def clear():
@@ -160,19 +183,20 @@ class NumPyroHost:
 
     def params(self, guide, *args):
         """As Pyro's."""
-        seeded = numpyro.handlers.seed(guide, jax.random.key(0))
-        trace = numpyro.handlers.trace(seeded).get_trace(*args)
-        return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+        def run():
+            seeded = numpyro.handlers.seed(guide, jax.random.key(0))
+            trace = numpyro.handlers.trace(seeded).get_trace(*args)
+            return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+
+        return jax.jit(run)() if self.compiles else run()
 
     def to_arviz(self, posterior, model=None, seed=0, **options):
         return numpyro_flows.to_arviz(posterior, model, key=jax.random.key(seed), **options)
 
     def drawn(self, guide, result):
         """As Pyro's."""
-        posterior = guide.get_posterior(result.params)
-        x = posterior.sample(jax.random.key(0), (DRAWS,))
-        # The host's own posteriors may have one density for each number.
-        return np.asarray(x), np.asarray(posterior.log_prob(x)).reshape(DRAWS, -1).sum(1)
+        return drawn(guide, result.params)
 
     def straight(self, size, key):
         """As Pyro's."""

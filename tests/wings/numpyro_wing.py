@@ -296,7 +296,8 @@ class NumPyroWing(base.Wing):
 
     def _moved(self, flow, x):
         parameters, state = eqx.partition(flow, trainable(flow))
-        return eqx.combine(jax.tree.map(lambda p: p + 0.1, parameters), state)
+        moved = jax.tree.map(lambda p: self.array(np.asarray(p) + 0.1), parameters)
+        return eqx.combine(moved, state)
 
     def train(self, flow, batches, learning_rate):
         """Plain maximum likelihood, without any of the guards of `fit`; gives the losses, too."""

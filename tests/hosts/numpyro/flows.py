@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
 
 from numpyro_flows import glow, nice, realnvp
@@ -24,8 +25,9 @@ IMAGES = {
 def perturbed(flow, seed=1, scale=0.3):
     parameters, state = eqx.partition(flow, trainable(flow))
     leaves, tree = jax.tree.flatten(parameters)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    rng = np.random.default_rng(seed)
+    noisy = [(p + scale * rng.standard_normal(p.shape)).astype(p.dtype) for p in leaves]
+    noisy = jax.device_put(noisy)
     return eqx.combine(jax.tree.unflatten(tree, noisy), state)
 
 
@@ -34,4 +36,4 @@ def make(name, **options):
 
 
 def normal(shape, seed=2):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype("float32"))

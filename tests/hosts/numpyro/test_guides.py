@@ -64,6 +64,16 @@ def initial(guide, *args, seed=0):
     return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
+def compiled(guide, *args, seed=0):
+    """The same, as one program."""
+    return jax.jit(lambda: initial(guide, *args, seed=seed))()
+
+
+def medians(guide, *args):
+    """The medians of a guide at its start."""
+    return jax.jit(lambda: guide.median(initial(guide, *args)))()
+
+
 @functools.cache
 def stepped():
     """A guide, its parameters at the start and after a step."""
@@ -77,7 +87,7 @@ def stepped():
 def exact():
     """A guide that is the posterior of the line, and its parameters."""
     guide = AutoFlow(line, straight, degrees_of_freedom=None)
-    return guide, initial(guide, Y)
+    return guide, compiled(guide, Y)
 
 
 def quick(model=line, **options):
@@ -136,7 +146,7 @@ def test_parameters_are_kept_without_the_guide():
     """Pickled, they give a new guide the same draws."""
     guide, _, params = stepped()
     new = quick()
-    initial(new, Y, seed=1)
+    compiled(new, Y, seed=1)
     kept = pickle.loads(pickle.dumps(params))
     draws = [
         one.sample_posterior(KEY, values, sample_shape=(3,))
@@ -188,7 +198,8 @@ def test_beside_other_guides():
 def test_a_guide_for_some_sites_starts_where_the_data_are():
     """Also where the model shows it nothing but these sites, and so no data."""
     guide = AutoRealNVP(handlers.block(line, expose=["level"]), **SMALL)
-    low, high = guide.quantiles(initial(guide, Y), [0.16, 0.84])["level"]
+    levels = jax.jit(lambda: guide.quantiles(initial(guide, Y), [0.16, 0.84]))()
+    low, high = levels["level"]
     assert high - low < 5.0  # a priori 20
 
 
@@ -198,14 +209,14 @@ def test_each_start_is_that_of_its_data():
         guide = AutoRealNVP(model, **SMALL)
         for shift in (0.0, 100.0):
             params = initial(guide, Y + shift)
-            assert_allclose(guide.median(params)["level"], MEAN[0] + shift, rtol=0.1)
+            assert_allclose(jax.jit(guide.median)(params)["level"], MEAN[0] + shift, rtol=0.1)
 
 
 def test_a_start_in_plain_numbers():
     """As the host takes them."""
     init = init_to_value(values={"level": 5.0, "slope": 1.0})
     guide = AutoRealNVP(line, init_loc_fn=init, **SMALL)
-    assert_allclose(guide.median(initial(guide, Y))["level"], MEAN[0], atol=0.2 * SCALE[0])
+    assert_allclose(medians(guide, Y)["level"], MEAN[0], atol=0.2 * SCALE[0])
 
 
 def test_rounding_errors_are_no_evidence():
@@ -220,7 +231,7 @@ def test_rounding_errors_are_no_evidence():
             numpyro.sample("y", dist.Binomial(25, rate), obs=counts)
 
     guide = AutoFlow(model, straight, degrees_of_freedom=None)
-    assert guide.median(initial(guide))["size"] < 1e4
+    assert medians(guide)["size"] < 1e4
 
 
 def test_a_model_without_a_finite_density_around_the_origin():
@@ -232,7 +243,7 @@ def test_a_model_without_a_finite_density_around_the_origin():
         numpyro.sample("y", dist.Poisson(rate * jnp.exp(years)), obs=3)
 
     guide = AutoRealNVP(model, **SMALL)
-    assert abs(guide.median(initial(guide))["slope"]) < 1e-3
+    assert abs(medians(guide)["slope"]) < 1e-3
     named = AutoRealNVP(model, init_loc_fn=init_to_value(values={"slope": 1.0}), **SMALL)
     with pytest.raises(RuntimeError, match="Cannot find valid initial parameters"):
         initial(named)
@@ -253,7 +264,7 @@ def test_discrete_sites_are_enumerated(way):
     """Hidden from the guide, which starts where both clusters are."""
     init = init_to_value(values={"centres": jnp.array([-1.0, 1.0])})
     guide = AutoRealNVP(handlers.block(mixture, **way), init_loc_fn=init, **SMALL)
-    centres = np.sort(guide.median(initial(guide))["centres"])
+    centres = np.sort(medians(guide)["centres"])
     assert_allclose(centres, [-5.1, 5.0], atol=0.5)
 
 
@@ -327,7 +338,7 @@ def test_the_precision_is_the_models(enabled, dtype):
 
     with jax.enable_x64(enabled):
         guide = quick(model)
-        params = initial(guide)
+        params = compiled(guide)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {dtype}
         assert guide.sample_posterior(KEY, params)["x"].dtype == dtype
 
@@ -336,7 +347,7 @@ def test_keys():
     """The same first weights where none is given, others for another key."""
 
     def weights(**options):
-        leaves = jax.tree.leaves(initial(quick(**options), Y, seed=len(options)))
+        leaves = jax.tree.leaves(compiled(quick(**options), Y, seed=len(options)))
         return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
     options = {"init_loc_fn": init_to_value(values={"level": 1.0, "slope": 1.0})}
