@@ -17,6 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
+from numpyro_flows.networks import DataDependent
 from numpyro_flows.tree import Module, frozen, named, nodes, rearranged, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
@@ -188,7 +189,8 @@ class TransformModule(eqx.Module, _HostTransform):
     def _learned(self: Flow, x: Events, context: Context, first: bool) -> Flow:
         x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
-        return _absorbed(self, x, context, first)
+        # A program that learns nothing would take its time to compile.
+        return _absorbed(self, x, context, first) if nodes(self, _learns) else self
 
     def scale_penalty(self) -> Float[Array, ""]:
         """Return the sum of the squared factors of all tanh scales (RealNVP's L2 penalty)."""
@@ -360,6 +362,11 @@ class TransformModule(eqx.Module, _HostTransform):
 def has_penalty(node: object) -> bool:
     """Return whether a node of a flow is a scale with RealNVP's penalty."""
     return callable(getattr(node, "penalty", None))
+
+
+def _learns(node: object) -> bool:
+    """Return whether a node of a flow has state that depends on data."""
+    return isinstance(node, DataDependent) or eqx.is_array(getattr(node, "initialized", None))
 
 
 _PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}

@@ -208,9 +208,15 @@ IMAGE_FLOWS = [
 LAYERS += IMAGE_LAYERS
 FLOWS += IMAGE_FLOWS
 CASES = LAYERS + FLOWS
-# The shortest case of each kind, for laws to which scales, activations and partitions are the same:
-# each layer and builder, on vectors and on images, with and without context.
-KINDS = list({
-    (case.name, len(case.shape), case.context_dim > 0): case
-    for case in sorted(CASES, key=lambda case: -case.conditioners)
-}.values())  # fmt: skip
+
+
+def shortest(kind):
+    """The shortest case of each kind."""
+    longest_first = sorted(CASES, key=lambda case: -case.conditioners)
+    return list({kind(case): case for case in longest_first}.values())
+
+
+# For laws to which scales, activations and partitions are the same: each layer and builder, on
+# vectors and on images, with and without context; and for laws to which the context is, too.
+KINDS = shortest(lambda case: (case.name, len(case.shape), case.context_dim > 0))
+NAMES = shortest(lambda case: (case.name, len(case.shape)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.specs.registry import CASES, KINDS
+from tests.specs.registry import CASES, NAMES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -54,7 +54,7 @@ def test_host_calls_agree_with_the_pair(wing, case):
             assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("case", NAMES, ids=str)
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)], ids=str)
 def test_any_batch_shape(wing, case, batch):
     flow = wing.build(case)

@@ -2,11 +2,10 @@
 
 import pytest
 
-from tests.specs.registry import KINDS
+from tests.specs.registry import NAMES
 
-# Each layer and builder once, on vectors and on images.
-COUPLED = {(case.name, len(case.shape)): case for case in KINDS if case.conditioners}
-pytestmark = pytest.mark.parametrize("case", COUPLED.values(), ids=str)
+COUPLED = [case for case in NAMES if case.conditioners]
+pytestmark = pytest.mark.parametrize("case", COUPLED, ids=str)
 
 
 def test_the_pair(wing, case):
@@ -61,6 +60,7 @@ def test_gradients(wing, case):
 
 
 def test_initialize(wing, case):
+    """Not at all where there is nothing to learn, in NumPyro."""
     flow, count = wing.spied(wing.build(case))
     wing.initialize(flow, case.points(3), case.context(3))
-    assert count() == case.conditioners
+    assert count() in (0, case.conditioners)
