@@ -102,7 +102,7 @@ BUILDERS = ("nice", "realnvp", "glow")
 
 def case(name, size, *layers, **options):
     if "Coupling" in name or name == "nice" or (name in BUILDERS and isinstance(size, int)):
-        options.setdefault("hidden", (8, 8))
+        options.setdefault("hidden", (8,))
     return Case(name, size, options, layers)
 
 
@@ -110,7 +110,7 @@ MASK = (True, False, False, True, True)
 COUPLING = {"hidden": (8,)}
 
 LAYERS = [
-    case("AdditiveCoupling", 5),
+    case("AdditiveCoupling", 5, hidden=(8, 8)),
     case("AdditiveCoupling", 4, partition="alternating", squash=False, activation="elu"),
     case("AdditiveCoupling", 3, context_dim=2, hidden=()),
     case("AffineCoupling", 5),
@@ -143,25 +143,23 @@ LAYERS = [
         4,
         ("ActNorm", {}),
         ("AffineCoupling", {**COUPLING, "scale": "sigmoid"}),
-        ("AdditiveCoupling", COUPLING),
         ("Permutation", {}),
-        ("AffineCoupling", {**COUPLING, "partition": "alternating", "context_dim": 2}),
-        ("InvertibleLinear", {}),
+        ("AdditiveCoupling", {**COUPLING, "partition": "alternating", "context_dim": 2}),
         ("BatchNorm", {}),
     ),
     case("Stack", 3, ("AffineCoupling", COUPLING), ("AffineCoupling", COUPLING)),
 ]
 
 FLOWS = [
-    case("nice", 5),
+    case("nice", 5, hidden=(8, 8)),
     case("nice", 4, layers=3, partition="halves", robust=False, activation="tanh"),
     case("nice", 2, layers=1),
     case("nice", 3, layers=2, context_dim=2),
     case("realnvp", 5, layers=4),
     case("realnvp", 4, layers=3, scale="exp", robust=False, partition="alternating"),
-    case("realnvp", 3, layers=5, batch_norm=True),
+    case("realnvp", 3, layers=3, batch_norm=True),
     case("realnvp", 2, layers=2, scale="clamp", network="own"),
-    case("realnvp", 3, layers=3, context_dim=2),
+    case("realnvp", 3, layers=2, context_dim=2),
     case("realnvp", 3, layers=2, logit=0.05),
     case("glow", 5, layers=3),
     case("glow", 4, layers=1, scale="tanh", partition=(False, True, True, False)),
@@ -196,7 +194,7 @@ IMAGE_LAYERS = [
     ),
 ]
 IMAGE_FLOWS = [
-    case("nice", (1, 2, 3), layers=3, logit=0.05),
+    case("nice", (1, 2, 3), layers=2, logit=0.05),
     case("realnvp", (2, 4, 2), scales=2, channels=2, blocks=1, norm="instance", scale="sigmoid"),
     case("realnvp", (1, 2, 4), scales=1, channels=3, blocks=0, norm="batch", context_dim=1),
     case("realnvp", (1, 3, 2), scales=1, channels=3, blocks=0, norm=None, batch_norm=True),

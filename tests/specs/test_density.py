@@ -16,10 +16,12 @@ PLANE = [
     case("glow", 2, layers=3),
     case("glow", 2, layers=2, scale="tanh", context_dim=2),
 ]
+SHORT = [case for case in FLOWS if case in KINDS]
 
 
-@pytest.mark.parametrize("base", ["normal", "logistic"])
-@pytest.mark.parametrize("case", PLANE, ids=str)
+@pytest.mark.parametrize(
+    ("case", "base"), [*((case, "normal") for case in PLANE), (PLANE[1], "logistic")], ids=str
+)
 def test_integrates_to_one(wing, case, base):
     """By quadrature on a grid that covers the samples amply."""
     flow, context = wing.build(case), case.context()
@@ -33,8 +35,9 @@ def test_integrates_to_one(wing, case, base):
     assert_allclose(mass * np.prod(2 * reach / (steps - 1)), 1.0, atol=2e-3)
 
 
-@pytest.mark.parametrize("base", ["normal", "logistic"])
-@pytest.mark.parametrize("case", [case for case in FLOWS if case in KINDS], ids=str)
+@pytest.mark.parametrize(
+    ("case", "base"), [*((case, "normal") for case in SHORT), (SHORT[0], "logistic")], ids=str
+)
 def test_samples_follow_the_density(wing, case, base):
     """Encoded samples are the base's: each coordinate passes a Kolmogorov-Smirnov test."""
     flow, context = wing.build(case, noise=0.15), case.context()
@@ -62,8 +65,11 @@ def test_log_prob_agrees_with_the_host(wing, case):
     assert_allclose(wing.sample(ours, (3,)), wing.sample(host, (3,)))
 
 
-@pytest.mark.parametrize("case", FLOWS, ids=str)
-@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [*((case, (3,)) for case in SHORT), (SHORT[0], ()), (SHORT[0], (2, 3))],
+    ids=str,
+)
 def test_a_sample_and_its_density_in_one_go(wing, case, shape):
     flow, context = wing.build(case), case.context()
     density = wing.density(flow, None, context)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.specs.registry import KINDS, case
+from tests.specs.registry import NAMES, case
 from tests.wings import WINGS
 
 PLAIN = [
@@ -60,7 +60,7 @@ def test_update_then_log_determinant(wing, update, case, inverse):
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
-@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("case", NAMES, ids=str)
 def test_copies(wing, case, way):
     """Of a flow that has been used, with gradients; the copy shares nothing with it."""
     flow = wing.build(case)

@@ -17,9 +17,10 @@ from numpyro.infer.util import log_density
 
 from numpyro_flows import (
     flow_distribution,
+    glow,
     realnvp,
 )
-from tests.hosts.numpyro.flows import FLOWS, IMAGES, KEY, make, normal, perturbed
+from tests.hosts.numpyro.flows import FLOWS, KEY, make, normal, perturbed
 
 
 def skewed(rows=300):
@@ -32,7 +33,7 @@ def learn(model, guide, steps=60, rate=1e-2, loss=None):
     return svi.run(jax.random.key(3), steps, progress_bar=False)
 
 
-@pytest.mark.parametrize(("name", "batch_size"), [("nice", 50), ("realnvp", None), ("glow", 50)])
+@pytest.mark.parametrize(("name", "batch_size"), [("realnvp", None), ("glow", 50)])
 def test_svi_learns_a_density_in_a_plate(name, batch_size):
     flow, data = FLOWS[name](), skewed()
 
@@ -49,7 +50,7 @@ def test_svi_learns_a_density_in_a_plate(name, batch_size):
     assert after > flow_distribution(flow).log_prob(data).mean() + 0.1
 
 
-@pytest.mark.parametrize(("name", "particles"), [("nice", 1), ("realnvp", 3), ("glow", 1)])
+@pytest.mark.parametrize(("name", "particles"), [("realnvp", 3), ("glow", 1)])
 def test_svi_learns_a_guide(name, particles):
     flow, target = FLOWS[name](), dist.Normal(jnp.array([1.0, -2.0, 0.5]), 0.3).to_event(1)
 
@@ -132,10 +133,10 @@ def test_nuts_with_a_flow_as_prior():
     assert samples.std(0).max() < 0.3
 
 
-@pytest.mark.parametrize("name", ["glow"])
-def test_a_prior_over_images(name):
+def test_a_prior_over_images():
     """A noisy image, explained by one of the flow's: SVI and a plate."""
-    density = flow_distribution(perturbed(IMAGES[name](), scale=0.1))
+    flow = glow((1, 2, 4), levels=1, steps=1, channels=3, key=KEY)
+    density = flow_distribution(perturbed(flow, scale=0.1))
     seen = density.sample(KEY, (6,)) + 0.1
 
     def model():
