@@ -79,6 +79,8 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Names of floating-point arrays that are state, not parameters.
     buffers: ClassVar[tuple[str, ...]] = ()
+    # Whether the layer itself has state that depends on data, apart from layers that it contains.
+    _learns: ClassVar[bool] = False
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
     base_shape: tuple[int, ...] = eqx.field(static=True)
@@ -106,6 +108,8 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        if "_absorb" in vars(cls):
+            cls._learns = vars(cls).get("_learns", True)
         for name, unchecked in _PAIR.items():
             method = vars(cls).get(name)
             if method is not None:
@@ -190,7 +194,7 @@ class TransformModule(eqx.Module, _HostTransform):
         x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
         # A program that learns nothing would take its time to compile.
-        return _absorbed(self, x, context, first) if nodes(self, _learns) else self
+        return _absorbed(self, x, context, first) if nodes(self, _has_state) else self
 
     def scale_penalty(self) -> Float[Array, ""]:
         """Return the sum of the squared factors of all tanh scales (RealNVP's L2 penalty)."""
@@ -364,9 +368,9 @@ def has_penalty(node: object) -> bool:
     return callable(getattr(node, "penalty", None))
 
 
-def _learns(node: object) -> bool:
+def _has_state(node: object) -> bool:
     """Return whether a node of a flow has state that depends on data."""
-    return isinstance(node, DataDependent) or eqx.is_array(getattr(node, "initialized", None))
+    return isinstance(node, DataDependent) or getattr(node, "_learns", False)
 
 
 _PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}
@@ -441,6 +445,7 @@ class Conditioned(TransformModule):
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("context",)  # not trained, but differentiable
+    _learns: ClassVar[bool] = False
 
     flow: TransformModule
     context: Float[Array, "*batch context_dim"]

@@ -1,7 +1,7 @@
 """Composition: chains of layers, and stacks of blocks with the same structure."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import equinox as eqx
 import jax
@@ -35,6 +35,8 @@ class Chain(TransformModule):
         >>> flow(jnp.ones((2, 4))).shape
         (2, 4)
     """
+
+    _learns: ClassVar[bool] = False
 
     layers: Any  # a tuple, or the blocks of a stack
 
@@ -120,6 +122,8 @@ class Stack(Chain):
     Raises:
         ValueError: if there are no blocks, or if their structures differ.
     """
+
+    _learns: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -22,6 +22,7 @@ from pyroflows_common.partition import Partition, as_partition
 class Coupling(TransformModule):
     """Base class of the couplings: a partition, and a network that sees part `a` of the event."""
 
+    _learns: ClassVar[bool] = False
     outputs: ClassVar[int]  # network outputs for each transformed coordinate
 
     network: Callable[..., Array]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -136,6 +136,8 @@ class MultiScale(TransformModule):
         >>> z.shape, [part.shape[1:] for part in flow.split_latent(z)]
         ((5, 16), [(2, 2, 2), (2, 2, 2)])
     """
+
+    _learns: ClassVar[bool] = False
 
     levels: tuple[TransformModule, ...]
     partitions: tuple[Partition, ...] = eqx.field(static=True)

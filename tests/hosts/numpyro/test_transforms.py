@@ -15,13 +15,17 @@ from numpyro.infer.util import log_density
 
 from numpyro_flows import (
     ActNorm,
+    AdditiveCoupling,
     AffineCoupling,
     Chain,
     InvertibleConv1x1,
     InvertibleLinear,
+    Stack,
     TransformModule,
     flow_distribution,
 )
+from numpyro_flows.networks import DataDependent
+from numpyro_flows.tree import replace
 from tests.hosts.numpyro.flows import FLOWS, KEY, every_flow, make, normal, perturbed
 
 # The host's distributions
@@ -215,6 +219,54 @@ def test_a_layer_that_would_ignore_its_context():
 
 
 # Modules and imports
+
+
+class Centred(TransformModule):
+    """A shift to the mean of the first batch."""
+
+    loc: jax.Array
+
+    def __init__(self, event_shape):
+        super().__init__(event_shape)
+        self.loc = jnp.zeros(event_shape)
+
+    def forward_and_ladj(self, x):
+        return x + self.loc, jnp.zeros(())
+
+    def inverse_and_ladj(self, y):
+        return y - self.loc, jnp.zeros(())
+
+    def _absorb(self, y, context, first):
+        layer = replace(self, loc=y.mean(0)) if first else self
+        return layer, y - layer.loc
+
+
+class Latest(DataDependent):
+    """A network that gives what it has seen last."""
+
+    seen: jax.Array
+
+    def __call__(self, a):
+        return jnp.broadcast_to(self.seen, (2,))
+
+    def absorb(self, x, first):
+        return replace(self, seen=x.mean(0))
+
+
+@pytest.mark.parametrize("context", [None, jnp.zeros(2)], ids=["plain", "conditioned"])
+def test_layers_and_networks_of_ones_own_learn_from_data(context):
+    """Whatever holds them."""
+    x = 5.0 + normal((9, 3))
+    given = {"context_dim": 2} if context is not None else {}
+    last = AffineCoupling(3, hidden=(4,), key=KEY, **given)
+    for flow in (Chain([last, Centred(3)]), Chain([last, Stack([Centred(3), Centred(3)])])):
+        flow = flow if context is None else flow.condition(context)
+        learned = [leaf for leaf in flow.initialize(x).state_dict().items() if "loc" in leaf[0]]
+        assert_allclose(sum(value for _, value in learned), x.mean(0), rtol=1e-5)
+        assert flow.update(x).state_dict().keys() == flow.state_dict().keys()
+    coupling = AdditiveCoupling(3, network=Latest(jnp.zeros(1)), squash=False, key=KEY)
+    for learned in (coupling.initialize(x), Chain([coupling]).update(x).layers[0]):
+        assert_allclose(learned.network.seen, x[:, :1].mean(0), rtol=1e-5)
 
 
 def test_load_state_dict_refuses_what_does_not_fit():
