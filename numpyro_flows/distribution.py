@@ -108,9 +108,12 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> di
 
 
 class NamedBase(dist.Independent):
-    """A base distribution that costs one program for each shape, also outside `jit`."""
+    """A base distribution that is compiled once for each shape, also when used outside `jit`.
 
-    def log_prob(self, value: Events) -> Float[Array, "..."]:
+    It does not validate its values, because `FlowDistribution` does. `expand` gives the host's own.
+    """
+
+    def log_prob(self, value: Events, intermediates: object = None) -> Float[Array, "..."]:
         """Return the log-density of `value`, `(*batch, *base_shape)`."""
         return _scored(self, value)
 

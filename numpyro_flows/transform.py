@@ -18,7 +18,7 @@ from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
 from numpyro_flows.networks import DataDependent
-from numpyro_flows.tree import Module, frozen, named, nodes, rearranged, replace, restored
+from numpyro_flows.tree import Module, frozen, named, nodes, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
@@ -79,7 +79,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     # Names of floating-point arrays that are state, not parameters.
     buffers: ClassVar[tuple[str, ...]] = ()
-    # Whether the layer itself has state that depends on data, apart from layers that it contains.
+    # Whether a layer that overrides `_absorb` learns itself, and not only the layers in it.
     _learns: ClassVar[bool] = False
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
@@ -108,8 +108,6 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if "_absorb" in vars(cls):
-            cls._learns = vars(cls).get("_learns", True)
         for name, unchecked in _PAIR.items():
             method = vars(cls).get(name)
             if method is not None:
@@ -193,7 +191,7 @@ class TransformModule(eqx.Module, _HostTransform):
     def _learned(self: Flow, x: Events, context: Context, first: bool) -> Flow:
         x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
-        # A program that learns nothing would take its time to compile.
+        # Compiling is slow: skip it where nothing learns.
         return _absorbed(self, x, context, first) if nodes(self, _has_state) else self
 
     def scale_penalty(self) -> Float[Array, ""]:
@@ -354,13 +352,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def astype(self: Module, dtype: DTypeLike) -> Module:
         """Return the flow with its floating-point arrays in another dtype."""
-
-        def cast(array: Array) -> Array:
-            if not eqx.is_inexact_array(array):
-                return array
-            return rearranged(lambda _, a: a.astype(dtype), array)
-
-        return jax.tree.map(cast, self)
+        return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
 
 
 def has_penalty(node: object) -> bool:
@@ -370,7 +362,10 @@ def has_penalty(node: object) -> bool:
 
 def _has_state(node: object) -> bool:
     """Return whether a node of a flow has state that depends on data."""
-    return isinstance(node, DataDependent) or getattr(node, "_learns", False)
+    if not isinstance(node, TransformModule):
+        return isinstance(node, DataDependent)
+    owner = next(kind for kind in type(node).__mro__ if {"_absorb", "_learns"} & vars(kind).keys())
+    return vars(owner).get("_learns", True)
 
 
 _PAIR = {"forward_and_ladj": "_forward_pair", "inverse_and_ladj": "_inverse_pair"}

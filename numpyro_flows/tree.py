@@ -24,7 +24,7 @@ def replace(module: Module, **changes: object) -> Module:
 
 
 def rearranged(move: Callable[..., Any], *arrays: Array) -> Array:
-    """Apply `move(numpy or jax.numpy, *arrays)`, which computes nothing, in NumPy on a CPU.
+    """Apply `move(numpy or jax.numpy, *arrays)`, which moves or makes elements, in NumPy on a CPU.
 
     Outside `jit`, JAX would compile a program for each shape.
     """

@@ -1,4 +1,4 @@
-"""Convolutions of images, which the conditioner networks are made of."""
+"""The convolutions that the conditioners of images are built from."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -10,7 +10,7 @@ def group_of(item):
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     subject = parameters.get("case")
     wings = {str(parameters[name]) for name in ("wing", "writer") if name in parameters}
-    # Where both wings take part, NumPyro's programs are what costs time.
+    # Where both wings take part, NumPyro's programs are what costs time; its name sorts first.
     return f"{item.path.stem if subject is None else subject} {min(wings, default='')}"
 
 

@@ -143,8 +143,9 @@ LAYERS = [
         4,
         ("ActNorm", {}),
         ("AffineCoupling", {**COUPLING, "scale": "sigmoid"}),
+        ("AdditiveCoupling", COUPLING),
         ("Permutation", {}),
-        ("AdditiveCoupling", {**COUPLING, "partition": "alternating", "context_dim": 2}),
+        ("AffineCoupling", {**COUPLING, "partition": "alternating", "context_dim": 2}),
         ("BatchNorm", {}),
     ),
     case("Stack", 3, ("AffineCoupling", COUPLING), ("AffineCoupling", COUPLING)),
@@ -214,7 +215,7 @@ def shortest(kind):
     return list({kind(case): case for case in longest_first}.values())
 
 
-# For laws to which scales, activations and partitions are the same: each layer and builder, on
-# vectors and on images, with and without context; and for laws to which the context is, too.
+# Each layer and builder, on vectors and on images. KINDS, with and without context: for laws that
+# do not depend on scales, activations and partitions. NAMES: nor on the context.
 KINDS = shortest(lambda case: (case.name, len(case.shape), case.context_dim > 0))
 NAMES = shortest(lambda case: (case.name, len(case.shape)))

@@ -25,16 +25,30 @@ def test_round_trips(wing, case):
         assert abs(there.ravel() - latents.ravel()).max() > 1e-3
 
 
+def differences(wing, case, flow, latents, context, step=1e-6):
+    """The Jacobian of each row, by central differences."""
+    columns = []
+    for unit in np.eye(latents[0].size).reshape(-1, *case.base_shape):
+        up, down = (wing.forward(flow, latents + s * step * unit, context)[0] for s in (1, -1))
+        columns.append((up - down).reshape(len(latents), -1) / (2 * step))
+    return np.stack(columns, -1)
+
+
 @every_case
 def test_log_determinant_is_that_of_the_jacobian(wing, case):
     """By central differences. That of the inverse is its negative, by the next law."""
     flow, latents, context = wing.build(case), case.latents(3), case.context(3)
-    step, columns = 1e-6, []
-    for unit in np.eye(latents[0].size).reshape(-1, *case.base_shape):
-        up, down = (wing.forward(flow, latents + s * step * unit, context)[0] for s in (1, -1))
-        columns.append((up - down).reshape(3, -1) / (2 * step))
-    _, expected = np.linalg.slogdet(np.stack(columns, -1))
+    _, expected = np.linalg.slogdet(differences(wing, case, flow, latents, context))
     assert_allclose(wing.forward(flow, latents, context)[1], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", NAMES, ids=str)
+def test_the_gradient_of_a_value_is_its_jacobian(wing, case):
+    """Which variational inference needs, in the direction from base to data."""
+    flow, latents, context = wing.build(case), case.latents(3), case.context()
+    contexts = None if context is None else np.broadcast_to(context, (3, *context.shape)).copy()
+    found = wing.jacobian(flow, latents, context)
+    assert_allclose(found, differences(wing, case, flow, latents, contexts), rtol=1e-5, atol=1e-6)
 
 
 @every_case

@@ -60,7 +60,8 @@ def test_gradients(wing, case):
 
 
 def test_initialize(wing, case):
-    """Not at all where there is nothing to learn, in NumPyro."""
+    """NumPyro's flows do not evaluate anything where there is nothing to learn."""
     flow, count = wing.spied(wing.build(case))
+    learns = any(name.endswith("initialized") for name in wing.state(flow))
     wing.initialize(flow, case.points(3), case.context(3))
-    assert count() in (0, case.conditioners)
+    assert count() == (case.conditioners if learns or wing.name == "pyro" else 0)

@@ -243,7 +243,7 @@ def test_no_start_at_all(host):
 
     init = host.init_to_value(values=values)
     warning = "no Gaussian with a finite evidence lower bound"
-    with host.validation(), pytest.warns(UserWarning, match=warning):
+    with host.eager(), pytest.warns(UserWarning, match=warning):
         fitted = gaussian(host, of_density(host, log_density), init_loc_fn=init)
     x, log_q = fitted.draws()
     assert_allclose(log_q, stats.norm.logpdf(x, 1.0, 0.1).sum(-1), rtol=1e-6)

@@ -8,7 +8,7 @@ from tests.reference import images
 from tests.specs.registry import case
 
 SCALES = [
-    case("realnvp", (2, 4, 2), scales=2, channels=3, blocks=0),
+    case("realnvp", (2, 8, 4), scales=3, channels=2, blocks=0),
     case("glow", (2, 8, 8), levels=3, steps=1, channels=3),
     case("glow", (3, 2, 2), levels=1, steps=1, channels=3),
 ]

@@ -74,6 +74,7 @@ class PyroHost:
         return torch.as_tensor(np.asarray(x, dtype="float64"))
 
     validation = staticmethod(pyro.validation_enabled)
+    eager = staticmethod(contextlib.nullcontext)  # as it always is
 
     @staticmethod
     def clear():
@@ -168,14 +169,19 @@ class NumPyroHost:
     compiles = True  # the set-up of guides: one program in place of a hundred
 
     @contextlib.contextmanager
-    def validation(self):
-        """NumPyro validates numbers only, and not what is being compiled."""
+    def eager(self):
+        """Set guides up as a user would who calls them: with warnings about their numbers."""
         self.compiles = False
         try:
-            with numpyro.validation_enabled():
-                yield
+            yield
         finally:
             self.compiles = True
+
+    @contextlib.contextmanager
+    def validation(self):
+        """NumPyro validates numbers only, and not what is being compiled."""
+        with self.eager(), numpyro.validation_enabled():
+            yield
 
     @staticmethod
     def clear():

@@ -126,7 +126,11 @@ class NumPyroWing(base.Wing):
         return super().build(case, seed, dtype, noise)
 
     def cast(self, flow, dtype):
-        return flow.astype(dtype)
+        # In NumPy, because `flow.astype` compiles a program for each shape.
+        def moved(array):
+            return self.array(np.asarray(array).astype(dtype))
+
+        return jax.tree.map(lambda a: moved(a) if eqx.is_inexact_array(a) else a, flow)
 
     def state(self, flow):
         return {name: np.array(value) for name, value in flow.state_dict().items()}
