@@ -66,7 +66,7 @@ def flow_distribution(
 
     Raises:
         ValueError: if base, context or temperature does not fit the flow.
-        TypeError: if `flow` is not a `TransformModule`.
+        TypeError: if `flow` is no `TransformModule`, or `base` neither a name nor a distribution.
 
     Examples:
         >>> import jax
@@ -88,6 +88,8 @@ def flow_distribution(
     density = flow.base if base is None else base
     if isinstance(density, str):
         density = named_base(density, plain, temperature)
+    elif not isinstance(density, dist.Distribution):
+        raise TypeError(f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution")
     elif traced or temperature != 1.0:
         raise ValueError("`temperature` applies to named bases only; scale your own distribution")
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")

@@ -70,7 +70,7 @@ def flow_distribution(
 
     Raises:
         ValueError: if base, context or temperature does not fit the flow.
-        TypeError: if `flow` is not a `TransformModule`.
+        TypeError: if `flow` is no `TransformModule`, or `base` neither a name nor a distribution.
 
     Examples:
         >>> import torch
@@ -93,6 +93,8 @@ def flow_distribution(
         # The distribution validates its values itself; a second validation by the base could not be
         # compiled.
         density = named_base(density, plain, temperature, validate_args=False)
+    elif not isinstance(density, torch.distributions.Distribution):
+        raise TypeError(f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution")
     elif temperature != 1.0:
         raise ValueError("`temperature` applies to named bases only; scale your own distribution")
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")

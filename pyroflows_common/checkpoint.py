@@ -54,7 +54,10 @@ class Checkpoint(ABC):
             state = self._read()
             known = isinstance(state, dict) and state.get("format") == self.format
         except Exception as error:  # a broken file can raise anything
-            raise ValueError(f"`checkpoint` {str(self.path)!r} cannot be read: {error}") from error
+            raise ValueError(
+                f"`checkpoint` {str(self.path)!r} cannot be read: it is damaged, or `fit` has not "
+                "written it"
+            ) from error
         if not known:
             raise ValueError(f"`checkpoint` {str(self.path)!r} is not a checkpoint of `fit`")
         differences = compare(state["settings"], self.settings)

@@ -162,8 +162,8 @@ def _base(
     base = flow.base if base is None else base
     if isinstance(base, str):
         return base, named_base(base, flow)
-    shapes = tuple(getattr(base, "batch_shape", ())), tuple(getattr(base, "event_shape", ()))
-    if not hasattr(base, "log_prob") or shapes != ((), flow.base_shape):
+    known = isinstance(base, dist.Distribution)
+    if not known or (tuple(base.batch_shape), tuple(base.event_shape)) != ((), flow.base_shape):
         raise ValueError(
             f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
             f"() and event_shape {flow.base_shape}"

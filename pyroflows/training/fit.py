@@ -165,8 +165,8 @@ def _base(
     if isinstance(base, str):
         # The host's validation would end training at the first non-finite event.
         return base, named_base(base, flow, validate_args=False).log_prob
-    shapes = tuple(getattr(base, "batch_shape", ())), tuple(getattr(base, "event_shape", ()))
-    if not hasattr(base, "log_prob") or shapes != ((), flow.base_shape):
+    known = isinstance(base, torch.distributions.Distribution)
+    if not known or (tuple(base.batch_shape), tuple(base.event_shape)) != ((), flow.base_shape):
         raise ValueError(
             f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
             f"() and event_shape {flow.base_shape}"

@@ -353,3 +353,9 @@ def test_bases_and_temperatures(wing):
         wing.density(flow, wing.normal_base((2,), 0.0, 1.0), temperature=0.5)
     with pytest.raises(ValueError, match=r"`base`.*\(3,\).*\(2,\)"):
         wing.density(flow, wing.normal_base((3,), 0.0, 1.0))
+    for wrong in (5, type(wing.normal_base((2,), 0.0, 1.0))):
+        with pytest.raises(TypeError, match="`base` is .*expected 'normal', 'logistic' or a dist"):
+            wing.density(flow, wrong)
+        random = {"key": wing.key(0)} if hasattr(wing, "key") else {"seed": 0}
+        with pytest.raises(ValueError, match="`base` is .*expected 'normal', 'logistic' or a dist"):
+            wing.package.fit(flow, wing.array(np.ones((9, 2))), base=wrong, steps=1, **random)

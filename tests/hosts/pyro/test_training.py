@@ -243,7 +243,7 @@ class Evil:
 def test_no_code_from_a_checkpoint_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"format": "pyroflows fit 1", "settings": Evil()}, "run")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read: it is damaged, or `fit` has not"):
         fit(flow(), X, checkpoint="run", **QUICK)
     assert not os.path.exists("executed")
 
