@@ -351,7 +351,8 @@ def test_numpyro_parameters():
     host = HOSTS["numpyro"]
     guide = host.guides.AutoNormal(conjugate(host))
     args = (host.array(Y),)
-    params = host.params(guide, *args)
+    with host.eager():
+        params = host.params(guide, *args)
     for wrong in ({}, None, {"mean_auto_loc": params["mean_auto_loc"]}):
         with pytest.raises(ValueError, match=r"`params` has no \[.*'mean_auto_scale'\]"):
             host.to_arviz(guide, params=wrong, args=args)

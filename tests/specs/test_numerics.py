@@ -161,7 +161,7 @@ def test_log_scales_share_one_budget(wing, name, scale, layers):
     }  # fmt: skip
     _, ladj = wing.inverse(wing.load(flow, state), rng.standard_normal((100, 2)))
     start = layers * np.log1p(np.exp(-2)) if scale == "sigmoid" else 0.0
-    assert abs(ladj + start).max() <= 4 * (1 + 1e-9)
+    assert abs(ladj + start).max() <= 4 * (1 + 1e-7)  # Glow's rotations are made in float32
     assert abs(ladj + start).max() > 0.01
 
 

@@ -372,8 +372,9 @@ def test_a_penalty_without_effect(wing, options):
 def test_one_evaluation_a_step(wing):
     flow, count = wing.spied(small(wing))
     fit(wing, flow, SMALL, steps=5, validation=None)
-    # Two couplings; `initialize` looks at the first batch, and the last parameters are tried once.
-    assert count() == 5 * 2 + 2 + 2
+    # Two couplings. The last parameters are tried once. `initialize` evaluates the first batch in
+    # Pyro; in NumPyro it returns a flow at once that learns nothing there.
+    assert count() == 5 * 2 + 2 + (2 if wing.name == "pyro" else 0)
 
 
 # Reproducibility

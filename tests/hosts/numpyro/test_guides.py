@@ -87,7 +87,7 @@ def stepped():
 def exact():
     """A guide that is the posterior of the line, and its parameters."""
     guide = AutoFlow(line, straight, degrees_of_freedom=None)
-    return guide, compiled(guide, Y)
+    return guide, initial(guide, Y)
 
 
 def quick(model=line, **options):
