@@ -89,6 +89,7 @@ NEAR = {
 HOSTS = {
     "transform": ("transforms", "functional"),
     "guides/path_gradient": ("guides",),
+    "layers/coupling": ("transforms",),
     "layers/linear": ("transforms",),
 }
 
