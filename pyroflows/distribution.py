@@ -70,7 +70,7 @@ def flow_distribution(
 
     Raises:
         ValueError: if base, context or temperature does not fit the flow.
-        TypeError: if `flow` is no `TransformModule`, or `base` neither a name nor a distribution.
+        TypeError: if `flow` is not a `TransformModule`, or `base` is not a distribution.
 
     Examples:
         >>> import torch

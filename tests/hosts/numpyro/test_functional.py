@@ -96,13 +96,12 @@ def test_grad_and_hessian(name):
         assert_allclose(curvature, (slopes[:3] - slopes[3:]) / (2 * step), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["glow"])
-def test_no_leaks(name):
+def test_no_leaks():
     def all_of_it(density, flow, x):
         score = jax.grad(lambda x: density.log_prob(x).sum())(x)
         return density.log_prob(x), density.sample(KEY, (4,)), score, flow.initialize(x)
 
-    density, flow, x = density_of(name, True), FLOWS[name](), normal((5, 3))
+    density, flow, x = density_of("glow", True), FLOWS["glow"](), normal((5, 3))
     with jax.checking_leaks():
         jax.eval_shape(all_of_it, density, flow, x)
 
