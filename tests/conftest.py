@@ -6,8 +6,14 @@ import tempfile
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+# Tests run each program once or twice: compile it quickly. XLA's new emitters of fused loops take
+# two thirds of the time that it spends on a small program, its split for several threads a third
+# of the rest.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    "XLA_FLAGS",
+    "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_llvm_disable_expensive_passes=true "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 
 import hypothesis  # noqa: E402
@@ -25,7 +31,7 @@ from tests.wings import WINGS  # noqa: E402
 from tests.wings.hosts import HOSTS  # noqa: E402
 
 torch.set_num_threads(1)
-# Tests run each program once or twice: compile it quickly, and once for all processes of a run.
+# Each program is compiled once for all processes of a run.
 jax.config.update("jax_disable_most_optimizations", True)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["FLOWS_PROGRAMS"] = tempfile.mkdtemp(prefix="flows-programs-")
