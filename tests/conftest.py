@@ -1,5 +1,6 @@
 """Set-up that every test shares: threads, precision, markers."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -43,6 +44,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("laws")
 keeper = Keeper()
+# What has been imported stays: the collector need not look through it again and again.
+gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -43,7 +43,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [(c, dtype) for c in BUILT for dtype in DTYPES],
+    [*((c, "float32") for c in BUILT), *((c, "float64") for c in (*BUILT[-2:], SMALL))],
     ids=str,
 )
 def test_both_wings_read_the_same_flow(writer, wing, case, dtype, path):

@@ -193,6 +193,11 @@ class NumPyroWing(base.Wing):
         x = inverse(y)
         return self._numpy((x, inverse.log_abs_det_jacobian(y, x)))
 
+    def dtypes(self, function, flow, density, *points):
+        """Names of the dtypes that a function of them returns, which JAX can tell without it."""
+        arrays = map(self.array, points)
+        return [str(a.dtype) for a in eqx.filter_eval_shape(function, flow, density, *arrays)]
+
     def satisfies(self, constraint, x):
         return self.numpy(constraint(self.array(x)))
 

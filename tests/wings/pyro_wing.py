@@ -122,6 +122,12 @@ class PyroWing(base.Wing):
         x = inverse(y)
         return self.numpy(x), self.numpy(inverse.log_abs_det_jacobian(y, x))
 
+    def dtypes(self, function, flow, density, *points):
+        """Names of the dtypes that a function of them returns."""
+        return [
+            str(a.dtype) for a in map(self.numpy, function(flow, density, *map(self.array, points)))
+        ]
+
     def satisfies(self, constraint, x):
         return constraint.check(self.array(x)).numpy()
 
