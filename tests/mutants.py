@@ -68,7 +68,7 @@ NEAR = {
     "guides/path_gradient": ("guides evidence", ""),
     "archive": ("storage broken_files old_files errors", ""),
     "arviz": ("diagnostics importance", ""),
-    "ascent": ("evidence guides", ""),
+    "ascent": ("evidence guide_starts guides", ""),
     "batches": ("sources training checkpoints failures", ""),
     "bits": ("pixels images", ""),
     "checkpoint": ("checkpoints", ""),
@@ -81,7 +81,7 @@ NEAR = {
     "recipe": ("storage errors old_files", ""),
     "rows": ("sources training failures checkpoints errors", ""),
     "schedule": ("training evidence errors", ""),
-    "search": ("guides", ""),
+    "search": ("guide_starts", ""),
     "sites": ("diagnostics importance guides", ""),
     "verdict": ("importance diagnostics", ""),
 }

@@ -143,7 +143,7 @@ def test_a_start_without_a_search(host):
     assert stats.kstest((x - loc).ravel() / 0.5, "norm").pvalue > 1e-3
 
 
-@pytest.mark.filterwarnings("default:the model takes one point at a time")  # torch's square
+@pytest.mark.filterwarnings("ignore:the model takes one point at a time")  # torch's square
 def test_a_model_without_second_derivatives(host):
     """The search takes differences of slopes, says so, and is as good."""
     square = {"pyro": TorchSquare.apply, "numpyro": jax_square}[host.name]

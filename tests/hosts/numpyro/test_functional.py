@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -94,6 +95,32 @@ def test_grad_and_hessian(name):
         )
         assert_allclose(score, (values[:3] - values[3:]) / (2 * step), rtol=1e-5, atol=1e-6)
         assert_allclose(curvature, (slopes[:3] - slopes[3:]) / (2 * step), rtol=1e-4, atol=1e-5)
+
+
+def programs(function):
+    """Return how many programs a call makes."""
+    found = []
+
+    def listen(event, _, **details):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            found.append(details)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        function()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return len(found)
+
+
+@pytest.mark.parametrize("base", ["normal", "logistic"])
+def test_a_named_base_is_one_program(base):
+    """Outside `jit`, where JAX would compile each operation for each shape."""
+    density = flow_distribution(nice(7, layers=1, hidden=(), key=KEY), base).base_dist
+    x = jax.device_put(np.ones((11, 7)))
+    assert programs(lambda: density.log_prob(x)) == 1
+    assert programs(lambda: density.log_prob(x)) == 0
+    assert programs(lambda: density.sample(KEY, (13,))) == 1
 
 
 def test_no_leaks():
