@@ -1,6 +1,5 @@
 """Base class of all layers: it turns one pair of methods into a NumPyro transform."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
 from numpyro_flows.networks import DataDependent
-from numpyro_flows.tree import Module, frozen, named, nodes, replace, restored
+from numpyro_flows.tree import Module, fields, frozen, named, nodes, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
@@ -284,10 +283,7 @@ class TransformModule(eqx.Module, _HostTransform):
         return self.forward_and_ladj(x)
 
     def log_abs_det_jacobian(
-        self,
-        x: Events,
-        y: Events,
-        intermediates: Float[Array, "*batch"] | None = None,
+        self, x: Events, y: Events, intermediates: Float[Array, "*batch"] | None = None
     ) -> Float[Array, "*batch"]:
         """Return `log|det dy/dx|`, batch-shaped, for a pair with `y = flow(x)`."""
         # The host has just called `inv`: XLA merges the two forward passes.
@@ -311,18 +307,15 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def tree_flatten(self) -> tuple[tuple[object, ...], Fields]:
         """Flatten as NumPyro's transforms do; JAX itself flattens a flow as an Equinox module."""
-        fields = dataclasses.fields(self)
-        names = tuple(f.name for f in fields if not f.metadata.get("static"))
-        static = {f.name: getattr(self, f.name) for f in fields if f.name not in names}
-        return tuple(getattr(self, name) for name in names), (names, static)
+        dynamic = fields(self)
+        return tuple(dynamic.values()), (tuple(dynamic), fields(self, static=True))
 
     @classmethod
     def tree_unflatten(cls, aux_data: Fields, params: Sequence[object]) -> "TransformModule":
         """Undo `tree_flatten`."""
         names, static = aux_data
         module = object.__new__(cls)
-        for name, value in [*zip(names, params, strict=True), *static.items()]:
-            object.__setattr__(module, name, value)
+        module.__dict__.update(zip(names, params, strict=True), **static)
         return module
 
     # Arrays by name

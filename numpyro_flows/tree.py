@@ -17,10 +17,15 @@ Module = TypeVar("Module", bound=eqx.Module)
 def replace(module: Module, **changes: object) -> Module:
     """Return a module with some of its fields replaced."""
     new = object.__new__(type(module))
-    for field in dataclasses.fields(module):
-        value = changes[field.name] if field.name in changes else getattr(module, field.name)
-        object.__setattr__(new, field.name, value)
+    kept = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    new.__dict__.update(kept | changes)
     return new
+
+
+def fields(module: eqx.Module, static: bool = False) -> dict[str, Any]:
+    """Return the fields of a module by name, either those that hold arrays or the static ones."""
+    chosen = (f for f in dataclasses.fields(module) if bool(f.metadata.get("static")) == static)
+    return {field.name: getattr(module, field.name) for field in chosen}
 
 
 def rearranged(move: Callable[..., Any], *arrays: Array) -> Array:
@@ -115,15 +120,12 @@ def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
     def mark(node: Any) -> Any:
         if not lists(node):
             return eqx.is_inexact_array(node)
-        changes = {}
-        for field in dataclasses.fields(node):
-            if not field.metadata.get("static"):
-                value = getattr(node, field.name)
-                changes[field.name] = (
-                    jax.tree.map(lambda _: False, value)
-                    if field.name in listed(node)
-                    else jax.tree.map(mark, value, is_leaf=lists)
-                )
+        changes = {
+            name: jax.tree.map(lambda _: False, value)
+            if name in listed(node)
+            else jax.tree.map(mark, value, is_leaf=lists)
+            for name, value in fields(node).items()
+        }
         return replace(node, **changes)
 
     return jax.tree.map(mark, flow, is_leaf=lists)
@@ -162,6 +164,5 @@ def _children(node: object) -> list[tuple[str, Any]]:
     if isinstance(node, Blocks | tuple | list):
         return [(str(i), node[i]) for i in range(len(node))]
     if isinstance(node, eqx.Module):
-        fields = [f.name for f in dataclasses.fields(node) if not f.metadata.get("static")]
-        return [(name, getattr(node, name)) for name in fields]
+        return list(fields(node).items())
     return list(node.items()) if isinstance(node, dict) else []
