@@ -1,15 +1,14 @@
 """The convolutions that the conditioners of images are built from."""
 
-import math
 from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
-from numpyro_flows.rng import RandomKey, split, uniform
+from numpyro_flows.rng import RandomKey, weight_and_bias
 
 
 class Conv2d(eqx.Module):
@@ -19,10 +18,7 @@ class Conv2d(eqx.Module):
     bias: Float[Array, " out_channels"]
 
     def __init__(self, in_channels: int, out_channels: int, size: int, *, key: RandomKey) -> None:
-        bound = 1.0 / math.sqrt(in_channels * size * size)  # PyTorch's initialisation
-        weight_key, bias_key = split(key, 2)
-        self.weight = uniform(weight_key, (out_channels, in_channels, size, size), bound)
-        self.bias = uniform(bias_key, (out_channels,), bound)
+        self.weight, self.bias = weight_and_bias(key, (out_channels, in_channels, size, size))
 
     def kernel(self) -> Float[Array, "out_channels in_channels size size"]:
         """Return the kernel `(out, in, size, size)`."""
@@ -73,14 +69,8 @@ def _convolved(x: Array, kernel: Array) -> Array:
         parts = x @ kernel.transpose(2, 0, 1, 3).reshape(inputs, -1)
         first, *rest = _shifted(jnp.split(parts, size**2, axis=-1), size)
         return sum(rest, first)
-    y = jax.lax.conv_general_dilated(
-        x[None],
-        kernel,
-        window_strides=(1, 1),
-        padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y[0]
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0]
 
 
 def _shifted(images: Sequence[Array], size: int) -> list[Array]:

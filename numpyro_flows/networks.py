@@ -1,6 +1,5 @@
 """Conditioner networks: functions of the part of an event that a coupling leaves unchanged."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, TypeVar
 
@@ -11,7 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from numpyro_flows.convolutions import Conv2d, NormalizedConv2d
-from numpyro_flows.rng import RandomKey, normal, split, uniform
+from numpyro_flows.rng import RandomKey, normal, split, weight_and_bias
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import as_count, as_scale, as_widths, check_activation
 
@@ -136,10 +135,7 @@ class Linear(eqx.Module):
     bias: Float[Array, " out_dim"]
 
     def __init__(self, in_dim: int, out_dim: int, *, key: RandomKey) -> None:
-        bound = 1.0 / math.sqrt(max(in_dim, 1))  # PyTorch's initialisation
-        weight_key, bias_key = split(key, 2)
-        self.weight = uniform(weight_key, (out_dim, in_dim), bound)
-        self.bias = uniform(bias_key, (out_dim,), bound)
+        self.weight, self.bias = weight_and_bias(key, (out_dim, in_dim))
 
     def __call__(self, x: Float[Array, " in_dim"]) -> Float[Array, " out_dim"]:
         """Apply the layer."""
@@ -303,7 +299,7 @@ class ResNet(DataDependent):
         if not self.norms:
             return self
         norms = jax.vmap(moved, axis_name=BATCH, out_axes=None)(x)
-        return eqx.tree_at(lambda network: network.norms, self, norms)
+        return replace(self, norms=norms)
 
     def _evaluate(self, x: Array, normalized: Callable[[int, Array], Array]) -> Array:
         activation = ACTIVATIONS[self.activation]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt32
@@ -19,17 +18,9 @@ RandomKey = Key[Array, ""] | UInt32[Array, "2"]  # new style, old style
 KEYS, NUMBERS = 64, 4096
 
 
-def is_key(key: object) -> bool:
-    """Return whether a value is a random key, new style or old."""
-    if not isinstance(key, Array):
-        return False
-    new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
-    return new or (key.dtype == np.uint32 and key.shape == (2,))
-
-
 def check_key(key: object) -> None:
     """Check that `key` is a random key."""
-    if not is_key(key):
+    if not isinstance(key, RandomKey):
         raise TypeError(f"`key` is {key!r}, expected one of jax.random.key")
 
 
@@ -47,6 +38,13 @@ def split(key: RandomKey, count: int) -> list[RandomKey]:
 def uniform(key: RandomKey, shape: Sequence[int], bound: float) -> Float[Array, "..."]:
     """Draw weights from U(−bound, bound)."""
     return _drawn(lambda n: jax.random.uniform(key, (n,), minval=-bound, maxval=bound), shape)
+
+
+def weight_and_bias(key: RandomKey, shape: Sequence[int]) -> tuple[Array, Array]:
+    """Draw PyTorch's initial weight `(outputs, inputs, …)` and bias of a layer."""
+    bound = 1.0 / math.sqrt(max(math.prod(shape[1:]), 1))
+    weight_key, bias_key = split(key, 2)
+    return uniform(weight_key, shape, bound), uniform(bias_key, shape[:1], bound)
 
 
 def normal(key: RandomKey, shape: Sequence[int], std: float = 1.0) -> Float[Array, "..."]:
