@@ -115,26 +115,18 @@ class NamedBase(dist.Independent):
     It does not validate its values, because `FlowDistribution` does. `expand` gives the host's own.
     """
 
+    @jax.jit
     def log_prob(self, value: Events, intermediates: object = None) -> Float[Array, "..."]:
         """Return the log-density of `value`, `(*batch, *base_shape)`."""
-        return _scored(self, value)
+        return super().log_prob(value)
 
+    @functools.partial(jax.jit, static_argnums=2)
     def sample(self, key: RandomKey, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
         """Draw `(*sample_shape, *base_shape)`."""
-        return _drawn(self, key, sample_shape)
+        return super().sample(key, sample_shape)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _made(name: str, temperature: float, shape: tuple[int, ...], dtype: DTypeLike) -> NamedBase:
     zeros = jnp.zeros(shape, dtype)
     return NamedBase(BASES[name](zeros, jnp.full_like(zeros, temperature)), len(shape))
-
-
-@jax.jit
-def _scored(base: NamedBase, value: Events) -> Float[Array, "..."]:
-    return dist.Independent.log_prob(base, value)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _drawn(base: NamedBase, key: RandomKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    return dist.Independent.sample(base, key, shape)
