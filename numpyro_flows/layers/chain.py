@@ -70,8 +70,7 @@ class Chain(TransformModule):
 
     def _through(self, x: Array, context: Context, forward: bool) -> EventPair:
         ladj: Any = 0.0
-        layers = list(self._flat())
-        for run in runs(layers if forward else reversed(layers)):
+        for run in runs(list(_flat(self.layers)), forward):
             if len(run) > 1:
                 x, step = coupled(cast(list[Coupling], run), x, context, forward)
             else:
@@ -79,14 +78,6 @@ class Chain(TransformModule):
                 x, step = pair(x, context)
             ladj = ladj + step
         return x, ladj
-
-    def _flat(self) -> Iterator[TransformModule]:
-        """Yield the layers, and those of chains in their place."""
-        for layer in self.layers:
-            if type(layer) is Chain:  # a stack scans over its blocks
-                yield from layer._flat()
-            else:
-                yield layer
 
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layers = []
@@ -134,13 +125,8 @@ class Stack(Chain):
     @override
     def _through(self, x: Array, context: Context, forward: bool) -> EventPair:
         arrays, static = eqx.partition(self.layers.stacked, eqx.is_array)
-
-        def runs_of(block: TransformModule) -> list[list[TransformModule]]:
-            layers = list(block._flat()) if type(block) is Chain else [block]
-            return runs(layers if forward else reversed(layers))
-
         # Blocks of couplings on the same two parts pass these on as they are.
-        first, *others = runs_of(self.layers.stacked)
+        first, *others = runs(list(_flat([self.layers.stacked])), forward)
         partition = cast(Coupling, first[0]).partition if len(first) > 1 and not others else None
 
         def step(carry: tuple[Any, Array], arrays: Any) -> tuple[tuple[Any, Array], None]:
@@ -149,7 +135,7 @@ class Stack(Chain):
                 pair = block._forward_pair if forward else block._inverse_pair
                 event, log_det = pair(event, context)
             else:
-                run = cast(list[Coupling], runs_of(block)[0])
+                run = cast(list[Coupling], runs(list(_flat([block])), forward)[0])
                 *event, log_det = parts_coupled(run, event[0], event[1], context, forward)
             return (event, ladj + log_det), None
 
@@ -175,6 +161,15 @@ class Stack(Chain):
 
     def _held(self, layers: Iterable[TransformModule]) -> Blocks:
         return Blocks(layers)
+
+
+def _flat(layers: Iterable[TransformModule]) -> Iterator[TransformModule]:
+    """Yield layers, and those of chains in their place."""
+    for layer in layers:
+        if type(layer) is Chain:  # a stack scans over its blocks
+            yield from _flat(layer.layers)
+        else:
+            yield layer
 
 
 def _dtype(*values: object) -> jnp.dtype:

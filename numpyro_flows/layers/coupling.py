@@ -1,7 +1,7 @@
 """Coupling layers (NICE, section 3.2; RealNVP, section 3.3)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeGuard, cast
 
 import equinox as eqx
 import jax
@@ -263,10 +263,10 @@ def parts_coupled(
     return a, b, ladj
 
 
-def runs(layers: Iterable[TransformModule]) -> list[list[TransformModule]]:
+def runs(layers: Sequence[TransformModule], forward: bool) -> list[list[TransformModule]]:
     """Group consecutive couplings on the same two parts; every other layer stands alone."""
     found: list[list[TransformModule]] = []
-    for layer in layers:
+    for layer in layers if forward else reversed(layers):
         if found and _share_parts(found[-1][-1], layer):
             found[-1].append(layer)
         else:
@@ -277,14 +277,10 @@ def runs(layers: Iterable[TransformModule]) -> list[list[TransformModule]]:
 def _share_parts(one: TransformModule, other: TransformModule) -> bool:
     if not (_is_plain(one) and _is_plain(other)):
         return False
-    partition = cast(Coupling, one).partition
-    return cast(Coupling, other).partition in (partition, partition.swap)
+    return other.partition in (one.partition, one.partition.swap)
 
 
-def _is_plain(layer: TransformModule) -> bool:
+def _is_plain(layer: TransformModule) -> TypeGuard[Coupling]:
     """Whether a layer is a coupling whose methods are those of the base class."""
-    kind = type(layer)
-    return isinstance(layer, Coupling) and (kind._forward_pair, kind._inverse_pair) == (
-        Coupling._forward_pair,
-        Coupling._inverse_pair,
-    )
+    pairs = [(kind._forward_pair, kind._inverse_pair) for kind in (type(layer), Coupling)]
+    return isinstance(layer, Coupling) and pairs[0] == pairs[1]

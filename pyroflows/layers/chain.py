@@ -64,8 +64,7 @@ class Chain(TransformModule):
 
     def _through(self, x: Tensor, context: Context, forward: bool) -> Pair:
         ladj: Any = 0.0
-        layers = list(self._flat())
-        for run in runs(layers if forward else reversed(layers)):
+        for run in runs(list(_flat(self.layers)), forward):
             if len(run) > 1:
                 x, step = coupled(cast(list[Coupling], run), x, context, forward)
             else:
@@ -73,14 +72,6 @@ class Chain(TransformModule):
                 x, step = pair(x, context)
             ladj = ladj + step
         return x, ladj
-
-    def _flat(self) -> Iterator[TransformModule]:
-        """Yield the layers, and those of chains in their place."""
-        for layer in self.layers:
-            if type(layer) in (Chain, Stack):
-                yield from layer._flat()
-            else:
-                yield layer
 
     def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         for layer in reversed(self.layers):
@@ -109,6 +100,15 @@ class Stack(Chain):
 
     def __getitem__(self, index: int) -> TransformModule:
         return self.layers[index]
+
+
+def _flat(layers: Iterable[TransformModule]) -> Iterator[TransformModule]:
+    """Yield layers, and those of chains in their place."""
+    for layer in layers:
+        if type(layer) in (Chain, Stack):
+            yield from _flat(layer.layers)
+        else:
+            yield layer
 
 
 def check_modules(layers: Sequence[object], name: str) -> None:
