@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 Module = TypeVar("Module", bound=eqx.Module)
+Tree = TypeVar("Tree")
 
 
 def replace(module: Module, **changes: object) -> Module:
@@ -26,6 +27,11 @@ def fields(module: eqx.Module, static: bool = False) -> dict[str, Any]:
     """Return the fields of a module by name, either those that hold arrays or the static ones."""
     chosen = (f for f in dataclasses.fields(module) if bool(f.metadata.get("static")) == static)
     return {field.name: getattr(module, field.name) for field in chosen}
+
+
+def select(condition: Array, a: Tree, b: Tree) -> Tree:
+    """Return the tree `a` if a condition holds, and `b` otherwise."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def rearranged(move: Callable[..., Any], *arrays: Array) -> Array:

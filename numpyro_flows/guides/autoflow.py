@@ -26,6 +26,7 @@ from numpyro_flows.layers.linear import LowerTriangular
 from numpyro_flows.layers.tails import SinhArcsinh
 from numpyro_flows.rng import RandomKey, check_key
 from numpyro_flows.transform import TransformModule
+from numpyro_flows.tree import select
 from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
 from pyroflows_common.search import DENSE, HISTORY, LARGE
 
@@ -194,8 +195,7 @@ class AutoFlow(AutoContinuous):
         sound = jnp.isfinite(elbo)
         if not isinstance(sound, jax.core.Tracer) and not sound:
             warn_of_search("found no Gaussian with a finite evidence lower bound")
-        found = start.marginal(found, own)
-        return jax.tree.map(lambda a, b: jnp.where(sound, a, b), found, start)
+        return select(sound, start.marginal(found, own), start)
 
     def _latents(self, key: RandomKey) -> Latents | None:
         args, kwargs = self._inputs

@@ -11,11 +11,10 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from numpyro_flows.guides.preconditioner import Preconditioner
-from numpyro_flows.tree import replace
+from numpyro_flows.tree import replace, select
 from pyroflows_common.search import DENSE, DOUBT, HALVINGS, HISTORY, LARGE, NO_HESSIAN, PROBES
 
 LogDensity = Callable[[Float[Array, " D"]], Float[Array, ""]]
-Derivative = Callable[[LogDensity], Callable[[Array], Array]]
 
 
 class Found(NamedTuple):
@@ -79,12 +78,12 @@ def search(
     return _batch_and_match(target, best, many, match_key) if dense else best
 
 
-def _hessian(target: LogDensity, example: Array) -> Derivative:
-    """Return a way to the Hessian: not all models allow forward over reverse mode."""
-    for way in (jax.hessian, lambda function: jax.jacrev(jax.grad(function))):
-        if _has(way(target), example):
-            return way
-    return lambda function: functools.partial(_symmetric, function)
+def _hessian(target: LogDensity, example: Array) -> Callable[[Array], Array]:
+    """Return the Hessian as a function: not all models allow forward over reverse mode."""
+    for hessian in (jax.hessian(target), jax.jacrev(jax.grad(target))):
+        if _has(hessian, example):
+            return hessian
+    return functools.partial(_symmetric, target)
 
 
 def _symmetric(target: LogDensity, x: Array) -> Array:
@@ -145,7 +144,7 @@ def _sure(target: LogDensity, draws: Array, noise: Array) -> Array:
 
 
 def _better(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(b.elbo > a.elbo, y, x), a, b)
+    return select(b.elbo > a.elbo, b, a)
 
 
 def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[Array, Array]:
@@ -161,14 +160,14 @@ def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[A
 
 
 def _newton_path(
-    target: LogDensity, start: Preconditioner, noise: Array, hessian: Derivative
+    target: LogDensity, start: Preconditioner, noise: Array, hessian: Callable[[Array], Array]
 ) -> Preconditioner:
     """Climb by damped Newton steps, and return the best Gaussian on the way."""
 
     def step(state: Any) -> Any:
         x, best, count, _ = state
         value, slope = jax.value_and_grad(target)(x)
-        found = _curved(start, x, -hessian(target)(x))
+        found = _curved(start, x, -hessian(x))
         best = _better(best, _scored(target, found, noise))
         # F Fᵀ g, where F is the symmetric root of the inverse curvature on the diagonal's scale.
         scale, turned = jnp.exp(found.log_scale), jnp.exp(2 * found.log_values)
@@ -178,12 +177,13 @@ def _newton_path(
 
     value = target(start.loc)
     best = Found(start, jnp.full_like(value, -jnp.inf))
-    state = lax.while_loop(
-        lambda state: state[-1] & (state[-2] < LARGE.newton_steps),
-        step,
-        (start.loc, best, 0, jnp.isfinite(value)),
-    )
-    return state[1].gaussian
+    return _climbed(step, (start.loc, best, 0, jnp.isfinite(value)), LARGE.newton_steps)
+
+
+def _climbed(step: Callable[[Any], Any], state: Any, most: int) -> Preconditioner:
+    """Repeat a step, and return the best Gaussian: a state ends in best, count and going."""
+    end = lax.while_loop(lambda state: state[-1] & (state[-2] < most), step, state)
+    return end[-3].gaussian
 
 
 def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditioner:
@@ -197,10 +197,7 @@ def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditione
 
 
 def _quasi_newton_path(
-    target: LogDensity,
-    start: Preconditioner,
-    noise: Array,
-    products: Callable[[Array], Array],
+    target: LogDensity, start: Preconditioner, noise: Array, products: Callable[[Array], Array]
 ) -> Preconditioner:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
 
@@ -224,12 +221,8 @@ def _quasi_newton_path(
     none = jnp.zeros((HISTORY, len(slope)), slope.dtype)
     best = Found(start, jnp.full_like(value, -jnp.inf))
     going = jnp.isfinite(value) & jnp.isfinite(slope).all()
-    state = lax.while_loop(
-        lambda state: state[-1] & (state[-2] < LARGE.quasi_newton_steps),
-        step,
-        (start.loc, slope, none, none, best, 0, going),
-    )
-    return state[4].gaussian
+    state = (start.loc, slope, none, none, best, 0, going)
+    return _climbed(step, state, LARGE.quasi_newton_steps)
 
 
 def _diagonal(products: Array) -> Array:
@@ -287,7 +280,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array)
         elbo = _sure(target, x, noise) + ladj.mean() + jnp.linalg.slogdet(factor)[1]
         new = _Matched(loc, factor, elbo)
         sound = jnp.isfinite(factor).all() & jnp.isfinite(loc).all()
-        last = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, last)
+        last = select(sound, new, last)
         return (last, _better(best, last)), None
 
     eye = jnp.eye(size, dtype=noise.dtype)
@@ -296,10 +289,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array)
     (_, best), _ = lax.scan(round_, (state, state), inputs)
     centred = replace(start.gaussian, loc=jnp.zeros_like(best.loc))
     gaussian = start.gaussian.precondition(start.gaussian(best.loc), centred(best.factor.T).T)
-    found = jax.tree.map(
-        lambda a, b: jnp.where(best.elbo > start.elbo, a, b), gaussian, start.gaussian
-    )
-    return Found(found, best.elbo)
+    return _better(start, Found(gaussian, best.elbo))
 
 
 def _matched(old: _Matched, draws: Array, slopes: Array, weight: Array) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from numpyro_flows.networks import RunningMoments
 from numpyro_flows.transform import Context, EventPair, TransformModule
-from numpyro_flows.tree import replace
+from numpyro_flows.tree import replace, select
 from pyroflows_common.checks import as_scale, parameter_shape
 
 
@@ -54,6 +54,11 @@ class ShiftAndScale(Elementwise):
 
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         return self.loc, self.log_scale
+
+    def _encoding(self, mean: Array, deviation: Array) -> Self:
+        """Return the layer that encodes data with these moments to mean 0 and variance 1."""
+        log_scale = log_deviation(mean, deviation).astype(self.log_scale.dtype)
+        return replace(self, loc=mean.astype(self.loc.dtype), log_scale=log_scale)
 
 
 class DiagonalScaling(Elementwise):
@@ -125,13 +130,9 @@ class ActNorm(ShiftAndScale):
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layer = self
         if first:
-            mean, deviation = moments(y, self.event_shape)
-            layer = replace(
-                self,
-                loc=_unless(self.initialized, mean, self.loc),
-                log_scale=_unless(self.initialized, log_deviation(mean, deviation), self.log_scale),
-                initialized=jnp.ones_like(self.initialized),
-            )
+            learned = self._encoding(*moments(y, self.event_shape))
+            learned = replace(learned, initialized=jnp.ones_like(self.initialized))
+            layer = select(self.initialized, self, learned)
         return layer, layer._encoded(y, context)
 
 
@@ -177,11 +178,7 @@ class Standardization(ShiftAndScale):
         traced = isinstance(mean, jax.core.Tracer)
         if not traced and not jnp.isfinite(mean + deviation).all():
             raise ValueError(f"the data's moments are not finite as {mean.dtype}")
-        return replace(
-            self,
-            loc=mean.astype(self.loc.dtype),
-            log_scale=log_deviation(mean, deviation).astype(self.log_scale.dtype),
-        )
+        return self._encoding(mean, deviation)
 
     def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, None]:
         return self.standardize(parts), None
@@ -281,7 +278,3 @@ def log_deviation(
     """Return the log standard deviation; 0 for coordinates that are constant up to rounding."""
     varies = deviation > jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
     return jnp.where(varies, jnp.log(jnp.where(varies, deviation, 1.0)), 0.0)
-
-
-def _unless(done: Array, new: Array, old: Array) -> Array:
-    return jnp.where(done, old, new.astype(old.dtype))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from numpyro_flows.networks import RunningMoments
 from numpyro_flows.transform import TransformModule
-from numpyro_flows.tree import nodes, trainable
+from numpyro_flows.tree import nodes, select, trainable
 
 
 class Plan:
@@ -129,5 +129,4 @@ def step(
     new = [parameter + rate * update for parameter, update in zip(parameters, updates, strict=True)]
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     after, before = (new, averaged, memory_after), (parameters, state, memory)
-    kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), after, before)
-    return *kept, jnp.stack([loss, norm.astype(loss.dtype)])
+    return *select(good, after, before), jnp.stack([loss, norm.astype(loss.dtype)])
