@@ -153,9 +153,7 @@ class TransformModule(eqx.Module, _HostTransform):
     ) -> "tuple[TransformModule, Iterator[Array] | None]":
         """Let the layer at the data end learn the moments of data that arrives in parts.
 
-        Returns:
-            The new layer, and None if it has learned the moments; otherwise the encoded parts, for
-            the layer before it.
+        Return the layer, and None if it has learned them, or the encoded parts for the one before.
         """
         raise ValueError(
             f"`standardize` is true, but the flow ends in {type(self).__name__}: append "

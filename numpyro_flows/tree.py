@@ -1,6 +1,7 @@
 """Modules as trees of named arrays: trainable ones, names and stacking."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -51,14 +52,7 @@ def _is_plain(array: Array) -> bool:
 
 
 class Blocks(eqx.Module):
-    """A sequence of modules with the same structure, whose arrays are stacked along a first axis.
-
-    Args:
-        modules: the modules.
-
-    Raises:
-        ValueError: if their structures differ.
-    """
+    """A sequence of modules of the same structure, whose arrays are stacked along a first axis."""
 
     stacked: Any
     depth: int = eqx.field(static=True)
@@ -69,9 +63,8 @@ class Blocks(eqx.Module):
         shapes = [jax.tree.map(jnp.shape, a) for a in arrays]
         if any(s != static[0] for s in static) or any(s != shapes[0] for s in shapes):
             raise ValueError("`layers` of a Stack must be built alike; use a Chain for others")
-        self.stacked = eqx.combine(
-            jax.tree.map(lambda *a: rearranged(_stack, *a), *arrays), static[0]
-        )
+        stack = functools.partial(rearranged, lambda xp, *parts: xp.stack(parts))
+        self.stacked = eqx.combine(jax.tree.map(stack, *arrays), static[0])
         self.depth = len(modules)
 
     def __len__(self) -> int:
@@ -83,10 +76,6 @@ class Blocks(eqx.Module):
         arrays, static = eqx.partition(self.stacked, eqx.is_array)
         block = jax.tree.map(lambda array: rearranged(lambda _, a: a[index], array), arrays)
         return eqx.combine(block, static)
-
-
-def _stack(xp: Any, *arrays: Any) -> Any:
-    return xp.stack(arrays)
 
 
 def trainable(flow: Module) -> Module:

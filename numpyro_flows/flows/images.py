@@ -29,18 +29,7 @@ def coupling_of(
     context_dim: int,
     **options: Any,
 ) -> TransformModule:
-    """Return a coupling with its own network.
-
-    Args:
-        kind: class of the coupling.
-        network: function that makes the network from its numbers of inputs and outputs and a random
-            key; None for the default.
-        shape: shape of the events.
-        partition: partition of the events.
-        key: random key of the weights.
-        context_dim: size of the context.
-        options: other arguments of the class.
-    """
+    """Return a coupling with its own network, made by a function if one is given."""
     if network is not None:
         size_a, size_b = partition.sizes
         options["network"] = network(size_a + context_dim, kind.outputs * size_b, key)

@@ -14,15 +14,10 @@ from numpyro.primitives import Messenger
 
 
 class Latents(NamedTuple):
-    """The continuous latent numbers of a model, as one vector of D unconstrained coordinates.
+    """The continuous latent numbers of a model, as one vector of D unconstrained coordinates."""
 
-    Args:
-        locs: where each unconstrained site starts.
-        potential: the host's potential energy, minus the log-density at such a dict.
-    """
-
-    locs: dict[str, Array]
-    potential: Callable[[dict[str, Array]], Array]
+    locs: dict[str, Array]  # where each unconstrained site starts
+    potential: Callable[[dict[str, Array]], Array]  # minus the log-density at such a dict
 
     @property
     def where(self) -> dict[str, Int[np.ndarray, " n"]]:
@@ -53,11 +48,8 @@ def latents(
     """Return the latent numbers of a guide's model, including those hidden from the guide.
 
     A guide for some of the sites sees the model through `handlers.block`, which may hide the data
-    together with the other sites. Discrete sites are summed out, by the package funsor.
-
-    Raises:
-        ImportError: if the model has discrete sites and funsor is not installed.
-        NotImplementedError: if a discrete site has no finite support.
+    together with the other sites. Discrete sites are summed out, by the package funsor, and must
+    have finite support.
     """
     with handlers.block():
         found = initialize_model(

@@ -32,17 +32,9 @@ def search(
     From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
     point on the way is a candidate, because the mode may be a bad centre. Batch and match refines
     the candidate with the highest evidence lower bound. In more than `DENSE` dimensions the path
-    is one of L-BFGS, the covariance is diagonal plus low-rank, and there is no refinement.
-
-    Args:
-        log_density: maps a point to the log-density of the posterior, up to a constant.
-        start: Gaussian that is tried at each start, too, in case its path leads nowhere.
-        starts: the points to set out from.
-        key: random key.
-
-    Returns:
-        The Gaussian, as a `Preconditioner` of N(0, 1), and its evidence lower bound, which is not
-        finite if that of no candidate is.
+    is one of L-BFGS, the covariance is diagonal plus low-rank, and there is no refinement. The
+    given Gaussian is tried at each start, too, in case its path leads nowhere. The evidence lower
+    bound of the result is not finite if that of no candidate is.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,

@@ -44,9 +44,7 @@ class TanhScale(eqx.Module):
 class SigmoidScale(eqx.Module):
     """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)` (Glow's code).
 
-    Args:
-        shape: unused.
-        limit: bound on the distance from the value at `r = 0`; None for no bound.
+    The limit bounds the distance from the value at `r = 0`; None for no bound.
     """
 
     limit: float | None = eqx.field(static=True)
@@ -68,11 +66,8 @@ class ClampScale(eqx.Module):
     """`log_scale = 2/π · c · arctan(r/c)`, with `c = 0.1` for positive r and 2 for negative.
 
     The asymmetric soft clamp of Andrade, "Stable training of normalizing flows for
-    high-dimensional variational inference" (2024), section 4.1.
-
-    Args:
-        shape: unused.
-        limit: a smaller bound on both sides; None for no further bound.
+    high-dimensional variational inference" (2024), section 4.1. The limit is a smaller bound on
+    both sides; None for no further bound.
     """
 
     upper: float = eqx.field(static=True)
@@ -90,12 +85,7 @@ class ClampScale(eqx.Module):
 
 
 class ExpScale(eqx.Module):
-    """`log_scale = r`: unbounded, the papers' formula.
-
-    Args:
-        shape: unused.
-        limit: unused.
-    """
+    """`log_scale = r`: unbounded, the papers' formula."""
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         pass
@@ -106,11 +96,7 @@ class ExpScale(eqx.Module):
 
 
 class FunctionScale(eqx.Module):
-    """A plain function as a scale: static, so that all leaves of a flow are arrays.
-
-    Args:
-        function: maps the network's output to a log-scale.
-    """
+    """A plain function as a scale: static, so that all leaves of a flow are arrays."""
 
     function: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]] = eqx.field(static=True)
 

@@ -14,14 +14,7 @@ from pyroflows_common.rows import Batch, HostArray
 
 
 class Preparation:
-    """A function that casts batches to the flow's dtype, augments and checks them.
-
-    Args:
-        arrays: the input that the flow takes.
-        augment: function of a batch and a random key, if any.
-        like: an array of the flow's dtype.
-        key: random key of the run.
-    """
+    """A function that casts batches to the dtype of an array, augments and checks them."""
 
     def __init__(
         self,

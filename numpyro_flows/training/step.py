@@ -19,13 +19,7 @@ from numpyro_flows.tree import nodes, select, trainable
 class Plan:
     """The static part of a run: the structure of the flow, the base and the optimiser.
 
-    Equal plans share compiled functions.
-
-    Args:
-        flow: the flow.
-        base: the base distribution.
-        optimizer: optimiser of the parameters.
-        penalized: whether the loss includes the penalty on scales.
+    Equal plans share compiled functions. If `penalized`, the loss has the penalty on scales.
     """
 
     def __init__(

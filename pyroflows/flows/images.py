@@ -28,16 +28,9 @@ def coupling_of(
     context_dim: int,
     **options: Any,
 ) -> TransformModule:
-    """Return a coupling with its own network and its own copy of a scale module.
+    """Return a coupling with its own network, made by a function if one is given.
 
-    Args:
-        kind: class of the coupling.
-        network: function that makes the network from its numbers of inputs and outputs; None for
-            the default.
-        shape: shape of the events.
-        partition: partition of the events.
-        context_dim: size of the context.
-        options: other arguments of the class.
+    It has its own copy of a scale module, too.
     """
     if network is not None:
         size_a, size_b = partition.sizes

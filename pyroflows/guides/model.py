@@ -27,19 +27,12 @@ LogDensity = Callable[[Float[Tensor, "n D"]], Float[Tensor, " n"]]
 
 
 class Latents(NamedTuple):
-    """The continuous latent numbers of a model, as one vector of D unconstrained coordinates.
+    """The continuous latent numbers of a model, as one vector of D unconstrained coordinates."""
 
-    Args:
-        where: coordinates of each site.
-        loc: where each site starts.
-        log_density: log-density of the model at many points; NaN if the model raises an error.
-        batched: whether the model takes many points at once.
-    """
-
-    where: dict[str, Int[Tensor, " n"]]
-    loc: Float[Tensor, " D"]
-    log_density: LogDensity
-    batched: bool
+    where: dict[str, Int[Tensor, " n"]]  # coordinates of each site
+    loc: Float[Tensor, " D"]  # where each site starts
+    log_density: LogDensity  # at many points; NaN if the model raises an error
+    batched: bool  # whether the model takes many points at once
 
 
 @contextlib.contextmanager
@@ -60,10 +53,7 @@ def latents(
     """Return the latent numbers of a guide's model, including those hidden from the guide.
 
     A guide for some of the sites sees the model through `poutine.block`, which may hide the data
-    together with the other sites. Discrete sites are summed out.
-
-    Raises:
-        NotImplementedError: if a discrete site has no finite support.
+    together with the other sites. Discrete sites are summed out, and must have finite support.
     """
     model = without(model, InitMessenger, BlockMessenger)
 

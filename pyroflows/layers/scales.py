@@ -43,9 +43,7 @@ class TanhScale(nn.Module):
 class SigmoidScale(nn.Module):
     """`log_scale = softplus(−(r + 2))`: encoding multiplies by `sigmoid(r + 2)` (Glow's code).
 
-    Args:
-        shape: unused.
-        limit: bound on the distance from the value at `r = 0`; None for no bound.
+    The limit bounds the distance from the value at `r = 0`; None for no bound.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
@@ -66,11 +64,8 @@ class ClampScale(nn.Module):
     """`log_scale = 2/π · c · arctan(r/c)`, with `c = 0.1` for positive r and 2 for negative.
 
     The asymmetric soft clamp of Andrade, "Stable training of normalizing flows for
-    high-dimensional variational inference" (2024), section 4.1.
-
-    Args:
-        shape: unused.
-        limit: a smaller bound on both sides; None for no further bound.
+    high-dimensional variational inference" (2024), section 4.1. The limit is a smaller bound on
+    both sides; None for no further bound.
     """
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
@@ -86,12 +81,7 @@ class ClampScale(nn.Module):
 
 
 class ExpScale(nn.Module):
-    """`log_scale = r`: unbounded, the papers' formula.
-
-    Args:
-        shape: unused.
-        limit: unused.
-    """
+    """`log_scale = r`: unbounded, the papers' formula."""
 
     def __init__(self, shape: Sequence[int], limit: float | None = None) -> None:
         super().__init__()

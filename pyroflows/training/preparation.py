@@ -12,14 +12,7 @@ from pyroflows_common.rows import Batch, HostArray
 
 
 class Preparation:
-    """A function that moves batches to the flow's device and dtype, augments and checks them.
-
-    Args:
-        arrays: the input that the flow takes.
-        augment: function of a batch and a `torch.Generator`, if any.
-        like: a tensor of the flow's device and dtype.
-        seed: seed of the run.
-    """
+    """A function that moves batches to a tensor's device and dtype, augments and checks them."""
 
     def __init__(
         self,

@@ -12,17 +12,7 @@ from pyroflows.transform import TransformModule
 
 
 class Step:
-    """The steps of one run.
-
-    Args:
-        flow: the flow.
-        parameters: trainable parameters of the flow.
-        density: log-density of the base.
-        optimizer: optimiser of the parameters.
-        clip_norm: maximum norm of the whole gradient, if any.
-        penalty: weight of the flow's `scale_penalty`.
-        compile: whether to compile the loss.
-    """
+    """The steps of one run, whose loss is compiled on demand."""
 
     def __init__(
         self,
