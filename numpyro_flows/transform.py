@@ -413,11 +413,8 @@ def _absorbed(flow: Flow, x: Array, context: Context, first: bool) -> Flow:
 
 
 def _same(a: Any, b: Any) -> bool:
-    if a is b or not (eqx.is_array(a) and eqx.is_array(b)):
-        return a is b or bool(a == b)
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
-        return False
-    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+    traced = isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer)
+    return a is b or (not traced and bool(eqx.tree_equal(a, b)))
 
 
 class Conditioned(TransformModule):

@@ -106,18 +106,13 @@ class AutoFlow(AutoContinuous):
     ) -> None:
         expected = "a function of D and a key that makes a flow"
         check_function(build, "build", expected, TransformModule)
-        if init_loc_fn is not None:
-            expected = "one of NumPyro's strategies"
-            check_function(init_loc_fn, "init_loc_fn", expected, TransformModule)
+        init_loc_fn = init_to_uniform if init_loc_fn is None else init_loc_fn
+        expected = "one of NumPyro's strategies"
+        check_function(init_loc_fn, "init_loc_fn", expected, TransformModule)
         check_options(init, init_scale, degrees_of_freedom)
         key = jax.random.key(0) if key is None else key
         check_key(key)
-        super().__init__(
-            model,
-            prefix=prefix,
-            init_loc_fn=init_to_uniform if init_loc_fn is None else init_loc_fn,
-            create_plates=create_plates,
-        )
+        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
         self.build = build
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom

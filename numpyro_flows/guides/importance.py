@@ -14,14 +14,7 @@ from numpyro.distributions import constraints
 from numpyro.infer.util import log_density
 
 from pyroflows_common.checks import Inputs
-from pyroflows_common.sites import (
-    Draws,
-    Sites,
-    check_match,
-    check_plates,
-    check_widths,
-    site_of,
-)
+from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
 # Number of draws that are made, or at which the model is evaluated, at once.
 BLOCK = 250

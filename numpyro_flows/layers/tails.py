@@ -62,8 +62,7 @@ class SinhArcsinh(TransformModule):
 
     def _ladj(self, x: Array, y: Array) -> Array:
         # hypot, since squares overflow.
-        ladj = self.log_weight + jnp.log(jnp.hypot(1.0, y)) - jnp.log(jnp.hypot(1.0, x))
-        return ladj.sum()
+        return (self.log_weight + jnp.log(jnp.hypot(1.0, y)) - jnp.log(jnp.hypot(1.0, x))).sum()
 
 
 class LogTails(TransformModule):

@@ -104,10 +104,9 @@ class AutoFlow(AutoContinuous):
         name: str | None = None,
     ) -> None:
         check_function(build, "build", "a function of D that makes a flow", TransformModule)
-        if init_loc_fn is not None:
-            check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies", TransformModule)
-        check_options(init, init_scale, degrees_of_freedom)
         init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
+        check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies", TransformModule)
+        check_options(init, init_scale, degrees_of_freedom)
         super().__init__(model, init_loc_fn)
         self._pyro_name = name or self._pyro_name
         self.create_plates = create_plates
