@@ -48,16 +48,15 @@ def numbered(name: str, tree: object) -> dict[str, np.ndarray]:
 
 def collected(name: str, arrays: dict[str, np.ndarray], like: Tree) -> Tree:
     """Return a tree of the same structure as `like`, from its arrays under numbered names."""
-    leaves: list[Array] = jax.tree.leaves(like)
-    found = [arrays[f"{name}/{number}"] for number in range(len(leaves))]
-    restored = [
-        # NumPy's files do not support bfloat16, which comes back as bytes.
-        jax.random.wrap_key_data(jnp.asarray(a))
-        if _is_key(leaf)
-        else jnp.asarray(a.view(leaf.dtype))
-        for a, leaf in zip(found, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+    def restored(number: int, leaf: Array) -> Array:
+        array = arrays[f"{name}/{number}"]
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(jnp.asarray(array))
+        return jnp.asarray(array.view(leaf.dtype))  # NumPy's files hold bfloat16 as bytes
+
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, map(restored, range(len(leaves)), leaves))
 
 
 def _is_key(leaf: Array) -> bool:

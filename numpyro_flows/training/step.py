@@ -62,17 +62,6 @@ class Plan:
         ]
         return jax.tree.unflatten(self.structure, leaves)
 
-    def losses(
-        self,
-        flow: TransformModule,
-        base: list[Array],
-        x: Float[Array, "n ..."],
-        context: Float[Array, "n context_dim"] | None,
-    ) -> Float[Array, " n"]:
-        """Return the negative log-likelihood of each row."""
-        z, ladj = flow.inverse_and_ladj(x, context)
-        return -(jax.tree.unflatten(self.base_structure, base).log_prob(z) + ladj)
-
 
 @functools.partial(jax.jit, static_argnums=0)
 def losses_of(
@@ -84,7 +73,8 @@ def losses_of(
     context: Float[Array, "n context_dim"] | None,
 ) -> Float[Array, " n"]:
     """Return the negative log-likelihood of each row of a batch."""
-    return plan.losses(plan.join(parameters, state), base, x, context)
+    z, ladj = plan.join(parameters, state).inverse_and_ladj(x, context)
+    return -(jax.tree.unflatten(plan.base_structure, base).log_prob(z) + ladj)
 
 
 # The optimiser's state is donated. The parameters are not: they may belong to the user, and must
@@ -112,9 +102,10 @@ def step(
         _, averaged = plan.split(flow)
 
     def objective(parameters: list[Array]) -> tuple[Array, Array]:
-        flow = plan.join(parameters, averaged)
-        loss = plan.losses(flow, base, x, context).mean()
-        return loss + penalty * flow.scale_penalty() if plan.penalized else loss, loss
+        loss = losses_of(plan, parameters, averaged, base, x, context).mean()
+        if plan.penalized:
+            return loss + penalty * plan.join(parameters, averaged).scale_penalty(), loss
+        return loss, loss
 
     gradients, loss = jax.grad(objective, has_aux=True)(parameters)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))

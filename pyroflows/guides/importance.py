@@ -18,14 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyroflows_common.checks import Inputs
-from pyroflows_common.sites import (
-    Draws,
-    Sites,
-    check_match,
-    check_plates,
-    check_widths,
-    site_of,
-)
+from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
 # Number of draws at which the model is evaluated at once.
 BLOCK = 250
