@@ -91,7 +91,8 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
             _check_flow(like, "like")
             archive.check_like(about, like.recipe)
             flow = like
-        archive.check_arrays(arrays, _layout(flow))
+        own = flow.state_dict()
+        archive.check_arrays(arrays, {name: (a.shape, _dtype(a)) for name, a in own.items()})
         archive.check_event(about, flow.event_shape, flow.context_dim)
         base = archive.check_base(about["base"], BASES)
         double = any(array.dtype == np.float64 for array in arrays.values())
@@ -103,7 +104,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
     except ValueError as error:
         raise ValueError(f"`path` {str(path)!r}: {error}") from error
     state = dict(arrays)
-    for name, array in flow.state_dict().items():
+    for name, array in own.items():
         if jnp.issubdtype(array.dtype, jnp.integer):
             state[name] = arrays[name].astype(array.dtype)
     return replace(flow.load_state_dict(state), base=base)
@@ -120,11 +121,6 @@ def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
             )
         arrays[name] = np.array(array, dtype, order="C")
     return arrays
-
-
-def _layout(flow: TransformModule) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and dtype of each array of the flow."""
-    return {name: (a.shape, _dtype(a)) for name, a in flow.state_dict().items()}
 
 
 def _dtype(array: Array) -> str:
