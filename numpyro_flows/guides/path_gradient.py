@@ -51,6 +51,9 @@ class PathDistribution(FlowDistribution):
     unbiased, and it is zero for every draw if guide and posterior are equal. The gradient of one
     draw is cut to a length of \(10 \sqrt D\), in standard deviations of the Gaussian that the guide
     started from. Otherwise a single far-out draw would outweigh all others for thousands of steps.
+
+    References:
+        Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194), section 3.
     """
 
     def sample_with_intermediates(
