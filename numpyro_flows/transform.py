@@ -153,7 +153,8 @@ class TransformModule(eqx.Module, _HostTransform):
     ) -> "tuple[TransformModule, Iterator[Array] | None]":
         """Let the layer at the data end learn the moments of data that arrives in parts.
 
-        Return the layer, and None if it has learned them, or the encoded parts for the one before.
+        Return the layer, and the encoded parts for the one before it, or None if this one
+        has learned them.
         """
         raise ValueError(
             f"`standardize` is true, but the flow ends in {type(self).__name__}: append "

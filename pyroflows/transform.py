@@ -123,7 +123,7 @@ class TransformModule(PyroTransformModule):
     def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor] | None:
         """Let the layer at the data end learn the moments of data that arrives in parts.
 
-        Return None if it has learned them, or the encoded parts for the layer before it.
+        Return the encoded parts for the layer before it, or None if this one has learned them.
         """
         raise ValueError(
             f"`standardize` is true, but the flow ends in {type(self).__name__}: append "

@@ -9,11 +9,10 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 # Tests run each program once or twice: compile it quickly. XLA's new emitters of fused loops take
 # two thirds of the time that it spends on a small program, its split for several threads a third
-# of the rest.
+# of the rest. `XLA_FLAGS=` in the environment gives the programs that users get.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1 "
-    "--xla_llvm_disable_expensive_passes=true "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 
@@ -32,8 +31,8 @@ from tests.wings import WINGS  # noqa: E402
 from tests.wings.hosts import HOSTS  # noqa: E402
 
 torch.set_num_threads(1)
-# Each program is compiled once for all processes of a run.
 jax.config.update("jax_disable_most_optimizations", True)
+# Each program is compiled once for all processes of a run.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["FLOWS_PROGRAMS"] = tempfile.mkdtemp(prefix="flows-programs-")
 jax.config.update("jax_compilation_cache_dir", os.environ["FLOWS_PROGRAMS"])
@@ -45,6 +44,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("laws")
 keeper = Keeper()
 # What has been imported stays: the collector need not look through it again and again.
+gc.collect()
 gc.freeze()
 
 

@@ -73,7 +73,7 @@ NEAR = {
     "bits": ("pixels images", ""),
     "checkpoint": ("checkpoints", ""),
     "checks": ("errors reference storage density training guides", ""),
-    "guides": ("guides evidence", ""),
+    "guides": ("guides guide_starts evidence", ""),
     "history": ("training failures errors checkpoints", ""),
     "levels": ("images reference errors", "images or levels or scales or errors"),
     "loop": ("training checkpoints failures", ""),
@@ -88,6 +88,7 @@ NEAR = {
 # The hosts' tests that concern a module.
 HOSTS = {
     "transform": ("transforms", "functional"),
+    "distribution": ("functional",),
     "guides/path_gradient": ("guides",),
     "layers/coupling": ("transforms",),
     "layers/linear": ("transforms",),

@@ -55,7 +55,7 @@ class ShiftAndScale(Elementwise):
     def _loc_and_log_scale(self) -> tuple[Array | float, Array]:
         return self.loc, self.log_scale
 
-    def _encoding(self, mean: Array, deviation: Array) -> Self:
+    def _with_moments(self, mean: Array, deviation: Array) -> Self:
         """Return the layer that encodes data with these moments to mean 0 and variance 1."""
         log_scale = log_deviation(mean, deviation).astype(self.log_scale.dtype)
         return replace(self, loc=mean.astype(self.loc.dtype), log_scale=log_scale)
@@ -130,7 +130,7 @@ class ActNorm(ShiftAndScale):
     def _absorb(self, y: Array, context: Context, first: bool) -> tuple[TransformModule, Array]:
         layer = self
         if first:
-            learned = self._encoding(*moments(y, self.event_shape))
+            learned = self._with_moments(*moments(y, self.event_shape))
             learned = replace(learned, initialized=jnp.ones_like(self.initialized))
             layer = select(self.initialized, self, learned)
         return layer, layer._encoded(y, context)
@@ -178,7 +178,7 @@ class Standardization(ShiftAndScale):
         traced = isinstance(mean, jax.core.Tracer)
         if not traced and not jnp.isfinite(mean + deviation).all():
             raise ValueError(f"the data's moments are not finite as {mean.dtype}")
-        return self._encoding(mean, deviation)
+        return self._with_moments(mean, deviation)
 
     def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, None]:
         return self.standardize(parts), None

@@ -92,7 +92,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
             archive.check_like(about, like.recipe)
             flow = like
         own = flow.state_dict()
-        archive.check_arrays(arrays, {name: (a.shape, _dtype(a)) for name, a in own.items()})
+        archive.check_arrays(arrays, _layout(own))
         archive.check_event(about, flow.event_shape, flow.context_dim)
         base = archive.check_base(about["base"], BASES)
         double = any(array.dtype == np.float64 for array in arrays.values())
@@ -121,6 +121,11 @@ def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
             )
         arrays[name] = np.array(array, dtype, order="C")
     return arrays
+
+
+def _layout(state: dict[str, Array]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and dtype of each array of a flow."""
+    return {name: (a.shape, _dtype(a)) for name, a in state.items()}
 
 
 def _dtype(array: Array) -> str:

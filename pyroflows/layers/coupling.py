@@ -319,5 +319,7 @@ def _share_parts(one: TransformModule, other: TransformModule) -> bool:
 
 def _is_plain(layer: TransformModule) -> TypeGuard[Coupling]:
     """Whether a layer is a coupling whose methods are those of the base class."""
-    pairs = [(kind._forward_pair, kind._inverse_pair) for kind in (type(layer), Coupling)]
-    return isinstance(layer, Coupling) and pairs[0] == pairs[1]
+    own, base = type(layer), Coupling
+    return isinstance(layer, base) and (
+        (own._forward_pair, own._inverse_pair) == (base._forward_pair, base._inverse_pair)
+    )
