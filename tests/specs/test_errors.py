@@ -329,7 +329,7 @@ def test_chains(wing, name):
         wing.new(name, [])
     with pytest.raises(TypeError, match="`layers` has a str"):
         wing.new(name, [norm, "tanh"])
-    with pytest.raises(ValueError, match=r"`layers` .*\(4,\).*\(3,\)"):
+    with pytest.raises(ValueError, match=r"layer 0 gives .*\(4,\), but layer 1 takes \(3,\)"):
         wing.new(name, [norm, wing.new("ActNorm", 3)])
     with pytest.raises(ValueError, match=r"`layers` .*context.*\[2, 3\]"):
         wing.new(name, [wing.new("AffineCoupling", 4, context_dim=n) for n in (2, 3)])

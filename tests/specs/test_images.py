@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from pyroflows_common.levels import glow_depth, realnvp_scales
 from tests.reference import images
 from tests.specs.registry import case
 
@@ -22,6 +23,26 @@ def split(wing, flow, z):
 
 def join(wing, flow, parts):
     return wing.numpy(flow.join_latent([wing.array(part) for part in parts]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("realnvp", (1, 32, 32), 3),
+        ("realnvp", (1, 8, 4), 3),
+        ("realnvp", (1, 4, 4), 2),  # the last scale has more than one pixel
+        ("realnvp", (1, 2, 2), 1),
+        ("realnvp", (1, 3, 5), 1),
+        ("glow", (1, 32, 32), 3),
+        ("glow", (1, 4, 12), 2),
+        ("glow", (1, 2, 4), 1),
+    ],
+    ids=str,
+)
+def test_default_numbers_of_scales(name, shape, expected):
+    """Three, or as many as the size of the images allows."""
+    found = realnvp_scales(shape, None) if name == "realnvp" else glow_depth(shape, None, 5)[0]
+    assert found == expected
 
 
 @each_flow
