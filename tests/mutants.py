@@ -87,7 +87,7 @@ NEAR = {
 }
 # The hosts' tests that concern a module.
 HOSTS = {
-    "transform": ("transforms", "functional"),
+    "transform": ("transforms", "functional", "memo"),
     "distribution": ("functional",),
     "guides/path_gradient": ("guides",),
     "layers/coupling": ("transforms",),
@@ -110,7 +110,7 @@ class Mutant:
         files, cases = NEAR[name]
         specs = [f"tests/specs/test_{file}.py" for file in files.split()]
         hosts = [f"tests/hosts/{wing}/test_{file}.py" for file in HOSTS.get(name, ())]
-        return [*specs, *hosts], cases
+        return [*specs, *filter(os.path.exists, hosts)], cases
 
     def diff(self):
         """The changed lines."""
