@@ -68,7 +68,7 @@ NEAR = {
     "guides/path_gradient": ("guides evidence", ""),
     "archive": ("storage broken_files old_files errors", ""),
     "arviz": ("diagnostics importance", ""),
-    "ascent": ("evidence guide_starts guides", ""),
+    "ascent": ("ascent evidence guide_starts guides", ""),
     "batches": ("sources training checkpoints failures", ""),
     "bits": ("pixels images", ""),
     "checkpoint": ("checkpoints", ""),
