@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
+from pyroflows_common.guides import permutations
 from tests.wings.hosts import gaussian, of_density, started
 from tests.wings.targets import LOC, SCALES, banana, correlated, log_ratio
 
@@ -120,6 +121,18 @@ def test_one_draw_cannot_outweigh_all_others(host):
     fitted = gaussian(host, of_density(host, log_density), **options)
     gradient = fitted.gradient(particles=64)
     assert 1.0 < abs(gradient).max() < 1e4
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_permutations_are_undone(count):
+    """One after the other, and then by the last: a guide's coordinates keep their order."""
+    drawn, undone = permutations(6, count)
+    order = np.arange(6)
+    for permutation in drawn:
+        order = order[permutation]
+    assert len(drawn) == count
+    assert order.tolist() != list(range(6))
+    assert order[undone].tolist() == list(range(6))
 
 
 # Bad input
