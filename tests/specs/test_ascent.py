@@ -69,3 +69,11 @@ def test_a_run_without_a_finite_loss_leaves_what_was():
     assert (run.loss, run.state, run.skipped, run.stopped) == (math.inf, 0, 10, "not finite")
     with pytest.warns(UserWarning, match="after 10 steps.*because of tests: .*what they were"):
         run.warn(" because of tests")
+
+
+def test_the_bar_counts_the_steps_of_all_runs(capsys):
+    Scripted([3.0] * 40, [2.0] * 40).best([0.3, 0.2], 40, progress=True)
+    shown = capsys.readouterr().err
+    assert "fit_guide: 100%" in shown
+    assert "80/80" in shown
+    assert "ELBO -2.00" in shown
