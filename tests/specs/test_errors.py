@@ -340,6 +340,9 @@ def test_networks_with_the_wrong_number_of_outputs(wing):
         layer = wing.new(name, 5, network=wing.own_network(2, 7))
         with pytest.raises(ValueError, match=f"`network` gave 7 outputs.*needs {needed}"):
             wing.forward(layer, np.ones((2, 5)))
+    layer = wing.new("AffineCoupling", (4, 2, 3), network=wing.own_convolution(2, 7))
+    with pytest.raises(ValueError, match="`network` gave 7 outputs.*needs 4"):
+        wing.forward(layer, np.ones((2, 4, 2, 3)))
 
 
 def test_bases_and_temperatures(wing):
