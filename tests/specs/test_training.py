@@ -11,6 +11,7 @@ from sklearn.datasets import make_moons
 from pyroflows_common import rows
 from tests.wings.base import disturbed
 from tests.wings.training import (
+    FAR,
     GAUSSIAN,
     SMALL,
     Dataset,
@@ -414,6 +415,9 @@ def test_progress(wing, capsys):
     assert "12/12" in err
     assert "loss=" in err
     assert "validation=" in err
+    assert "skipped" not in err
+    fit(wing, small(wing), [*batches(11), FAR], progress=True)
+    assert "skipped=1" in capsys.readouterr().err
 
 
 def test_progress_as_the_user_writes_it(wing, capsys):
