@@ -3,10 +3,13 @@
 import base64
 import io
 import os
+import re
 import sys
 import tempfile
 from html import escape
 from pathlib import Path
+
+from mkdocs.exceptions import PluginError
 
 HERE = Path(__file__).parent
 SCRATCH = Path(tempfile.gettempdir()) / "pyroflows-docs"
@@ -22,6 +25,16 @@ def on_config(config):
     """Let the pages import this module, and the tutorials' modules."""
     sys.path[:0] = [str(HERE), str(HERE / "tutorials")]
     return config
+
+
+def on_page_content(html, page, **_):
+    """Refuse what no reader should see: tabs that run together, and boxes of output without any."""
+    for labels in re.findall(r'<div class="tabbed-labels">(.*?)</div>', html, re.DOTALL):
+        names = re.findall(r"<label[^>]*>(.*?)</label>", labels, re.DOTALL)
+        if len(set(names)) < len(names):
+            raise PluginError(f"{page.file.src_uri}: tabs {names} are two groups: use `===!`")
+    if re.search(r"<code[^>]*>(\s|<[^>]*>)*</code>", html):
+        raise PluginError(f"{page.file.src_uri}: a block shows no output: drop its `result`")
 
 
 def figure(fig, alt, caption):
