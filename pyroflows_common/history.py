@@ -96,6 +96,11 @@ class History:
                 f"{self.skipped_in_row} steps in a row. The flow has the parameters of step "
                 f"{self.best_step}"
             )
+        elif self.validated and not self.best_step and self.stopped != "interrupted":
+            what = (
+                "training did not help: no validation loss was below that of the start, "
+                f"{self.best_loss:.4g}, and the flow has the parameters of the start"
+            )
         elif self.skipped > WORRYING * self.step:
             what = (
                 f"{self.skipped} of {self.step} steps were skipped, because the loss or its "
@@ -126,10 +131,12 @@ class FitResult:
         flow: the trained flow.
         losses: mean negative log-likelihood of each training batch, in nats per event, including
             skipped steps.
-        validation_losses: mean negative log-likelihood of the validation data, at each validation.
+        validation_losses: mean negative log-likelihood of the validation data, at each validation;
+            the first is that of the start.
         validation_steps: number of steps before each validation.
         skipped: number of steps skipped because the loss or its gradient was not finite.
-        best_step: number of steps that led to the flow's parameters, without skipped ones.
+        best_step: number of steps that led to the flow's parameters, without skipped ones; 0 if
+            the flow has the parameters of the start, because training did not help.
         stopped: reason why training ended: `"steps"`, `"patience"`, `"interrupted"`,
             `"not finite"` or `"data exhausted"`.
     """

@@ -119,6 +119,8 @@ class Loop(ABC, Generic[A, P]):
         try:
             self.begin()
             with self._bar() as self.bar:
+                if not self.history.step:
+                    self._validate()  # the start, so that no run returns a worse flow
                 while self.history.stopped is None:
                     self._advance()
         except KeyboardInterrupt:
@@ -182,7 +184,7 @@ class Loop(ABC, Generic[A, P]):
             raise ValueError("`validation` has no batches")
         history.validation_losses.append(total / rows)
         history.validation_steps.append(history.step)
-        history.since_best += 1
+        history.since_best += history.step > 0
         if total / rows < history.best_loss:
             history.best_loss, history.best_step = total / rows, history.made
             history.since_best = 0

@@ -71,9 +71,9 @@ def fit(
         batch_size: number of rows in a batch; an iterable of batches ignores it.
         learning_rate: step size of Adam.
         validation: fraction of the rows to hold out, or data to validate on (as `data`), or None.
-            Default: a tenth of the rows, and nothing for an iterable of batches. The result has
-            the parameters with the lowest validation loss; without validation it has the last
-            parameters with a finite loss.
+            Default: a tenth of the rows, and nothing for an iterable of batches. The first
+            validation is of the start. The result has the parameters with the lowest validation
+            loss; without validation it has the last parameters with a finite loss.
         patience: number of validations without improvement after which training stops.
         validate_every: number of steps between validations. Default: an epoch.
         checkpoint: file of the state of training, written at each validation, or at the end of

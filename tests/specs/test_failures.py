@@ -183,9 +183,9 @@ def test_control_c_validates(wing):
     rows = {"validation": held_out, "validate_every": 5, "learning_rate": 1e-2, "steps": 50}
     result = fit(wing, small(wing), (x + np.float32(2.0) for x in until_interrupted()), **rows)
     assert result.stopped == "interrupted"
-    assert result.validation_steps.tolist() == [5, 7]
+    assert result.validation_steps.tolist() == [0, 5, 7]
     assert result.best_step == 7
-    assert_allclose(loss(wing, result.flow, held_out), result.validation_losses[1], rtol=1e-5)
+    assert_allclose(loss(wing, result.flow, held_out), result.validation_losses[2], rtol=1e-5)
     rows["learning_rate"] = 1.0
     worse = fit(wing, small(wing), until_interrupted(), **rows)
     assert worse.best_step == worse.validation_steps[worse.validation_losses.argmin()]

@@ -14,6 +14,7 @@ from tests.wings.training import (
     FAR,
     GAUSSIAN,
     SMALL,
+    UNHELPFUL,
     Dataset,
     batches,
     fit,
@@ -59,10 +60,10 @@ def test_losses_are_nats_per_event(wing):
     before = loss(wing, flow, SMALL)
     result = fit(wing, flow, SMALL, batch_size=96, validation=SMALL, validate_every=1, steps=3)
     assert_allclose(result.losses[0], before, rtol=1e-5)
-    assert_allclose(result.losses[1:], result.validation_losses[:-1], rtol=1e-4)
+    assert_allclose(result.losses, result.validation_losses[:-1], rtol=1e-4)
     for value in (result.losses, result.validation_losses, result.validation_steps):
         assert isinstance(value, np.ndarray)
-    assert result.validation_steps.tolist() == [1, 2, 3]
+    assert result.validation_steps.tolist() == [0, 1, 2, 3]
     assert result.validation_steps.dtype.kind == "i"
 
 
@@ -77,6 +78,7 @@ def test_standardization(wing, name):
     assert abs(loss(wing, result.flow, GAUSSIAN) - entropy) < 0.3
 
 
+@UNHELPFUL
 def test_standardization_is_of_the_training_rows(wing):
     far = np.concatenate([SMALL, SMALL + 100.0])
     result = fit(wing, small(wing), far[:96], standardize=True, validation=far[96:], steps=1)
@@ -148,11 +150,11 @@ def test_numbers_whose_squares_are_out_of_range(wing, far):
 
 
 def test_layers_that_start_from_data(wing):
-    result = fit(wing, small(wing, "glow"), SMALL, steps=1)
+    result = fit(wing, small(wing, "glow"), SMALL, steps=1, validation=None)
     flags = [v for k, v in wing.state(result.flow).items() if k.endswith("initialized")]
     assert flags
     assert all(flags)
-    again = fit(wing, result.flow, SMALL + 100.0, steps=1, learning_rate=1e-9)
+    again = fit(wing, result.flow, SMALL + 100.0, steps=1, learning_rate=1e-9, validation=None)
     locs = [k for k in wing.state(again.flow) if k.endswith(".loc")]
     for name in locs:
         assert_allclose(wing.state(again.flow)[name], wing.state(result.flow)[name], atol=1e-6)
@@ -251,7 +253,7 @@ def test_base(wing):
 
 def test_the_best_parameters_are_restored(wing):
     rng = np.random.default_rng(0)
-    train, held_out = rng.normal(size=(40, 2)), rng.normal(size=(400, 2))
+    train, held_out = rng.normal(1.0, 2.0, size=(40, 2)), rng.normal(1.0, 2.0, size=(400, 2))
     options = {"validation": held_out, "validate_every": 3, "learning_rate": 5e-2, "steps": 60}
     result = fit(wing, small(wing, hidden=(32,)), train, **options)
     best = result.validation_losses.argmin()
@@ -269,8 +271,22 @@ def test_the_best_parameters_are_restored(wing):
     assert_array_equal(found, result.validation_losses[: len(found)])
     waited = [number - found[: number + 1].argmin() for number in range(len(found))]
     assert waited.index(4) == len(found) - 1
-    assert len(stopped.losses) == 3 * len(found) == stopped.best_step + 4 * 3
+    assert len(stopped.losses) == 3 * (len(found) - 1) == stopped.best_step + 4 * 3
     assert_allclose(loss(wing, stopped.flow, held_out), found.min(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1e3])
+def test_no_result_is_worse_than_its_start(wing, rate):
+    """A new flow of couplings is the identity, and so starts at the truth of these rows."""
+    x = np.random.default_rng(0).normal(size=(96, 2)).astype("float32")
+    flow = small(wing)
+    before = wing.state(flow)
+    with pytest.warns(UserWarning, match="training did not help: no validation loss was below"):
+        result = fit(wing, flow, x[:32], validation=x[32:], learning_rate=rate, steps=20)
+    assert result.validation_steps[0] == result.best_step == 0
+    assert_allclose(result.validation_losses[0], loss(wing, flow, x[32:]), rtol=1e-5)
+    assert result.validation_losses.min() == result.validation_losses[0]
+    unchanged(wing, result.flow, before)
 
 
 def test_without_validation_the_last_parameters_stay(wing):
@@ -291,9 +307,9 @@ def test_a_fraction_of_any_kind(wing):
 
 def test_once_an_epoch(wing):
     rows = fit(wing, small(wing), GAUSSIAN[:100], validation=0.2, batch_size=32, steps=7)
-    assert rows.validation_steps.tolist() == [2, 4, 6, 7]
+    assert rows.validation_steps.tolist() == [0, 2, 4, 6, 7]
     stream = fit(wing, small(wing), batches(3), validation=SMALL, steps=7)
-    assert stream.validation_steps.tolist() == [3, 6, 7]
+    assert stream.validation_steps.tolist() == [0, 3, 6, 7]
 
 
 def test_an_epoch_gives_each_row_once(wing):
@@ -307,6 +323,7 @@ def test_an_epoch_gives_each_row_once(wing):
     assert not np.allclose(first, second)
 
 
+@UNHELPFUL
 def test_validation_rows_are_not_trained_on(wing):
     x = np.arange(1, 11, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
     result = fit(wing, small(wing), x, validation=0.3, batch_size=1, learning_rate=1e-12, steps=14)
@@ -320,7 +337,7 @@ def test_validation_rows_are_not_trained_on(wing):
 
 
 def test_schedules(wing):
-    still = fit(wing, small(wing), SMALL, schedule=lambda step: 0.0)
+    still = fit(wing, small(wing), SMALL, schedule=lambda step: 0.0, validation=None)
     for name, value in wing.state(small(wing)).items():
         assert_array_equal(value, wing.state(still.flow)[name])
     cosine = fit(wing, small(wing), SMALL, schedule="cosine", steps=6, validation=None)
@@ -345,7 +362,8 @@ def test_clipping(wing):
     for clip in (None, 0.25):
         flow = small(wing)
         before = wing.state(flow)
-        result = fit(wing, flow, SMALL, steps=1, clip_norm=clip, optimizer=plain_descent(wing, 1.0))
+        options = {"clip_norm": clip, "optimizer": plain_descent(wing, 1.0), "validation": None}
+        result = fit(wing, flow, SMALL, steps=1, **options)
         after = wing.state(result.flow)
         moved[clip] = np.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in before))
     assert moved[None] > 1.0
@@ -367,7 +385,7 @@ def test_a_penalty_without_effect(wing, options):
     with pytest.raises(ValueError, match="`penalty` is 0.1, but .* no tanh scales"):
         fit(wing, flow, SMALL, penalty=0.1, base="logistic")
     unchanged(wing, flow, before)
-    fit(wing, flow, SMALL, penalty=0.0, steps=1)
+    fit(wing, flow, SMALL, penalty=0.0, steps=1, validation=None)
 
 
 def test_one_evaluation_a_step(wing):

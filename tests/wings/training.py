@@ -3,10 +3,13 @@
 import functools
 
 import numpy as np
+import pytest
 from numpy.testing import assert_array_equal
 
 GAUSSIAN = np.random.default_rng(0).normal([3.0, -1.0], [5.0, 0.1], size=(1000, 2))
 SMALL = GAUSSIAN[:96].astype("float32")
+# For tests that train too little to learn, or not at all.
+UNHELPFUL = pytest.mark.filterwarnings("ignore:training did not help")
 FAR = np.full((32, 2), 1e30, dtype="float32")  # finite, but its square is not
 
 

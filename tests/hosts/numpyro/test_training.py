@@ -10,7 +10,8 @@ import pytest
 from numpyro_flows import AdditiveCoupling, fit, realnvp
 from numpyro_flows.training.step import losses_of, step
 
-X = np.random.default_rng(0).normal(size=(96, 2)).astype("float32")
+# Far enough from the base that a few steps help.
+X = np.random.default_rng(0).normal(2.0, 2.0, size=(96, 2)).astype("float32")
 QUICK = {"steps": 9, "progress": False, "batch_size": 32, "learning_rate": 1e-2}
 
 
