@@ -14,6 +14,7 @@ from numpyro.distributions.util import validate_sample
 
 from numpyro_flows.inputs import Events
 from numpyro_flows.rng import RandomKey
+from numpyro_flows.support import check_base, log_prob_inside
 from numpyro_flows.transform import Context, TransformModule
 from pyroflows_common.checks import check_shape
 
@@ -40,7 +41,7 @@ class FlowDistribution(dist.TransformedDistribution):
             x, ladj = intermediates[-1]
             ladj = -ladj
         surplus = tuple(range(len(flow.event_shape) - self.event_dim, 0))
-        return base.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
+        return log_prob_inside(base, x) + (ladj.sum(surplus) if surplus else ladj)
 
 
 def flow_distribution(
@@ -92,6 +93,7 @@ def flow_distribution(
         raise TypeError(f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution")
     elif traced or temperature != 1.0:
         raise ValueError("`temperature` applies to named bases only; scale your own distribution")
+    check_base(density)
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 

@@ -17,6 +17,7 @@ from numpyro.distributions.transforms import Transform, _InverseTransform
 
 from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
 from numpyro_flows.networks import DataDependent
+from numpyro_flows.support import check_support
 from numpyro_flows.tree import Module, fields, frozen, named, nodes, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
@@ -175,7 +176,7 @@ class TransformModule(eqx.Module, _HostTransform):
             The new flow.
 
         Raises:
-            ValueError: if `x` has no rows or non-finite rows.
+            ValueError: if `x` has no rows, or some that are not finite or not in the codomain.
         """
         return self._learned(x, context, True)
 
@@ -189,6 +190,7 @@ class TransformModule(eqx.Module, _HostTransform):
     def _learned(self: Flow, x: Events, context: Context, first: bool) -> Flow:
         x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
+        check_support(x, self.codomain)
         # Compiling is slow: skip it where nothing learns.
         return _absorbed(self, x, context, first) if nodes(self, _has_state) else self
 

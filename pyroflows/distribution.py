@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyroflows.support import check_base, log_prob_inside
 from pyroflows.transform import Context, Pair, TransformModule
 from pyroflows_common.checks import check_shape
 
@@ -44,7 +45,7 @@ class FlowDistribution(dist.TransformedDistribution):
     def _log_prob(self, x: Tensor, ladj: Tensor) -> Tensor:
         (flow,) = self.transforms
         surplus = tuple(range(len(flow.event_shape) - self.event_dim, 0))
-        return self.base_dist.log_prob(x) + (ladj.sum(surplus) if surplus else ladj)
+        return log_prob_inside(self.base_dist, x) + (ladj.sum(surplus) if surplus else ladj)
 
 
 def flow_distribution(
@@ -97,6 +98,7 @@ def flow_distribution(
         raise TypeError(f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution")
     elif temperature != 1.0:
         raise ValueError("`temperature` applies to named bases only; scale your own distribution")
+    check_base(density)
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyroflows.inputs import check_context, check_event, check_finite
+from pyroflows.support import check_support
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
@@ -145,10 +146,11 @@ class TransformModule(PyroTransformModule):
             The flow itself.
 
         Raises:
-            ValueError: if `x` has no rows or non-finite rows.
+            ValueError: if `x` has no rows, or some that are not finite or not in the codomain.
         """
         x = self._entry(x, context)
         check_finite(x, self.event_shape)
+        check_support(x, self.codomain)
         self._absorb(x, context, True)
         return self
 
@@ -160,6 +162,7 @@ class TransformModule(PyroTransformModule):
         """
         x = self._entry(x, context)
         check_finite(x, self.event_shape)
+        check_support(x, self.codomain)
         self._absorb(x, context, False)
         return self
 

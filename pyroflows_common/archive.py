@@ -118,6 +118,12 @@ def stored_dtype(name: str) -> str:
     return "int64" if name in ("int8", "int16", "int32", "uint8") else name
 
 
+def without_support(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return a builder's arguments, and the support that `fit` has added, if any."""
+    given = dict(arguments)
+    return given, plain(given.pop("support", None))
+
+
 def check_call(
     builders: Mapping[str, Callable[..., Any]],
     builder: str,
@@ -249,4 +255,4 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
 
 def plain(value: object) -> Any:
     """Return a list of JSON as the tuple that it was."""
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(plain, value)) if isinstance(value, list) else value

@@ -100,19 +100,18 @@ def check_activation(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"`activation` is {name!r}, expected one of {sorted(known)}")
 
 
-def check_rows(finite: np.ndarray, name: str, cast: str = "") -> None:
-    """Check that all rows are finite; the error counts those that are not and locates the first.
+def check_rows(good: np.ndarray, name: str, fault: str = "with NaN or inf") -> None:
+    """Check that all rows are good; the error counts those that are not and locates the first.
 
     Args:
-        finite: `(n,)`, whether each row is finite.
+        good: `(n,)`, whether each row is good.
         name: name of the data in the message.
-        cast: precision in which rows are not finite, as the message puts it.
+        fault: what is wrong with the other rows, as the message puts it.
     """
-    bad = np.flatnonzero(~finite)
+    bad = np.flatnonzero(~good)
     if len(bad):
         raise ValueError(
-            f"{name} has {len(bad)} of {len(finite)} rows with NaN or inf{cast}; the first is row "
-            f"{bad[0]}"
+            f"{name} has {len(bad)} of {len(good)} rows {fault}; the first is row {bad[0]}"
         )
 
 

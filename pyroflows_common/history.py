@@ -88,8 +88,12 @@ class History:
         """Whether some validation loss is finite."""
         return self.best_loss < math.inf
 
-    def warning(self) -> str | None:
-        """Return a warning if training went badly."""
+    def warning(self, bounded_base: bool) -> str | None:
+        """Return a warning if training went badly.
+
+        Args:
+            bounded_base: whether the base gives a density to some real events only.
+        """
         if self.stopped == "not finite":
             what = (
                 f"training stopped at step {self.step}: the loss or its gradient was not finite in "
@@ -101,13 +105,20 @@ class History:
                 "training did not help: no validation loss was below that of the start, "
                 f"{self.best_loss:.4g}, and the flow has the parameters of the start"
             )
-        elif self.skipped > WORRYING * self.step:
+        elif self.validation_losses and not self.validated:
+            what = "no validation loss was finite: the flow has the last parameters"
+        elif self.skipped > (0 if bounded_base else WORRYING * self.step):
             what = (
                 f"{self.skipped} of {self.step} steps were skipped, because the loss or its "
                 "gradient was not finite"
             )
         else:
             return None
+        if bounded_base and (self.skipped or not self.validated):
+            return (
+                f"{what}. A row that the flow maps outside the support of `base` has an infinite "
+                "loss: a base on all real numbers gives each row a density."
+            )
         return f"{what}. A smaller learning_rate or a clip_norm may help."
 
     def result(self, flow: Any) -> "FitResult":

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 
 from pyroflows_common.checks import check_rows
+from pyroflows_common.support import outside
 
 # Size of the parts in which numbers are read: data mapped from a file never fills the memory.
 CHUNK = 2**20
@@ -73,12 +74,14 @@ class Arrays(ABC):
         context_dim: size of its context.
         augmented: whether batches are augmented before they reach the flow.
         dtype: name of the flow's dtype.
+        support: the host's constraint on the flow's events; None if all real events are allowed.
     """
 
     event_shape: tuple[int, ...]
     context_dim: int
     augmented: bool
     dtype: str
+    support: Any = None
 
     array_maker: ClassVar[str]  # function that messages suggest to users who pass lists
 
@@ -97,6 +100,10 @@ class Arrays(ABC):
     @abstractmethod
     def finite(self, x: HostArray) -> np.ndarray:
         """Return for each row whether it is finite in the flow's dtype."""
+
+    @abstractmethod
+    def inside(self, x: HostArray) -> np.ndarray:
+        """Return for each row whether it lies inside the support in the flow's dtype."""
 
     @abstractmethod
     def take(self, x: HostArray, index: np.ndarray) -> HostArray:
@@ -125,6 +132,8 @@ class Arrays(ABC):
                 )
             self.check_shape(x, name)
         self.check_finite(x, name)
+        if not self.augmented:
+            self.check_support(x, name)
         if context is None:
             if self.context_dim:
                 raise ValueError(
@@ -157,10 +166,14 @@ class Arrays(ABC):
         """Check that all rows are finite in the flow's dtype."""
         if self.kind(x) != "f":
             return
-        size = rows_at_once(x.shape[1:])
-        finite = [self.finite(x[start : start + size]) for start in range(0, len(x), size)]
         cast = "" if str(x.dtype).removeprefix("torch.") == self.dtype else f" as {self.dtype}"
-        check_rows(np.concatenate(finite), name, cast)
+        check_rows(np.concatenate(list(map(self.finite, parts(x)))), name, f"with NaN or inf{cast}")
+
+    def check_support(self, x: HostArray, name: str) -> None:
+        """Check that all rows lie inside the support."""
+        if self.support is not None:
+            within = np.concatenate(list(map(self.inside, parts(x))))
+            check_rows(within, name, outside(self.support))
 
 
 class Rows:
@@ -195,6 +208,8 @@ class Items:
         if not len(data):
             raise ValueError(f"{name} has no rows")
         self.arrays, self.data, self.name = arrays, data, name
+        if arrays.support is not None and not arrays.augmented:
+            self._check_support()
 
     def __len__(self) -> int:
         return len(self.data)
@@ -207,6 +222,12 @@ class Items:
         context = None if contexts[0] is None else self.arrays.stack(contexts)
         self.arrays.check(x, context, f"a batch of {self.name}")
         return x, context
+
+    def _check_support(self) -> None:
+        """Check that all rows lie inside the support, before any training."""
+        size = rows_at_once(self.arrays.event_shape)
+        for start in range(0, len(self), size):
+            self.take(np.arange(start, min(start + size, len(self))))
 
     def describe(self) -> list[Any]:
         """Return a description that identifies the data as far as possible."""
@@ -289,6 +310,13 @@ def as_pair(arrays: Arrays, value: object, name: str) -> Batch:
         events = _as_array(arrays, x, name)
         return events, None if context is None else _as_array(arrays, context, "`context`")
     return _as_array(arrays, value, name), None
+
+
+def parts(x: HostArray) -> Iterator[HostArray]:
+    """Yield all rows in parts that need little memory."""
+    size = rows_at_once(x.shape[1:])
+    for start in range(0, len(x), size):
+        yield x[start : start + size]
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

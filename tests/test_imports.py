@@ -10,14 +10,15 @@ ROOT = Path(__file__).parent.parent
 HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 # A module imports only those before it; a package, as it runs all its modules, only where it ends.
 COMMON = [
-    "checks", "budgets", "invertibility", "partition", "bits", "levels", "recipe", "archive",
-    "checkpoint", "rows", "batches", "schedule", "history", "loop", "sites", "guides", "search",
-    "ascent", "verdict", "arviz",
+    "checks", "support", "budgets", "invertibility", "partition", "bits", "levels", "recipe",
+    "archive", "checkpoint", "rows", "batches", "schedule", "history", "loop", "sites", "guides",
+    "search", "ascent", "verdict", "arviz",
 ]  # fmt: skip
 WING = [
-    "tree", "rng", "inputs", "convolutions", "networks", "transform",
+    "tree", "rng", "inputs", "support", "convolutions", "networks", "transform",
     "layers.scales", "layers.coupling", "layers.linear", "layers.elementwise", "layers.chain",
     "layers.multiscale", "layers.pixels", "layers.tails",
+    "layers.constrained",
     "flows.images", "flows.builders",
     "distribution", "diagnostics",
     "storage.checkpoint", "storage.flow",

@@ -1,6 +1,7 @@
 """Layers: parametric bijections and their composition."""
 
 from numpyro_flows.layers.chain import Chain, Stack
+from numpyro_flows.layers.constrained import BijectTo
 from numpyro_flows.layers.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from numpyro_flows.layers.linear import (
@@ -18,6 +19,7 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "BatchNorm",
+    "BijectTo",
     "Chain",
     "DiagonalScaling",
     "Flatten",

@@ -15,6 +15,7 @@ from jax import Array
 
 from numpyro_flows.distribution import BASES
 from numpyro_flows.flows.builders import glow, nice, realnvp
+from numpyro_flows.layers.constrained import constrained
 from numpyro_flows.transform import Conditioned, TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common import archive
@@ -150,10 +151,12 @@ def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
     """Call the builder for shapes only, which uses no memory and no random numbers."""
-    call = archive.check_call(BUILDERS, builder, arguments, arrays)
+    given, support = archive.without_support(arguments)
+    call = archive.check_call(BUILDERS, builder, given, arrays)
     try:
         build = functools.partial(BUILDERS[builder], **call)
-        return eqx.filter_eval_shape(build, key=jax.random.key(0))
+        flow = eqx.filter_eval_shape(build, key=jax.random.key(0))
+        return flow if support is None else constrained(flow, support)
     except Exception as error:
         raise ValueError(f"{builder} does not take its arguments: {error}") from error
 

@@ -12,8 +12,10 @@ import optax
 from jax import Array
 
 from numpyro_flows.distribution import named_base
+from numpyro_flows.layers.constrained import constrained
 from numpyro_flows.rng import RandomKey, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, describe_flow
+from numpyro_flows.support import check_base, is_real, support_of
 from numpyro_flows.training.run import Run, Settings
 from numpyro_flows.training.sources import Arrays
 from numpyro_flows.transform import Conditioned, TransformModule, has_penalty
@@ -29,6 +31,7 @@ def fit(
     *,
     context: SupportsArray | None = None,
     base: str | dist.Distribution | None = None,
+    support: Any = None,
     steps: int,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
@@ -67,6 +70,10 @@ def fit(
         context: contexts `(n, context_dim)` of the rows of an array.
         base: `"normal"`, `"logistic"` or a NumPyro distribution over events of the flow's shape.
             Default: the base of the flow's last fit, at first normal.
+        support: support of the data, as `BijectTo` takes it: a constraint of NumPyro such as
+            `positive`, `interval(a, b)` or `simplex`, or a sequence with one for each column. The
+            result's flow maps onto it: a `Chain` of `flow` and a `BijectTo`. For a simplex of K
+            numbers, `flow` is one of K − 1. Default: all real numbers.
         steps: maximum number of steps.
         batch_size: number of rows in a batch; an iterable of batches ignores it.
         learning_rate: step size of Adam.
@@ -119,8 +126,10 @@ def fit(
     key = jax.random.key(0) if key is None else key
     settings = Settings.among(locals())
     dtype = _check_flow(flow, settings)
+    flow = flow if support is None else constrained(flow, support)
     name, density = _base(flow, base)
-    arrays = Arrays(flow.event_shape, flow.context_dim, augment is not None, dtype)
+    inside = None if is_real(flow.codomain) else flow.codomain
+    arrays = Arrays(flow.event_shape, flow.context_dim, augment is not None, dtype, inside)
     train, held_out = divide(arrays, data, context, validation, seed_of(key))
     saved = None
     if checkpoint is not None:
@@ -133,7 +142,7 @@ def fit(
         saved = Checkpoint(checkpoint, {**settings.describe(), **about})
     run = Run(flow, density, arrays, settings, train, held_out, saved, progress)
     history = run.run(name)
-    warning = history.warning()
+    warning = history.warning(bounded_base=not is_real(support_of(density)))
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     return history.result(run.flow)
@@ -168,4 +177,5 @@ def _base(
             f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
             f"() and event_shape {flow.base_shape}"
         )
+    check_base(base)
     return "custom", base

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +12,10 @@ from jaxtyping import Float
 from numpyro_flows.rng import RandomKey
 from numpyro_flows.training.sources import AnyArray, Arrays
 from pyroflows_common.rows import Batch, HostArray
+
+
+# An array of rows, or none.
+Rows = TypeVar("Rows", AnyArray, AnyArray | None)
 
 
 class Preparation:
@@ -44,6 +49,7 @@ class Preparation:
                 kind = x.dtype if hasattr(x, "dtype") else type(x).__name__
                 raise TypeError(f"`augment` gave {kind}, expected a floating-point jax.Array")
             self.arrays.check_shape(x, "what `augment` gave")
+            self.arrays.check_support(x, "a batch of `data` after `augment`")
         return self._cast(x), None if context is None else self._cast(context)
 
     def _cast(self, rows: HostArray) -> AnyArray:
@@ -51,7 +57,7 @@ class Preparation:
         return x if x.dtype == self.dtype else x.astype(self.dtype)
 
 
-def filled(x: AnyArray | None, size: int) -> AnyArray | None:
+def filled(x: Rows, size: int) -> Rows:
     """Return rows with the last one repeated until there are `size` of them."""
     if x is None or len(x) == size:
         return x

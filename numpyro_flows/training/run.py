@@ -17,6 +17,7 @@ from jaxtyping import Float
 from numpyro_flows.inputs import check_finite
 from numpyro_flows.rng import RandomKey, check_key, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, collected, numbered
+from numpyro_flows.support import is_real, support_of
 from numpyro_flows.training.preparation import Preparation, filled
 from numpyro_flows.training.sources import AnyArray, Arrays
 from numpyro_flows.training.step import Plan, losses_of, step
@@ -27,6 +28,7 @@ from pyroflows_common.batches import AUGMENT, Part
 from pyroflows_common.history import History
 from pyroflows_common.loop import Loop
 from pyroflows_common.rows import Batch
+from pyroflows_common.support import no_density
 
 # One object for all runs, so that they share compiled steps.
 ADAM = optax.scale_by_adam()
@@ -74,7 +76,7 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
         if settings.optimizer is not None:
             optimizer, self.rate = settings.optimizer, 1.0
         self.plan = Plan(flow, base, optimizer, bool(settings.penalty))
-        self.base = jax.tree.leaves(base)
+        self.base, self.support = jax.tree.leaves(base), support_of(base)
         self.parameters, self.state = self.plan.split(flow)
         self.memory = self.new_memory()
         self.prepare = Preparation(arrays, settings.augment, self.parameters[0], settings.key)
@@ -106,6 +108,8 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
                     "`data` does not suit `flow`: layers initialised from it would not be finite"
                 )
         self.parameters, self.state = self.plan.split(flow)
+        if not is_real(self.support) and not np.isfinite(self.losses(*first)).any():
+            raise ValueError(no_density(self.support))
 
     def checked(
         self, batch: Batch, *stream: int
@@ -143,9 +147,13 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
         """Return the sum of the losses of a batch of validation data."""
         # A shorter batch is filled up, because another shape would have to be compiled.
         self.widest, size = max(self.widest, len(x)), len(x)
-        batch = filled(x, self.widest), filled(context, self.widest)
-        losses = losses_of(self.plan, self.parameters, self.state, self.base, *batch)
-        return float(np.asarray(losses, dtype=float)[:size].sum())
+        rows, contexts = filled(x, self.widest), filled(context, self.widest)
+        return float(self.losses(rows, contexts)[:size].sum())
+
+    def losses(self, x: AnyArray, context: AnyArray | None) -> Float[np.ndarray, " n"]:
+        """Return the loss of each row under the current parameters."""
+        losses = losses_of(self.plan, self.parameters, self.state, self.base, x, context)
+        return np.asarray(losses, dtype=float)
 
     def is_finite(self, x: AnyArray, context: AnyArray | None) -> bool:
         """Return whether the loss of a training batch is finite under the current parameters."""

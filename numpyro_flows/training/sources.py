@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from numpyro_flows.support import inside
 from pyroflows_common import rows
 from pyroflows_common.rows import HostArray, SupportsArray
 
@@ -34,9 +35,11 @@ class Arrays(rows.Arrays):
 
     def finite(self, x: HostArray) -> np.ndarray:
         """Return for each row whether it is finite in the flow's dtype."""
-        with np.errstate(over="ignore"):
-            numbers = np.asarray(x).astype(jnp.dtype(self.dtype))
-        return np.isfinite(numbers.reshape(len(x), -1)).all(1)
+        return np.isfinite(self._cast(x).reshape(len(x), -1)).all(1)
+
+    def inside(self, x: HostArray) -> np.ndarray:
+        """Return for each row whether it lies inside the support in the flow's dtype."""
+        return np.asarray(inside(jnp.asarray(self._cast(x)), self.support))
 
     def take(self, x: HostArray, index: np.ndarray) -> AnyArray:
         """Return the rows of an array with these indices."""
@@ -49,6 +52,10 @@ class Arrays(rows.Arrays):
     def as_bytes(self, x: HostArray) -> bytes:
         """Return the numbers of an array as bytes."""
         return np.asarray(x).tobytes()
+
+    def _cast(self, x: HostArray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.asarray(x).astype(jnp.dtype(self.dtype))
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from numpyro_flows.networks import RunningMoments
+from numpyro_flows.support import log_prob_inside
 from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import nodes, select, trainable
 
@@ -74,7 +75,7 @@ def losses_of(
 ) -> Float[Array, " n"]:
     """Return the negative log-likelihood of each row of a batch."""
     z, ladj = plan.join(parameters, state).inverse_and_ladj(x, context)
-    return -(jax.tree.unflatten(plan.base_structure, base).log_prob(z) + ladj)
+    return -(log_prob_inside(jax.tree.unflatten(plan.base_structure, base), z) + ladj)
 
 
 # The optimiser's state is donated. The parameters are not: they may belong to the user, and must

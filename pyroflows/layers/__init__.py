@@ -1,6 +1,7 @@
 """Layers: parametric bijections and their composition."""
 
 from pyroflows.layers.chain import Chain, Stack
+from pyroflows.layers.constrained import BijectTo
 from pyroflows.layers.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.layers.elementwise import ActNorm, BatchNorm, DiagonalScaling, Standardization
 from pyroflows.layers.linear import (
@@ -18,6 +19,7 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "BatchNorm",
+    "BijectTo",
     "Chain",
     "DiagonalScaling",
     "Flatten",

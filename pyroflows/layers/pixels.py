@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from pyroflows.inputs import check_finite
 from pyroflows.transform import Pair, TransformModule
 
 
@@ -61,7 +60,9 @@ class Logit(TransformModule):
     - \log(1 - 2\alpha).$$
 
     From data to base, this is `logit(α + (1 − 2α) y)`, as in RealNVP's code; the paper's formula
-    has `1 − α` in place of `1 − 2α`. α keeps black and white pixels finite.
+    has `1 − α` in place of `1 − 2α`. α keeps black and white pixels finite. Data outside the
+    codomain or on its edge have the density 0: their ladj is −∞, and x is 0 in place of a number
+    that does not exist.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -88,10 +89,14 @@ class Logit(TransformModule):
         self.alpha = alpha
 
     @property
+    def _margin(self) -> float:
+        """How far the codomain extends beyond the unit interval."""
+        return self.alpha / (1 - 2 * self.alpha)
+
+    @property
     def codomain(self) -> constraints.Constraint:
         """Events between `−α / (1 − 2α)` and `1 + α / (1 − 2α)`, slightly beyond [0, 1]."""
-        margin = self.alpha / (1 - 2 * self.alpha)
-        inside = constraints.interval(-margin, 1 + margin)
+        inside = constraints.interval(0 - self._margin, 1 + self._margin)
         return constraints.independent(inside, len(self.event_shape))
 
     @override
@@ -101,17 +106,13 @@ class Logit(TransformModule):
 
     @override
     def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
-        p = self.alpha + (1 - 2 * self.alpha) * y
-        low, high = p.log(), (-p).log1p()
-        return low - high, -self._sum(low + high)
+        p, q = ((1 - 2 * self.alpha) * part for part in (y + self._margin, 1 + self._margin - y))
+        outside = (p <= 0) | (q <= 0)
+        low, high = (torch.where(outside, 0.5, part).log() for part in (p, q))
+        return low - high, -self._sum(torch.where(outside, torch.inf, low + high))
 
     def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
-        return map(self._checked_latent, parts)
-
-    def _checked_latent(self, y: Tensor) -> Tensor:
-        x, _ = self._inverse_pair(y, None)
-        check_finite(x, self.base_shape, "a batch of `data` behind Logit")
-        return x
+        return (self._inverse_pair(y, None)[0] for y in parts)
 
     def _sum(self, log_slope: Tensor) -> Tensor:
         dims = tuple(range(-len(self.event_shape), 0))

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from pyroflows.distribution import BASES
 from pyroflows.flows.builders import glow, nice, realnvp
+from pyroflows.layers.constrained import constrained
 from pyroflows.transform import Conditioned, TransformModule
 from pyroflows_common import archive
 
@@ -144,10 +145,12 @@ def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
     """Call the builder on the meta device, which uses no memory and no random numbers."""
-    call = archive.check_call(BUILDERS, builder, arguments, arrays)
+    given, support = archive.without_support(arguments)
+    call = archive.check_call(BUILDERS, builder, given, arrays)
     try:
         with torch.device("meta"):
-            return BUILDERS[builder](**call)
+            flow = BUILDERS[builder](**call)
+        return flow if support is None else constrained(flow, support)
     except Exception as error:
         raise ValueError(f"{builder} does not take its arguments: {error}") from error
 

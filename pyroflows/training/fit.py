@@ -1,6 +1,5 @@
 """`fit`: maximum-likelihood training; `pyroflows_common/loop.py` is its loop over batches."""
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyroflows.distribution import named_base
+from pyroflows.layers.constrained import constrained
 from pyroflows.rng import seeded
 from pyroflows.storage.checkpoint import Checkpoint, describe_flow
+from pyroflows.support import check_base, is_real, support_of
 from pyroflows.training.run import Run, Settings
 from pyroflows.training.sources import Arrays
 from pyroflows.transform import Conditioned, TransformModule
@@ -27,6 +28,7 @@ def fit(
     *,
     context: SupportsArray | None = None,
     base: "str | dist.TorchDistribution | None" = None,
+    support: Any = None,
     steps: int,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
@@ -67,6 +69,10 @@ def fit(
         context: contexts `(n, context_dim)` of the rows of an array.
         base: `"normal"`, `"logistic"` or a Pyro distribution over events of the flow's shape.
             Default: the base of the flow's last fit, at first normal.
+        support: support of the data, as `BijectTo` takes it: a constraint of Pyro such as
+            `positive`, `interval(a, b)` or `simplex`, or a sequence with one for each column. The
+            result's flow maps onto it: a `Chain` of `flow` and a `BijectTo`. For a simplex of K
+            numbers, `flow` is one of K − 1. Default: all real numbers.
         steps: maximum number of steps.
         batch_size: number of rows in a batch; an iterable of batches ignores it.
         learning_rate: step size of Adam.
@@ -119,9 +125,11 @@ def fit(
     """
     settings = Settings.among(locals())
     parameters = _check_flow(flow, settings)
+    flow = flow if support is None else constrained(flow, support)
     name, density = _base(flow, base)
     dtype = str(parameters[0].dtype).removeprefix("torch.")
-    arrays = Arrays(flow.event_shape, flow.context_dim, augment is not None, dtype)
+    inside = None if is_real(flow.codomain) else flow.codomain
+    arrays = Arrays(flow.event_shape, flow.context_dim, augment is not None, dtype, inside)
     with seeded(seed):
         train, held_out = divide(arrays, data, context, validation, seed)
         saved = None
@@ -135,7 +143,7 @@ def fit(
             saved = Checkpoint(checkpoint, {**settings.describe(), **about})
         run = Run(flow, parameters, density, arrays, settings, train, held_out, saved, progress)
         history = run.run(name)
-    warning = history.warning()
+    warning = history.warning(bounded_base=not is_real(support_of(density)))
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     return history.result(flow)
@@ -159,25 +167,17 @@ def _check_flow(flow: object, settings: Settings) -> list[nn.Parameter]:
 
 def _base(
     flow: TransformModule, base: "str | dist.TorchDistribution | None"
-) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Return the name of the base and its log-density, which maps NaN to NaN without an error."""
+) -> tuple[str, dist.TorchDistribution]:
+    """Return the name of the base and its distribution."""
     base = flow.base if base is None else base
     if isinstance(base, str):
         # The host's validation would end training at the first non-finite event.
-        return base, named_base(base, flow, validate_args=False).log_prob
+        return base, named_base(base, flow, validate_args=False)
     known = isinstance(base, torch.distributions.Distribution)
     if not known or (tuple(base.batch_shape), tuple(base.event_shape)) != ((), flow.base_shape):
         raise ValueError(
             f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution with batch_shape "
             f"() and event_shape {flow.base_shape}"
         )
-
-    def density(z: Tensor) -> Tensor:
-        try:
-            return base.log_prob(z)
-        except ValueError:
-            if z.isfinite().all():
-                raise
-            return z.flatten(1).sum(1) * math.nan
-
-    return "custom", density
+    check_base(base)
+    return "custom", base

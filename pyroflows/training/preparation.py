@@ -36,6 +36,7 @@ class Preparation:
                 kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
                 raise TypeError(f"`augment` gave {kind}, expected a floating-point torch.Tensor")
             self.arrays.check_shape(x, "what `augment` gave")
+            self.arrays.check_support(x, "a batch of `data` after `augment`")
             x = self._moved(x)
         return x, None if context is None else self._moved(context)
 

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyroflows.inputs import check_finite
 from pyroflows.storage.checkpoint import Checkpoint
+from pyroflows.support import is_real, support_of
 from pyroflows.training.preparation import Preparation
 from pyroflows.training.sources import Arrays
 from pyroflows.training.step import Step
@@ -20,6 +22,7 @@ from pyroflows_common.checks import as_count
 from pyroflows_common.history import History
 from pyroflows_common.loop import Loop
 from pyroflows_common.rows import Batch
+from pyroflows_common.support import no_density
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class Run(Loop[Tensor, dict[str, Tensor]]):
         self,
         flow: TransformModule,
         parameters: list[nn.Parameter],
-        density: Callable[[Tensor], Tensor],
+        base: dist.TorchDistribution,
         arrays: Arrays,
         settings: Settings,
         train: Part,
@@ -62,7 +65,7 @@ class Run(Loop[Tensor, dict[str, Tensor]]):
         self.step = Step(
             flow,
             parameters,
-            density,
+            base,
             _optimizer(parameters, settings),
             clip_norm=settings.clip_norm,
             penalty=settings.penalty,
@@ -108,6 +111,9 @@ class Run(Loop[Tensor, dict[str, Tensor]]):
                 raise ValueError(
                     "`data` does not suit `flow`: layers initialised from it would not be finite"
                 )
+        support = support_of(self.step.base)
+        if not is_real(support) and not self.step.losses(*first).isfinite().any():
+            raise ValueError(no_density(support))
 
     def checked(
         self, batch: Batch, *stream: int

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyroflows.support import inside
 from pyroflows_common import rows
 from pyroflows_common.rows import HostArray, SupportsArray
 
@@ -32,8 +33,11 @@ class Arrays(rows.Arrays):
 
     def finite(self, x: HostArray) -> np.ndarray:
         """Return for each row whether it is finite in the flow's dtype."""
-        numbers = as_tensor(x).to(getattr(torch, self.dtype))
-        return numbers.reshape(len(x), -1).isfinite().all(1).cpu().numpy()
+        return self._cast(x).reshape(len(x), -1).isfinite().all(1).cpu().numpy()
+
+    def inside(self, x: HostArray) -> np.ndarray:
+        """Return for each row whether it lies inside the support in the flow's dtype."""
+        return inside(self._cast(x), self.support).cpu().numpy()
 
     def take(self, x: HostArray, index: np.ndarray) -> Tensor:
         """Return the rows of an array with these indices."""
@@ -48,6 +52,9 @@ class Arrays(rows.Arrays):
     def as_bytes(self, x: HostArray) -> bytes:
         """Return the numbers of an array as bytes."""
         return as_tensor(x).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+    def _cast(self, x: HostArray) -> Tensor:
+        return as_tensor(x).to(getattr(torch, self.dtype))
 
 
 def as_tensor(x: HostArray) -> Tensor:

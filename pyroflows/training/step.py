@@ -1,13 +1,14 @@
 """One step of training: the loss of a batch, its gradient, and the update of the parameters."""
 
 import math
-from collections.abc import Callable
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyroflows.networks import RunningMoments
+from pyroflows.support import log_prob_inside
 from pyroflows.transform import TransformModule
 
 
@@ -18,14 +19,14 @@ class Step:
         self,
         flow: TransformModule,
         parameters: list[nn.Parameter],
-        density: Callable[[Tensor], Tensor],
+        base: dist.TorchDistribution,
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None,
         penalty: float,
         compile: bool,
     ) -> None:
-        self.flow, self.parameters, self.density = flow, parameters, density
+        self.flow, self.parameters, self.base = flow, parameters, base
         self.optimizer, self.clip_norm, self.penalty = optimizer, clip_norm, penalty
         self.mean_loss = torch.compile(self._mean_loss) if compile else self._mean_loss
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -37,7 +38,7 @@ class Step:
     ) -> Float[Tensor, " n"]:
         """Return the negative log-likelihood of each row."""
         z, ladj = self.flow.inverse_and_ladj(x, context)
-        return -(self.density(z) + ladj)
+        return -(log_prob_inside(self.base, z) + ladj)
 
     def _mean_loss(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.losses(x, context).mean()

@@ -74,6 +74,7 @@ LAYERS = {
     ),
     "Permutation": lambda state, prefix, size: by_equation.permutation(state, prefix),
     "Logit": lambda state, prefix, size, alpha=0.05: images.Logit(alpha, 1),
+    "BijectTo": lambda state, prefix, size, support: by_equation.intervals(support, 1),
     "InvertibleLinear": lambda state, prefix, size, gain=1.0: by_equation.invertible_linear(
         state, prefix, gain
     ),

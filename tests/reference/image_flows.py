@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.reference import images
-from tests.reference.layers import Composed, invertible_linear, log_tails, sinh_arcsinh
+from tests.reference.layers import Composed, intervals, invertible_linear, log_tails, sinh_arcsinh
 
 BUDGET = 16.0  # log-scales of all couplings together in a robust flow
 
@@ -54,6 +54,7 @@ LAYERS = {
     "Squeeze": lambda state, prefix, shape: images.Squeeze(shape),
     "Flatten": lambda state, prefix, shape: images.Flatten(shape),
     "Logit": lambda state, prefix, shape, alpha=0.05: images.Logit(alpha, len(shape)),
+    "BijectTo": lambda state, prefix, shape, support: intervals(support, len(shape)),
     "SinhArcsinh": lambda state, prefix, shape: sinh_arcsinh(state, prefix, len(shape)),
     "LogTails": lambda state, prefix, shape, threshold=100.0: log_tails(threshold, len(shape)),
 }

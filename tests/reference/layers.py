@@ -214,6 +214,29 @@ def log_tails(threshold, ndim):
     return Elementwise(function, inverse, derivative, ndim)
 
 
+def intervals(support, ndim):
+    """From real numbers to intervals; the ends of each column are numbers or None."""
+    low, high = np.array(support, dtype=float).T
+    kinds = [np.isnan(low) & np.isnan(high), np.isnan(high), np.isnan(low)]
+
+    def chosen(*of_kinds):
+        return np.select(np.broadcast_arrays(*kinds, of_kinds[0])[:3], of_kinds[:3], of_kinds[3])
+
+    def function(x):
+        return chosen(x, low + np.exp(x), high - np.exp(x), low + (high - low) * special.expit(x))
+
+    def inverse(y):
+        with np.errstate(invalid="ignore"):
+            inner = special.logit((y - low) / (high - low))
+            return chosen(y, np.log(y - low), np.log(high - y), inner)
+
+    def derivative(x):
+        bell = (high - low) * special.expit(x) * special.expit(-x)
+        return chosen(np.ones_like(x), np.exp(x), np.exp(x), bell)
+
+    return Elementwise(function, inverse, derivative, ndim)
+
+
 class Composed:
     """Layers one after the other, the one next to the base first."""
 

@@ -44,7 +44,8 @@ class Case:
     @property
     def pixels(self):
         """Whether the data are pixels in the unit interval."""
-        return self.name == "Logit" or self.options.get("logit") is not None
+        bounded = self.name in ("Logit", "BijectTo")
+        return bounded or self.options.get("logit") is not None
 
     @property
     def context_dim(self):
@@ -134,6 +135,7 @@ LAYERS = [
     case("InvertibleLinear", 4, gain=0.25),
     case("LowerTriangular", 4),
     case("LowerTriangular", 3, gain=0.25),
+    case("BijectTo", 4, support=((0.0, None), (None, 1.0), (-0.1, 1.1), (None, None))),
     case("Preconditioner", 4),
     case("Preconditioner", 5, rank=2),
     case("SinhArcsinh", 3),
@@ -187,6 +189,7 @@ IMAGE_LAYERS = [
     case("Flatten", (2, 3, 2)),
     case("Logit", 3),
     case("Logit", (1, 2, 2), alpha=0.01),
+    case("BijectTo", (1, 2, 2), support=((-0.1, 1.1),)),
     case(
         "MultiScale",
         (1, 4, 4),

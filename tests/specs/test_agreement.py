@@ -107,6 +107,7 @@ INSTANCES = {
     "AdditiveCoupling": (3,),
     "AffineCoupling": (3,),
     "BatchNorm": (3,),
+    "BijectTo": (3, ((0.0, None),)),
     "Checkerboard": ((1, 2, 2),),
     "ConvNet": (2, 2),
     "DenseNet": (3, 2),

@@ -333,15 +333,6 @@ def test_augmented_rows_that_are_not_finite(wing, standardize):
     assert good.skipped == 0
 
 
-def test_data_out_of_a_logits_range(wing):
-    flow = small(wing, "glow", logit=0.05)
-    before = wing.state(flow)
-    x = np.full((32, 2), 2.0, dtype="float32")
-    with pytest.raises(ValueError, match="`data` behind Logit has 28 of 28 rows"):
-        fit(wing, flow, x, standardize=True, validation=0.125)
-    unchanged(wing, flow, before)
-
-
 def test_a_bad_batch_on_the_way(wing):
     flow = small(wing)
     with pytest.raises(ValueError, match="batch 3 of `data` has 2 of 32 rows"):

@@ -208,6 +208,16 @@ class NumPyroWing(base.Wing):
         loc = jnp.full(shape, loc, dtype)
         return dist.Normal(loc, jnp.asarray(scale, dtype)).to_event(len(shape))
 
+    def biject_to(self, support, x):
+        return self.numpy(dist.biject_to(support)(self.array(x)))
+
+    def uniform_base(self, shape, low, high, dtype="float32"):
+        low, high = (jnp.full(shape, bound, dtype) for bound in (low, high))
+        return dist.Uniform(low, high).to_event(len(shape))
+
+    def poisson_base(self, shape):
+        return dist.Poisson(jnp.ones(shape)).to_event(len(shape))
+
     def logistic_base(self, shape):
         return dist.Logistic(jnp.zeros(shape), jnp.ones(shape)).to_event(len(shape))
 

@@ -138,6 +138,16 @@ class PyroWing(base.Wing):
         loc = torch.full(shape, loc, dtype=getattr(torch, dtype))
         return dist.Normal(loc, scale).to_event(len(shape))
 
+    def biject_to(self, support, x):
+        return self.numpy(torch.distributions.biject_to(support)(self.array(x)))
+
+    def uniform_base(self, shape, low, high, dtype="float32"):
+        low, high = (torch.full(shape, bound, dtype=getattr(torch, dtype)) for bound in (low, high))
+        return dist.Uniform(low, high).to_event(len(shape))
+
+    def poisson_base(self, shape):
+        return dist.Poisson(torch.ones(shape)).to_event(len(shape))
+
     def logistic_base(self, shape):
         zeros = torch.zeros(shape, dtype=torch.float64)
         return dist.Logistic(zeros, torch.ones_like(zeros)).to_event(len(shape))
