@@ -29,6 +29,8 @@ Flow = TypeVar("Flow", bound="TransformModule")
 Pair = tuple[Float[Array, "..."], Float[Array, "*batch"]]
 EventPair = tuple[Float[Array, "..."], Float[Array, ""]]
 Context = Float[Array | np.ndarray, "*#batch context_dim"] | None
+# Data that arrives in parts, each with its weights if any.
+Parts = Iterator[tuple[Float[Array | np.ndarray, "n ..."], Float[Array | np.ndarray, " n"] | None]]
 
 
 class _HostTransform(Transform):
@@ -149,9 +151,7 @@ class TransformModule(eqx.Module, _HostTransform):
     def _encoded(self, y: Array, context: Context) -> Array:
         return jax.vmap(lambda y, context: self._inverse_pair(y, context)[0])(y, context)
 
-    def _standardize(
-        self, parts: Iterator[Array]
-    ) -> "tuple[TransformModule, Iterator[Array] | None]":
+    def _standardize(self, parts: Parts) -> "tuple[TransformModule, Parts | None]":
         """Let the layer at the data end learn the moments of data that arrives in parts.
 
         Return the layer, and the encoded parts for the one before it, or None if this one

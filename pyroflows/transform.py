@@ -21,6 +21,8 @@ from pyroflows_common.recipe import Recipe
 # whose batch shape broadcasts with that of the events.
 Pair = tuple[Float[Tensor, "..."], Float[Tensor, "*batch"]]
 Context = Float[Tensor, "*#batch context_dim"] | None
+# Data that arrives in parts, each with its weights if any.
+Parts = Iterator[tuple[Float[Tensor, "n ..."], Float[Tensor, " n"] | None]]
 
 
 class TransformModule(PyroTransformModule):
@@ -121,7 +123,7 @@ class TransformModule(PyroTransformModule):
         """Learn moments from data `(n, *event_shape)` and encode it; see `initialize`, `update`."""
         return self._inverse_pair(y, context)[0]
 
-    def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor] | None:
+    def _standardize(self, parts: Parts) -> Parts | None:
         """Let the layer at the data end learn the moments of data that arrives in parts.
 
         Return the encoded parts for the layer before it, or None if this one has learned them.

@@ -1,7 +1,8 @@
 """The order of the data in `fit`: held-out rows, epochs, and passes over an iterable."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,26 @@ class Part:
         else:
             index = self._index(self.source)
             for start in range(0, len(index), size):
-                yield self.source.take(index[start : start + size])
+                yield self.take(index[start : start + size])
+
+    def take(self, index: np.ndarray) -> Batch:
+        """Return the rows with these indices, with weights that average one over this part."""
+        assert not isinstance(self.source, Batches)
+        x, context, weights = self.source.take(index)
+        return x, context, None if weights is None else weights / self.mean_weight
+
+    @functools.cached_property
+    def mean_weight(self) -> float:
+        """Mean weight of the rows; 1 without weights."""
+        if not isinstance(self.source, Rows) or self.source.weights is None:
+            return 1.0
+        return float(self.source.weights[self._index(self.source)].mean())
 
     def feed(self, size: int, seed: int) -> "Shuffled | Streamed":
         """Return the batches to train on, without end where possible."""
         if isinstance(self.source, Batches):
             return Streamed(self.source)
-        return Shuffled(self.source, self._index(self.source), size, seed)
+        return Shuffled(self.take, self._index(self.source), size, seed)
 
     def describe(self) -> list[Any]:
         """Return a description that identifies the data."""
@@ -65,6 +79,7 @@ def divide(
     arrays: Arrays,
     data: Data,
     context: SupportsArray | None,
+    weights: SupportsArray | None,
     validation: Data | float | None,
     seed: int,
 ) -> tuple[Part, Part | None]:
@@ -74,10 +89,11 @@ def divide(
         arrays: the input that the flow takes.
         data: data, as `fit` takes it.
         context: contexts of the rows of an array.
+        weights: weights of the rows of an array.
         validation: fraction of the rows to hold out, or data to validate on, or None.
         seed: seed of the choice of held-out rows.
     """
-    source = as_source(arrays, data, context)
+    source = as_source(arrays, data, context, weights)
     if getattr(validation, "shape", None) == ():  # a scalar of NumPy, or an array of one number
         validation = validation.item()  # type: ignore[union-attr]
     if not (validation is None or isinstance(validation, int | float)):
@@ -86,7 +102,7 @@ def divide(
             raise ValueError(
                 "`validation` is an iterator, which can be read only once: pass an array or a list"
             )
-        return Part(source), Part(held_out)
+        return _weighty(Part(source)), _weighty(Part(held_out))
     fraction = float(validation or 0.0)
     if not 0 <= fraction < 1:
         raise ValueError(
@@ -100,7 +116,18 @@ def divide(
             )
         return Part(source), None
     kept, held = split(len(source), fraction, seed)
-    return Part(source, kept), Part(source, held) if len(held) else None
+    train = _weighty(Part(source, kept))
+    return train, _weighty(Part(source, held)) if len(held) else None
+
+
+def _weighty(part: Part) -> Part:
+    """Check that some row of a part has a weight."""
+    if not part.mean_weight > 0:
+        raise ValueError(
+            "`weights` are 0 for all rows to train on, or for all held-out ones: pass rows that "
+            "weigh something, and `validation`"
+        )
+    return part
 
 
 def split(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,8 +155,10 @@ class Shuffled:
 
     resumes = True
 
-    def __init__(self, source: Rows | Items, index: np.ndarray, size: int, seed: int) -> None:
-        self.source, self.index, self.size, self.seed = source, index, size, seed
+    def __init__(
+        self, take: Callable[[np.ndarray], Batch], index: np.ndarray, size: int, seed: int
+    ) -> None:
+        self.take, self.index, self.size, self.seed = take, index, size, seed
         self.length = max(1, len(index) // size)
         self.epoch, self.position = 0, 0
         self._order: tuple[int, np.ndarray] = (-1, index)
@@ -159,7 +188,7 @@ class Shuffled:
         if self._order[0] != epoch:
             generator = np.random.default_rng((self.seed, SHUFFLE, epoch))
             self._order = (epoch, generator.permutation(self.index))
-        return self.source.take(self._order[1][position * self.size : (position + 1) * self.size])
+        return self.take(self._order[1][position * self.size : (position + 1) * self.size])
 
 
 class Streamed:

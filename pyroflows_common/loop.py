@@ -37,8 +37,8 @@ class Loop(ABC, Generic[A, P]):
         ValueError: if there is a patience, but no data to validate on.
     """
 
-    # Makes the flow's input from a batch and the numbers of its random stream.
-    prepare: Callable[..., tuple[A, A | None]]
+    # Makes events, contexts and weights from a batch and the numbers of its random stream.
+    prepare: Callable[..., tuple[A, A | None, A | None]]
 
     def __init__(
         self,
@@ -59,30 +59,30 @@ class Loop(ABC, Generic[A, P]):
         # The parameters to return: those of the best validation or, before there is one, the last
         # with a finite loss. `last` is the batch that had this loss.
         self.best: P | None = None
-        self.last: tuple[A, A | None] | None = None
+        self.last: tuple[A, A | None, A | None] | None = None
 
     @abstractmethod
     def start(self) -> None:
         """Initialise the data-dependent layers."""
 
     @abstractmethod
-    def checked(self, batch: Batch, *stream: int) -> tuple[A, A | None]:
+    def checked(self, batch: Batch, *stream: int) -> tuple[A, A | None, A | None]:
         """Return a batch for initialisation, checked to be finite."""
 
     @abstractmethod
-    def learn(self, x: A, context: A | None) -> None:
+    def learn(self, x: A, context: A | None, weights: A | None) -> None:
         """Take one step and record it; skip it if the loss or its gradient is not finite."""
 
     @abstractmethod
-    def total_loss(self, x: A, context: A | None) -> float:
-        """Return the sum of the losses of a batch of validation data."""
+    def total_loss(self, x: A, context: A | None, weights: A | None) -> float:
+        """Return the weighted sum of the losses of a batch of validation data."""
 
     @abstractmethod
     def parameters_now(self) -> P:
         """Return the current parameters, which later steps do not change."""
 
     @abstractmethod
-    def is_finite(self, x: A, context: A | None) -> bool:
+    def is_finite(self, x: A, context: A | None, weights: A | None) -> bool:
         """Return whether the loss of a training batch is finite under the current parameters."""
 
     @abstractmethod
@@ -105,14 +105,15 @@ class Loop(ABC, Generic[A, P]):
         self.restore(state)
         self.history = history
 
-    def parts(self, first: A) -> Iterator[A]:
-        """Yield all rows in parts, or the first batch of an iterable."""
+    def parts(self, first: A) -> Iterator[tuple[A, A | None]]:
+        """Yield all rows and their weights in parts, or the first batch of an iterable."""
         source = self.train.source
         if isinstance(source, Batches):
-            yield first
+            yield first, None
         else:
             for i, part in enumerate(self.train.in_order(rows_at_once(source.arrays.event_shape))):
-                yield self.checked(part, AUGMENT_ALL, i)[0]
+                x, _, weights = self.checked(part, AUGMENT_ALL, i)
+                yield x, weights
 
     def train_to_the_end(self) -> None:
         """Train until the run stops or Ctrl-C is pressed."""
@@ -175,11 +176,11 @@ class Loop(ABC, Generic[A, P]):
         history = self.history
         if self.held_out is None or history.step in history.validation_steps[-1:]:
             return
-        total, rows = 0.0, 0
+        total, rows = 0.0, 0.0
         for number, batch in enumerate(self.held_out.in_order(self.settings.batch_size)):
-            x, context = self.prepare(batch, AUGMENT_VALIDATION, number)
-            total += self.total_loss(x, context)
-            rows += len(x)
+            x, context, weights = self.prepare(batch, AUGMENT_VALIDATION, number)
+            total += self.total_loss(x, context, weights)
+            rows += len(x) if batch[2] is None else float(batch[2].sum())
         if not rows:
             raise ValueError("`validation` has no batches")
         history.validation_losses.append(total / rows)

@@ -57,12 +57,14 @@ class HostArray(SupportsArray, Protocol):
         """Return some rows."""
 
 
-# The data of `fit`: an array, a pair (x, context), a dataset, or an iterable of batches, each of
-# them x, (x,) or (x, context).
+# The data of `fit`: an array, arrays (x, context) or (x, context, weights), a dataset, or an
+# iterable of batches, each of them x, (x,) or (x, context).
 Pair = tuple[SupportsArray, SupportsArray]
-Data = SupportsArray | Pair | Dataset | Iterable[SupportsArray | Sequence[SupportsArray]]
+Triple = tuple[SupportsArray, SupportsArray | None, SupportsArray]
+Data = SupportsArray | Pair | Triple | Dataset | Iterable[SupportsArray | Sequence[SupportsArray]]
 
-Batch = tuple[HostArray, HostArray | None]  # events, and their contexts if any
+# Events, and their contexts and weights if any.
+Batch = tuple[HostArray, HostArray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class Arrays(ABC):
     @abstractmethod
     def inside(self, x: HostArray) -> np.ndarray:
         """Return for each row whether it lies inside the support in the flow's dtype."""
+
+    @abstractmethod
+    def numbers(self, x: HostArray) -> np.ndarray:
+        """Return an array as NumPy's, in double precision."""
 
     @abstractmethod
     def take(self, x: HostArray, index: np.ndarray) -> HostArray:
@@ -179,9 +185,17 @@ class Arrays(ABC):
 class Rows:
     """The rows of an array, which may be mapped from a file."""
 
-    def __init__(self, arrays: Arrays, x: HostArray, context: HostArray | None, name: str) -> None:
+    def __init__(
+        self,
+        arrays: Arrays,
+        x: HostArray,
+        context: HostArray | None,
+        weights: HostArray | None,
+        name: str,
+    ) -> None:
         arrays.check(x, context, name)
         self.arrays, self.x, self.context = arrays, x, context
+        self.weights = None if weights is None else as_weights(arrays, weights, len(x), name)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -189,7 +203,8 @@ class Rows:
     def take(self, index: np.ndarray) -> Batch:
         """Return the rows with these indices."""
         context = None if self.context is None else self.arrays.take(self.context, index)
-        return self.arrays.take(self.x, index), context
+        weights = None if self.weights is None else self.weights[index]
+        return self.arrays.take(self.x, index), context, weights
 
     def describe(self) -> list[Any]:
         """Return a description that identifies the data: shapes, and a digest of some rows."""
@@ -221,7 +236,7 @@ class Items:
         x = self.arrays.stack(events)
         context = None if contexts[0] is None else self.arrays.stack(contexts)
         self.arrays.check(x, context, f"a batch of {self.name}")
-        return x, context
+        return x, context, None
 
     def _check_support(self) -> None:
         """Check that all rows lie inside the support, before any training."""
@@ -250,7 +265,7 @@ class Batches:
                 "events; a DataLoader makes batches of rows"
             )
         self.arrays.check(x, context, name)
-        return x, context
+        return x, context, None
 
     def describe(self) -> list[Any]:
         """Return a description that identifies the data as far as possible."""
@@ -260,19 +275,31 @@ class Batches:
 Source = Rows | Items | Batches
 
 
-def as_source(arrays: Arrays, data: object, context: object = None, name: str = "`data`") -> Source:
+def as_source(
+    arrays: Arrays,
+    data: object,
+    context: object = None,
+    weights: object = None,
+    name: str = "`data`",
+) -> Source:
     """Check that data suits the flow, and return it as a source of batches.
 
     Args:
         arrays: the input that the flow takes.
-        data: an array, a pair of arrays (x, context), a dataset of rows or an iterable of batches.
+        data: an array, arrays (x, context) or (x, context, weights), a dataset of rows or an
+            iterable of batches.
         context: contexts of the rows of an array.
+        weights: weights of the rows of an array.
         name: name of the data in messages.
 
     Raises:
         TypeError: if the data is none of these, or its numbers are not real.
         ValueError: if the data does not suit the flow.
     """
+    if isinstance(data, tuple) and len(data) == 3:
+        if not (context is None and weights is None):
+            raise ValueError(f"{name} is (x, context, weights): pass neither of them again")
+        data, context, weights = data
     if isinstance(data, tuple):
         if context is not None and len(data) == 2:
             raise ValueError(f"`context` was given, but {name} is a pair that already has one")
@@ -280,12 +307,15 @@ def as_source(arrays: Arrays, data: object, context: object = None, name: str = 
         context = paired if context is None else context
     if arrays.is_array(data):
         context = None if context is None else _as_array(arrays, context, "`context`")
-        return Rows(arrays, _as_array(arrays, data, name), context, name)
+        weights = None if weights is None else _as_array(arrays, weights, "`weights`")
+        return Rows(arrays, _as_array(arrays, data, name), context, weights, name)
     if context is not None:
         raise ValueError(
             f"`context` goes with an array, but {name} is a {type(data).__name__}: it "
             "must yield pairs (x, context)"
         )
+    if weights is not None:
+        raise ValueError(f"`weights` go with an array, but {name} is a {type(data).__name__}")
     _check_not_numbers(arrays, data, name)
     if not isinstance(data, str | bytes | Mapping):
         if isinstance(data, Iterable):
@@ -297,7 +327,22 @@ def as_source(arrays: Arrays, data: object, context: object = None, name: str = 
     )
 
 
-def as_pair(arrays: Arrays, value: object, name: str) -> Batch:
+def as_weights(arrays: Arrays, weights: HostArray, rows: int, name: str) -> np.ndarray:
+    """Check the weights of rows, and return them."""
+    if tuple(weights.shape) != (rows,):
+        raise ValueError(
+            f"`weights` of {name} have shape {tuple(weights.shape)}, expected {(rows,)}: a weight "
+            "for each row"
+        )
+    if arrays.kind(weights) not in "fiub":
+        raise TypeError(f"`weights` of {name} have dtype {weights.dtype}, expected numbers")
+    numbers = arrays.numbers(weights)
+    good = np.isfinite(numbers) & (numbers >= 0)
+    check_rows(good, f"`weights` of {name}", "that are negative, NaN or inf")
+    return numbers
+
+
+def as_pair(arrays: Arrays, value: object, name: str) -> tuple[HostArray, HostArray | None]:
     """Return `x`, `(x,)` or `(x, context)` as a pair of events and contexts, if any."""
     if isinstance(value, tuple | list):
         if len(value) not in (1, 2) or isinstance(value[0], Number):

@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from typing_extensions import override
 
 from numpyro_flows.layers.coupling import Coupling, coupled, parts_coupled, runs
-from numpyro_flows.transform import Conditioned, Context, EventPair, TransformModule
+from numpyro_flows.transform import Conditioned, Context, EventPair, Parts, TransformModule
 from numpyro_flows.tree import Blocks, replace
 from pyroflows_common.checks import check_context_dims, check_fit
 
@@ -86,9 +86,7 @@ class Chain(TransformModule):
             layers.append(layer)
         return replace(self, layers=self._held(reversed(layers))), y
 
-    def _standardize(
-        self, parts: Iterator[Array]
-    ) -> tuple[TransformModule, Iterator[Array] | None]:
+    def _standardize(self, parts: Parts) -> tuple[TransformModule, Parts | None]:
         layers, left = list(self.layers), parts
         for i in reversed(range(len(layers))):
             layers[i], left = layers[i]._standardize(left)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.support import inverse_inside, is_real, kept_inside
-from numpyro_flows.transform import EventPair, TransformModule
+from numpyro_flows.transform import EventPair, Parts, TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import as_event_shape
 from pyroflows_common.recipe import Recipe
@@ -99,8 +99,8 @@ class BijectTo(TransformModule):
             xs.append(x)
         return jnp.concatenate(xs, -1), ladj
 
-    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, Iterator[Array]]:
-        return self, (self._encoded(y, None) for y in parts)
+    def _standardize(self, parts: Parts) -> tuple[TransformModule, Parts]:
+        return self, ((self._encoded(jnp.asarray(y), None), weights) for y, weights in parts)
 
     def _runs(self) -> Iterator[tuple[constraints.Constraint, slice]]:
         """Yield the constraints, and the columns that each holds for."""

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 import equinox as eqx
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from typing_extensions import override
 
 from numpyro_flows.networks import RunningMoments
-from numpyro_flows.transform import Context, EventPair, TransformModule
+from numpyro_flows.transform import Context, EventPair, Parts, TransformModule
 from numpyro_flows.tree import replace, select
 from pyroflows_common.checks import as_scale, parameter_shape
 
@@ -160,13 +160,12 @@ class Standardization(ShiftAndScale):
 
     buffers: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
 
-    def standardize(
-        self, x: Float[Array, "..."] | Iterator[Float[Array, "..."]]
-    ) -> "Standardization":
+    def standardize(self, x: Float[Array, "..."] | Parts) -> "Standardization":
         """Return the layer with shift and scale that give the encoded data mean 0 and variance 1.
 
         Args:
-            x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
+            x: data `(*batch, *event_shape)`; or an iterator over pairs, of a part of the data
+                `(n, *event_shape)` and the weights `(n,)` of its rows or None.
 
         Raises:
             ValueError: if the moments of the data are not finite.
@@ -180,7 +179,7 @@ class Standardization(ShiftAndScale):
             raise ValueError(f"the data's moments are not finite as {mean.dtype}")
         return self._with_moments(mean, deviation)
 
-    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, None]:
+    def _standardize(self, parts: Parts) -> tuple[TransformModule, None]:
         return self.standardize(parts), None
 
 
@@ -239,9 +238,12 @@ class BatchNorm(Elementwise, RunningMoments):
 
 @functools.partial(jax.jit, static_argnums=1)
 def moments(
-    x: Float[Array, "..."], event_shape: tuple[int, ...]
+    x: Float[Array, "..."], event_shape: tuple[int, ...], weights: Float[Array, " n"] | None = None
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Return mean and standard deviation over the batch and, for images, over the pixels."""
+    """Return mean and standard deviation over the batch and, for images, over the pixels.
+
+    With weights, one for each row of x, rows count as often as they weigh.
+    """
     rows = x.reshape(-1, *event_shape)
     dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
     first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
@@ -250,19 +252,27 @@ def moments(
     rest = rows - first
     unit = jnp.abs(rest).max(dims, keepdims=True)
     rest = rest / jnp.where(unit == 0, jnp.ones_like(unit), unit)
+    if weights is not None:
+        shares = (weights * (len(rows) / weights.sum())).reshape(-1, *(1 for _ in event_shape))
+        centre = (shares * rest).mean(dims, keepdims=True)
+        variance = (shares * jnp.square(rest - centre)).mean(dims, keepdims=True)
+        return (first + unit * centre)[0], (unit * jnp.sqrt(variance))[0]
     mean = first + unit * rest.mean(dims, keepdims=True)
     return mean[0], (unit * rest.std(dims, keepdims=True))[0]
 
 
 def pooled_moments(
-    parts: Iterable[Float[Array, "..."]], event_shape: tuple[int, ...]
+    parts: Parts, event_shape: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Return the moments of data that arrives in parts, holding one part at a time."""
-    rows, mean, deviation = 0, np.zeros(()), np.zeros(())
-    for part in parts:
-        rows += len(part)
-        weight = len(part) / rows
-        found, spread = moments(part, event_shape)
+    rows, mean, deviation = 0.0, np.zeros(()), np.zeros(())
+    for part, weights in parts:
+        size = len(part) if weights is None else float(weights.sum())
+        if not size:
+            continue
+        rows += size
+        weight = size / rows
+        found, spread = moments(part, event_shape, weights)
         gap = np.asarray(found, float) - mean
         mean = mean + weight * gap
         within = np.hypot(

@@ -1,7 +1,7 @@
 """Multi-scale image flows: squeezing pixels into channels, and factoring out latents."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from numpyro_flows.inputs import check_event
 from numpyro_flows.layers.chain import check_modules
-from numpyro_flows.transform import Context, EventPair, TransformModule
+from numpyro_flows.transform import Context, EventPair, Parts, TransformModule
 from numpyro_flows.tree import replace
 from pyroflows_common.checks import check_context_dims
 from pyroflows_common.partition import Partition, channels, image_shape
@@ -231,7 +231,7 @@ class MultiScale(TransformModule):
         z = self._latent(encode, y)
         return replace(self, levels=tuple(absorbed)), z
 
-    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, None]:
+    def _standardize(self, parts: Parts) -> tuple[TransformModule, None]:
         *levels, finest = self.levels
         finest, left = finest._standardize(parts)
         if left is not None:

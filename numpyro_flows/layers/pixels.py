@@ -1,7 +1,7 @@
 """Pixels: dequantization of integers, and the logit transform."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from typing_extensions import override
 
 from numpyro_flows.rng import RandomKey
-from numpyro_flows.transform import EventPair, TransformModule
+from numpyro_flows.transform import EventPair, Parts, TransformModule
 
 
 def dequantize(
@@ -117,8 +117,8 @@ class Logit(TransformModule):
         low, high = (jnp.log(jnp.where(outside, 0.5, part)) for part in (p, q))
         return low - high, -self._sum(jnp.where(outside, jnp.inf, low + high))
 
-    def _standardize(self, parts: Iterator[Array]) -> tuple[TransformModule, Iterator[Array]]:
-        return self, (self._encoded(y, None) for y in parts)
+    def _standardize(self, parts: Parts) -> tuple[TransformModule, Parts]:
+        return self, ((self._encoded(jnp.asarray(y), None), weights) for y, weights in parts)
 
     def _sum(self, log_slope: Array) -> Array:
         return (log_slope - math.log1p(-2 * self.alpha)).sum()

@@ -13,7 +13,10 @@ from numpyro_flows.rng import RandomKey
 from numpyro_flows.training.sources import AnyArray, Arrays
 from pyroflows_common.rows import Batch, HostArray
 
-
+# Events, and their contexts and weights if any.
+Prepared = tuple[
+    Float[AnyArray, "n ..."], Float[AnyArray, "n context_dim"] | None, Float[AnyArray, " n"] | None
+]
 # An array of rows, or none.
 Rows = TypeVar("Rows", AnyArray, AnyArray | None)
 
@@ -33,11 +36,9 @@ class Preparation:
             lambda x, *stream: augment(x, functools.reduce(jax.random.fold_in, stream, key))
         )
 
-    def __call__(
-        self, batch: Batch, *stream: int
-    ) -> tuple[Float[AnyArray, "n ..."], Float[AnyArray, "n context_dim"] | None]:
-        """Return events and contexts; the stream determines the random numbers."""
-        rows, context = batch
+    def __call__(self, batch: Batch, *stream: int) -> Prepared:
+        """Return events, contexts and weights; the stream determines the random numbers."""
+        rows, *rest = batch
         x = self.arrays.as_array(rows)
         if self.arrays.kind(x) == "f":
             x = self._cast(x)
@@ -50,7 +51,8 @@ class Preparation:
                 raise TypeError(f"`augment` gave {kind}, expected a floating-point jax.Array")
             self.arrays.check_shape(x, "what `augment` gave")
             self.arrays.check_support(x, "a batch of `data` after `augment`")
-        return self._cast(x), None if context is None else self._cast(context)
+        context, weights = (None if part is None else self._cast(part) for part in rest)
+        return self._cast(x), context, weights
 
     def _cast(self, rows: HostArray) -> AnyArray:
         x = self.arrays.as_array(rows)

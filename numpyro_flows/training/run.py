@@ -18,7 +18,7 @@ from numpyro_flows.inputs import check_finite
 from numpyro_flows.rng import RandomKey, check_key, seed_of
 from numpyro_flows.storage.checkpoint import Checkpoint, collected, numbered
 from numpyro_flows.support import is_real, support_of
-from numpyro_flows.training.preparation import Preparation, filled
+from numpyro_flows.training.preparation import Preparation, Prepared, filled
 from numpyro_flows.training.sources import AnyArray, Arrays
 from numpyro_flows.training.step import Plan, losses_of, step
 from numpyro_flows.transform import TransformModule
@@ -94,73 +94,72 @@ class Run(Loop[AnyArray, tuple[list[Array], list[Array]]]):
 
     def start(self) -> None:
         """Initialise the data-dependent layers."""
-        flow, first = self.flow, self.checked(self.feed.first(), AUGMENT, 0)
+        flow, (x, context, _) = self.flow, self.checked(self.feed.first(), AUGMENT, 0)
         if self.settings.standardize:
-            flow, left = flow._standardize(map(jnp.asarray, self.parts(first[0])))
+            flow, left = flow._standardize(self.parts(x))
             if left is not None:
                 raise ValueError(
                     "`standardize` is true, but the flow has no Standardization at the data's end"
                 )
-        flow = flow.initialize(*first)
+        flow = flow.initialize(x, context)
         for before, after in zip(jax.tree.leaves(self.flow), jax.tree.leaves(flow), strict=True):
             if _finite(before) and not _finite(after):
                 raise ValueError(
                     "`data` does not suit `flow`: layers initialised from it would not be finite"
                 )
         self.parameters, self.state = self.plan.split(flow)
-        if not is_real(self.support) and not np.isfinite(self.losses(*first)).any():
+        if not is_real(self.support) and not np.isfinite(self.losses(x, context)).any():
             raise ValueError(no_density(self.support))
 
-    def checked(
-        self, batch: Batch, *stream: int
-    ) -> tuple[Float[Array, "n ..."], Float[Array, "n context_dim"] | None]:
+    def checked(self, batch: Batch, *stream: int) -> Prepared:
         """Return a batch for initialisation, checked to be finite."""
-        rows, contexts = self.prepare(batch, *stream)
-        x, context = jnp.asarray(rows), None if contexts is None else jnp.asarray(contexts)
+        x, context, weights = jax.tree.map(jnp.asarray, self.prepare(batch, *stream))
         check_finite(x, self.flow.event_shape, "a batch of `data` after `augment`")
-        return x, context
+        return x, context, weights
 
-    def learn(self, x: AnyArray, context: AnyArray | None) -> None:
+    def learn(self, x: AnyArray, context: AnyArray | None, weights: AnyArray | None) -> None:
         """Take one step; skip it if the loss or its gradient is not finite."""
         before = self.parameters
         rate = self.rate * self.settings.factor(self.history.step)
-        self.parameters, self.state, self.memory, numbers = self._step(x, context, rate)
+        self.parameters, self.state, self.memory, numbers = self._step(x, context, weights, rate)
         loss, size = np.asarray(numbers).tolist()
         good = math.isfinite(loss) and math.isfinite(size)
         if good and not self.history.validated:
             self.best, self.history.best_step = (before, self.state), self.history.made
-            self.last = x, context
+            self.last = x, context, weights
         self.record(loss, skipped=not good)
 
     def _step(
-        self, x: AnyArray, context: AnyArray | None, rate: float
+        self, x: AnyArray, context: AnyArray | None, weights: AnyArray | None, rate: float
     ) -> tuple[list[Array], list[Array], Any, Float[Array, "2"]]:
-        run = (self.plan, self.parameters, self.state, self.memory, self.base, x, context)
-        return step(*run, rate, self.settings.clip_norm or math.inf, self.settings.penalty)
+        run = (self.plan, self.parameters, self.state, self.memory, self.base)
+        limit, penalty = self.settings.clip_norm or math.inf, self.settings.penalty
+        return step(*run, x, context, weights, rate, limit, penalty)
 
     def new_memory(self) -> Any:
         """Return the initial state of the optimiser."""
         # A copy: a step donates this memory, and an optimiser may have put the parameters into it.
         return jax.tree.map(jnp.copy, self.plan.optimizer.init(self.parameters))
 
-    def total_loss(self, x: AnyArray, context: AnyArray | None) -> float:
-        """Return the sum of the losses of a batch of validation data."""
+    def total_loss(self, x: AnyArray, context: AnyArray | None, weights: AnyArray | None) -> float:
+        """Return the weighted sum of the losses of a batch of validation data."""
         # A shorter batch is filled up, because another shape would have to be compiled.
         self.widest, size = max(self.widest, len(x)), len(x)
         rows, contexts = filled(x, self.widest), filled(context, self.widest)
-        return float(self.losses(rows, contexts)[:size].sum())
+        losses = self.losses(rows, contexts)[:size]
+        return float((losses if weights is None else np.asarray(weights) * losses).sum())
 
     def losses(self, x: AnyArray, context: AnyArray | None) -> Float[np.ndarray, " n"]:
         """Return the loss of each row under the current parameters."""
         losses = losses_of(self.plan, self.parameters, self.state, self.base, x, context)
         return np.asarray(losses, dtype=float)
 
-    def is_finite(self, x: AnyArray, context: AnyArray | None) -> bool:
+    def is_finite(self, x: AnyArray, context: AnyArray | None, weights: AnyArray | None) -> bool:
         """Return whether the loss of a training batch is finite under the current parameters."""
         # The loss comes from a step at rate 0, because that function is already compiled, and with
         # new memory, because a step that Ctrl-C interrupts may have taken that of the run with it.
         memory, self.memory = self.memory, self.new_memory()
-        numbers = self._step(x, context, 0.0)[-1]
+        numbers = self._step(x, context, weights, 0.0)[-1]
         self.memory = memory
         return bool(jnp.isfinite(numbers[0]))
 

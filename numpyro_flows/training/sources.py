@@ -41,6 +41,10 @@ class Arrays(rows.Arrays):
         """Return for each row whether it lies inside the support in the flow's dtype."""
         return np.asarray(inside(jnp.asarray(self._cast(x)), self.support))
 
+    def numbers(self, x: HostArray) -> np.ndarray:
+        """Return an array as NumPy's, in double precision."""
+        return np.asarray(x, float)
+
     def take(self, x: HostArray, index: np.ndarray) -> AnyArray:
         """Return the rows of an array with these indices."""
         return _taken(x, index) if isinstance(x, Array) else np.asarray(x[index])

@@ -72,10 +72,12 @@ def losses_of(
     base: list[Array],
     x: Float[Array, "n ..."],
     context: Float[Array, "n context_dim"] | None,
+    weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, " n"]:
-    """Return the negative log-likelihood of each row of a batch."""
+    """Return the negative log-likelihood of each row of a batch, times its weight."""
     z, ladj = plan.join(parameters, state).inverse_and_ladj(x, context)
-    return -(log_prob_inside(jax.tree.unflatten(plan.base_structure, base), z) + ladj)
+    losses = -(log_prob_inside(jax.tree.unflatten(plan.base_structure, base), z) + ladj)
+    return losses if weights is None else weights * losses
 
 
 # The optimiser's state is donated. The parameters are not: they may belong to the user, and must
@@ -89,6 +91,7 @@ def step(
     base: list[Array],
     x: Float[Array, "n ..."],
     context: Float[Array, "n context_dim"] | None,
+    weights: Float[Array, " n"] | None,
     rate: float,
     clip_norm: float,
     penalty: float,
@@ -103,7 +106,7 @@ def step(
         _, averaged = plan.split(flow)
 
     def objective(parameters: list[Array]) -> tuple[Array, Array]:
-        loss = losses_of(plan, parameters, averaged, base, x, context).mean()
+        loss = losses_of(plan, parameters, averaged, base, x, context, weights).mean()
         if plan.penalized:
             return loss + penalty * plan.join(parameters, averaged).scale_penalty(), loss
         return loss, loss

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pyroflows.layers.coupling import Coupling, coupled, runs
-from pyroflows.transform import Context, Pair, TransformModule
+from pyroflows.transform import Context, Pair, Parts, TransformModule
 from pyroflows_common.checks import check_context_dims, check_fit
 
 
@@ -78,8 +78,8 @@ class Chain(TransformModule):
             y = layer._absorb(y, context, first)
         return y
 
-    def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor] | None:
-        left: Iterator[Tensor] | None = parts
+    def _standardize(self, parts: Parts) -> Parts | None:
+        left: Parts | None = parts
         for layer in reversed(self.layers):
             left = None if left is None else layer._standardize(left)
         return left

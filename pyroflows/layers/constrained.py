@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from pyroflows.layers.chain import Chain
 from pyroflows.support import inverse_inside, is_real, kept_inside
-from pyroflows.transform import Pair, TransformModule
+from pyroflows.transform import Pair, Parts, TransformModule
 from pyroflows_common.checks import as_event_shape
 from pyroflows_common.recipe import Recipe
 from pyroflows_common.support import as_support, check_columns, runs, words
@@ -96,8 +96,8 @@ class BijectTo(TransformModule):
             xs.append(x)
         return torch.cat(xs, -1), ladj
 
-    def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
-        return (self._inverse_pair(y, None)[0] for y in parts)
+    def _standardize(self, parts: Parts) -> Parts:
+        return ((self._inverse_pair(y, None)[0], weights) for y, weights in parts)
 
     def _runs(self) -> Iterator[tuple[constraints.Constraint, slice]]:
         """Yield the constraints, and the columns that each holds for."""

@@ -1,7 +1,7 @@
 """Layers that shift and scale each coordinate, by parameters or by moments of the data."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pyroflows.networks import RunningMoments
-from pyroflows.transform import Context, Pair, TransformModule
+from pyroflows.transform import Context, Pair, Parts, TransformModule
 from pyroflows_common.checks import as_scale, parameter_shape
 
 
@@ -151,13 +151,12 @@ class Standardization(Elementwise):
         return self.loc, self.log_scale
 
     @torch.no_grad()
-    def standardize(
-        self, x: Float[Tensor, "..."] | Iterator[Float[Tensor, "..."]]
-    ) -> "Standardization":
+    def standardize(self, x: Float[Tensor, "..."] | Parts) -> "Standardization":
         """Set shift and scale so that the encoded data has mean 0 and variance 1.
 
         Args:
-            x: data `(*batch, *event_shape)`, or an iterator over parts of it, `(n, *event_shape)`.
+            x: data `(*batch, *event_shape)`; or an iterator over pairs, of a part of the data
+                `(n, *event_shape)` and the weights `(n,)` of its rows or None.
 
         Raises:
             ValueError: if the moments of the data are not finite.
@@ -173,7 +172,7 @@ class Standardization(Elementwise):
         self.log_scale.copy_(log_deviation(mean, deviation))
         return self
 
-    def _standardize(self, parts: Iterator[Tensor]) -> None:
+    def _standardize(self, parts: Parts) -> None:
         self.standardize(parts)
 
 
@@ -227,9 +226,14 @@ class BatchNorm(Elementwise, RunningMoments):
 
 
 def moments(
-    x: Float[Tensor, "..."], event_shape: tuple[int, ...]
+    x: Float[Tensor, "..."],
+    event_shape: tuple[int, ...],
+    weights: Float[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """Return mean and standard deviation over the batch and, for images, over the pixels."""
+    """Return mean and standard deviation over the batch and, for images, over the pixels.
+
+    With weights, one for each row of x, rows count as often as they weigh.
+    """
     rows = x.reshape(-1, *event_shape)
     dims = (0, 2, 3) if len(event_shape) == 3 else (0,)
     first = rows[(slice(1), slice(None), *[slice(1)] * (len(dims) - 1))]
@@ -238,19 +242,27 @@ def moments(
     rest = rows - first
     unit = rest.abs().amax(dims, keepdim=True)
     rest = rest / torch.where(unit == 0, torch.ones_like(unit), unit)
+    if weights is not None:
+        shares = (weights * (len(rows) / weights.sum())).reshape(-1, *(1 for _ in event_shape))
+        centre = (shares * rest).mean(dims, keepdim=True)
+        variance = (shares * torch.square(rest - centre)).mean(dims, keepdim=True)
+        return (first + unit * centre)[0], (unit * torch.sqrt(variance))[0]
     mean = first + unit * rest.mean(dims, keepdim=True)
     return mean[0], (unit * rest.std(dims, correction=0, keepdim=True))[0]
 
 
 def pooled_moments(
-    parts: Iterable[Float[Tensor, "..."]], event_shape: tuple[int, ...]
+    parts: Parts, event_shape: tuple[int, ...]
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     """Return the moments of data that arrives in parts, holding one part at a time."""
-    rows, mean, deviation = 0, torch.zeros(()).double(), torch.zeros(()).double()
-    for part in parts:
-        rows += len(part)
-        weight = len(part) / rows
-        found, spread = moments(part, event_shape)
+    rows, mean, deviation = 0.0, torch.zeros(()).double(), torch.zeros(()).double()
+    for part, weights in parts:
+        size = len(part) if weights is None else float(weights.sum())
+        if not size:
+            continue
+        rows += size
+        weight = size / rows
+        found, spread = moments(part, event_shape, weights)
         gap = found.cpu().double() - mean
         mean = mean + weight * gap
         within = torch.hypot(

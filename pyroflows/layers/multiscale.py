@@ -1,7 +1,7 @@
 """Multi-scale image flows: squeezing pixels into channels, and factoring out latents."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pyroflows.inputs import check_event
 from pyroflows.layers.chain import check_modules
-from pyroflows.transform import Context, Pair, TransformModule
+from pyroflows.transform import Context, Pair, Parts, TransformModule
 from pyroflows_common.checks import check_context_dims
 from pyroflows_common.partition import channels, image_shape
 
@@ -217,6 +217,6 @@ class MultiScale(TransformModule):
     def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
         return self._latent(lambda level, y: level._absorb(y, context, first), y)
 
-    def _standardize(self, parts: Iterator[Tensor]) -> None:
+    def _standardize(self, parts: Parts) -> None:
         if self.levels[-1]._standardize(parts) is not None:
             super()._standardize(parts)

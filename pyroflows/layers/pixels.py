@@ -1,7 +1,7 @@
 """Pixels: dequantization of integers, and the logit transform."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Integer
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from pyroflows.transform import Pair, TransformModule
+from pyroflows.transform import Pair, Parts, TransformModule
 
 
 def dequantize(
@@ -111,8 +111,8 @@ class Logit(TransformModule):
         low, high = (torch.where(outside, 0.5, part).log() for part in (p, q))
         return low - high, -self._sum(torch.where(outside, torch.inf, low + high))
 
-    def _standardize(self, parts: Iterator[Tensor]) -> Iterator[Tensor]:
-        return (self._inverse_pair(y, None)[0] for y in parts)
+    def _standardize(self, parts: Parts) -> Parts:
+        return ((self._inverse_pair(y, None)[0], weights) for y, weights in parts)
 
     def _sum(self, log_slope: Tensor) -> Tensor:
         dims = tuple(range(-len(self.event_shape), 0))

@@ -27,6 +27,7 @@ def fit(
     data: Data,
     *,
     context: SupportsArray | None = None,
+    weights: SupportsArray | None = None,
     base: "str | dist.TorchDistribution | None" = None,
     support: Any = None,
     steps: int,
@@ -67,6 +68,10 @@ def fit(
             a conditional flow yield pairs (x, context). Batches are converted to the dtype and
             device of the flow.
         context: contexts `(n, context_dim)` of the rows of an array.
+        weights: weights `(n,)` of the rows of an array, from 0 on, such as importance or survey
+            weights. A row of weight 2 counts as two rows, in the losses and in `standardize`, but
+            only the ratios of the weights matter. Layers that start from the first batch (ActNorm,
+            batch normalisation) do not use them.
         base: `"normal"`, `"logistic"` or a Pyro distribution over events of the flow's shape.
             Default: the base of the flow's last fit, at first normal.
         support: support of the data, as `BijectTo` takes it: a constraint of Pyro such as
@@ -76,7 +81,8 @@ def fit(
         steps: maximum number of steps.
         batch_size: number of rows in a batch; an iterable of batches ignores it.
         learning_rate: step size of Adam.
-        validation: fraction of the rows to hold out, or data to validate on (as `data`), or None.
+        validation: fraction of the rows to hold out, or None, or data to validate on, as `data` or
+            `(x, context, weights)`.
             Default: a tenth of the rows, and nothing for an iterable of batches. The first
             validation is of the start. The result has the parameters with the lowest validation
             loss; without validation it has the last parameters with a finite loss.
@@ -131,7 +137,7 @@ def fit(
     inside = None if is_real(flow.codomain) else flow.codomain
     arrays = Arrays(flow.event_shape, flow.context_dim, augment is not None, dtype, inside)
     with seeded(seed):
-        train, held_out = divide(arrays, data, context, validation, seed)
+        train, held_out = divide(arrays, data, context, weights, validation, seed)
         saved = None
         if checkpoint is not None:
             about: dict[str, Any] = {

@@ -10,6 +10,11 @@ from pyroflows.rng import generator_for
 from pyroflows.training.sources import Arrays, as_tensor
 from pyroflows_common.rows import Batch, HostArray
 
+# Events, and their contexts and weights if any.
+Prepared = tuple[
+    Float[Tensor, "n ..."], Float[Tensor, "n context_dim"] | None, Float[Tensor, " n"] | None
+]
+
 
 class Preparation:
     """A function that moves batches to a tensor's device and dtype, augments and checks them."""
@@ -24,11 +29,9 @@ class Preparation:
         self.arrays, self.augment, self.seed = arrays, augment, seed
         self.device, self.dtype = like.device, like.dtype
 
-    def __call__(
-        self, batch: Batch, *stream: int
-    ) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n context_dim"] | None]:
-        """Return events and contexts; the stream determines the random numbers."""
-        rows, context = batch
+    def __call__(self, batch: Batch, *stream: int) -> Prepared:
+        """Return events, contexts and weights; the stream determines the random numbers."""
+        rows, *rest = batch
         x = self._moved(rows, keep=self.arrays.kind(rows) != "f")
         if self.augment is not None:
             x = self.augment(x, generator_for((self.seed, *stream), self.device))
@@ -38,7 +41,8 @@ class Preparation:
             self.arrays.check_shape(x, "what `augment` gave")
             self.arrays.check_support(x, "a batch of `data` after `augment`")
             x = self._moved(x)
-        return x, None if context is None else self._moved(context)
+        context, weights = (None if part is None else self._moved(part) for part in rest)
+        return x, context, weights
 
     def _moved(self, rows: HostArray, keep: bool = False) -> Tensor:
         x = as_tensor(rows)

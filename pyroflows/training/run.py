@@ -6,13 +6,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyroflows.inputs import check_finite
 from pyroflows.storage.checkpoint import Checkpoint
 from pyroflows.support import is_real, support_of
-from pyroflows.training.preparation import Preparation
+from pyroflows.training.preparation import Preparation, Prepared
 from pyroflows.training.sources import Arrays
 from pyroflows.training.step import Step
 from pyroflows.transform import TransformModule
@@ -100,53 +99,51 @@ class Run(Loop[Tensor, dict[str, Tensor]]):
     @torch.no_grad()
     def start(self) -> None:
         """Initialise the data-dependent layers."""
-        first = self.checked(self.feed.first(), AUGMENT, 0)
-        if self.settings.standardize and self.flow._standardize(self.parts(first[0])) is not None:
+        x, context, _ = self.checked(self.feed.first(), AUGMENT, 0)
+        if self.settings.standardize and self.flow._standardize(self.parts(x)) is not None:
             raise ValueError(
                 "`standardize` is true, but the flow has no Standardization at the data's end"
             )
-        self.flow.initialize(*first)
+        self.flow.initialize(x, context)
         for name, tensor in self.tensors.items():
             if self.before[name].isfinite().all() and not tensor.isfinite().all():
                 raise ValueError(
                     "`data` does not suit `flow`: layers initialised from it would not be finite"
                 )
         support = support_of(self.step.base)
-        if not is_real(support) and not self.step.losses(*first).isfinite().any():
+        if not is_real(support) and not self.step.losses(x, context).isfinite().any():
             raise ValueError(no_density(support))
 
-    def checked(
-        self, batch: Batch, *stream: int
-    ) -> tuple[Float[Tensor, "n ..."], Float[Tensor, "n context_dim"] | None]:
+    def checked(self, batch: Batch, *stream: int) -> Prepared:
         """Return a batch for initialisation, checked to be finite."""
-        x, context = self.prepare(batch, *stream)
+        x, context, weights = self.prepare(batch, *stream)
         check_finite(x, self.flow.event_shape, "a batch of `data` after `augment`")
-        return x, context
+        return x, context, weights
 
-    def learn(self, x: Tensor, context: Tensor | None) -> None:
+    def learn(self, x: Tensor, context: Tensor | None, weights: Tensor | None) -> None:
         """Take one step; skip it if the loss or its gradient is not finite."""
-        loss, good = self.step.gradients(x, context)
+        loss, good = self.step.gradients(x, context, weights)
         if good:
             if not self.history.validated:
                 self.best, self.history.best_step = self.parameters_now(), self.history.made
-                self.last = x, context
+                self.last = x, context, weights
             factor = self.settings.factor(self.history.step)
             self.step.move(None if self.settings.schedule is None else factor)
         self.record(loss, skipped=not good)
 
     @torch.no_grad()
-    def total_loss(self, x: Tensor, context: Tensor | None) -> float:
-        """Return the sum of the losses of a batch of validation data."""
+    def total_loss(self, x: Tensor, context: Tensor | None, weights: Tensor | None) -> float:
+        """Return the weighted sum of the losses of a batch of validation data."""
         self.flow.eval()
-        total = float(self.step.losses(x, context).double().sum())
+        total = float(self.step.losses(x, context, weights).double().sum())
         self.flow.train()
         return total
 
     @torch.no_grad()
-    def is_finite(self, x: Tensor, context: Tensor | None) -> bool:
+    def is_finite(self, x: Tensor, context: Tensor | None, weights: Tensor | None) -> bool:
         """Return whether the loss of a training batch is finite under the current parameters."""
         self.flow.eval()
-        finite = bool(self.step.losses(x, context).mean().isfinite())
+        finite = bool(self.step.losses(x, context, weights).mean().isfinite())
         self.flow.train()
         return finite
 

@@ -39,6 +39,10 @@ class Arrays(rows.Arrays):
         """Return for each row whether it lies inside the support in the flow's dtype."""
         return inside(self._cast(x), self.support).cpu().numpy()
 
+    def numbers(self, x: HostArray) -> np.ndarray:
+        """Return an array as NumPy's, in double precision."""
+        return as_tensor(x).cpu().double().numpy()
+
     def take(self, x: HostArray, index: np.ndarray) -> Tensor:
         """Return the rows of an array with these indices."""
         if isinstance(x, Tensor):

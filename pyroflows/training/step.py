@@ -34,17 +34,23 @@ class Step:
         self.running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
     def losses(
-        self, x: Float[Tensor, "n ..."], context: Float[Tensor, "n context_dim"] | None
+        self,
+        x: Float[Tensor, "n ..."],
+        context: Float[Tensor, "n context_dim"] | None,
+        weights: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """Return the negative log-likelihood of each row."""
+        """Return the negative log-likelihood of each row, times its weight."""
         z, ladj = self.flow.inverse_and_ladj(x, context)
-        return -(log_prob_inside(self.base, z) + ladj)
+        losses = -(log_prob_inside(self.base, z) + ladj)
+        return losses if weights is None else weights * losses
 
-    def _mean_loss(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self.losses(x, context).mean()
+    def _mean_loss(self, x: Tensor, context: Tensor | None, weights: Tensor | None) -> Tensor:
+        return self.losses(x, context, weights).mean()
 
     @torch.enable_grad()
-    def gradients(self, x: Tensor, context: Tensor | None) -> tuple[float, bool]:
+    def gradients(
+        self, x: Tensor, context: Tensor | None, weights: Tensor | None
+    ) -> tuple[float, bool]:
         """Set the gradients of the parameters; return the loss, and whether it and they are finite.
 
         If they are not finite, nothing changes. Running averages move before the loss is computed.
@@ -53,7 +59,7 @@ class Step:
         if self.running:
             with torch.no_grad():
                 self.flow._absorb(self.flow._entry(x, context), context, False)
-        loss = objective = self.mean_loss(x, context)
+        loss = objective = self.mean_loss(x, context, weights)
         if self.penalty:
             objective = loss + self.penalty * self.flow.scale_penalty()
         gradients = torch.autograd.grad(objective, self.parameters, allow_unused=True)
