@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -16,6 +15,7 @@ from numpyro_flows.inputs import Events
 from numpyro_flows.rng import RandomKey
 from numpyro_flows.support import check_base, log_prob_inside
 from numpyro_flows.transform import Context, TransformModule
+from numpyro_flows.tree import dtype_of
 from pyroflows_common.checks import check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
@@ -106,9 +106,7 @@ def named_base(name: str, flow: TransformModule, temperature: float = 1.0) -> di
         )
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
-    arrays = filter(eqx.is_inexact_array, jax.tree.leaves(flow))
-    dtype = next((array.dtype for array in arrays), jnp.result_type(float))
-    return _made(name, temperature, flow.base_shape, dtype)
+    return _made(name, temperature, flow.base_shape, dtype_of(flow))
 
 
 class NamedBase(dist.Independent):

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Shaped
 
 from pyroflows_common.checks import check_rows, check_shape
 
 # Events and contexts as users pass them: NumPy's arrays, too.
 Events = Float[Array | np.ndarray, "..."]
-Contexts = Float[Array | np.ndarray, "*batch context_dim"]
+Contexts = Shaped[Array | np.ndarray, "*batch context_dim"]
 
 
 def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Float[Array, "..."]:
@@ -29,18 +30,23 @@ def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Float[
     return jnp.asarray(x)
 
 
-def check_context(context: Any, context_dim: int) -> None:
-    """Check that `context` fits a flow with this `context_dim`."""
+def as_context(
+    context: Any, context_dim: int, dtype: DTypeLike
+) -> Float[Array, "*batch context_dim"]:
+    """Check that `context` fits a flow; convert whole numbers to `dtype`."""
     if not context_dim:
         raise ValueError("`context` was given, but this flow takes none (context_dim=0)")
-    if not hasattr(context, "dtype") or not jnp.issubdtype(context.dtype, jnp.floating):
-        raise TypeError("`context` must be a floating-point jax.Array")
+    floating = hasattr(context, "dtype") and jnp.issubdtype(context.dtype, jnp.floating)
+    if not floating and (not hasattr(context, "dtype") or context.dtype.kind not in "iub"):
+        kind = getattr(context, "dtype", type(context).__name__)
+        raise TypeError(f"`context` is {kind}, expected a jax.Array of real numbers")
     if context.ndim == 0 or context.shape[-1] != context_dim:
         size = context.shape[-1] if context.ndim else "none"
         raise ValueError(
             f"`context` has last dimension {size}, but this flow was built with "
             f"context_dim={context_dim}"
         )
+    return jnp.asarray(context, None if floating else dtype)
 
 
 def check_finite(x: Events, event_shape: tuple[int, ...], name: str = "`x`") -> None:

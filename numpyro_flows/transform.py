@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform, _InverseTransform
 
-from numpyro_flows.inputs import Contexts, Events, check_context, check_event, check_finite
+from numpyro_flows.inputs import Contexts, Events, as_context, check_event, check_finite
 from numpyro_flows.networks import DataDependent
 from numpyro_flows.support import check_support
-from numpyro_flows.tree import Module, fields, frozen, named, nodes, replace, restored
+from numpyro_flows.tree import Module, dtype_of, fields, frozen, named, nodes, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
 
@@ -28,7 +28,7 @@ Flow = TypeVar("Flow", bound="TransformModule")
 # context of a conditional layer, whose batch shape broadcasts with that of the events.
 Pair = tuple[Float[Array, "..."], Float[Array, "*batch"]]
 EventPair = tuple[Float[Array, "..."], Float[Array, ""]]
-Context = Float[Array | np.ndarray, "*#batch context_dim"] | None
+Context = Shaped[Array | np.ndarray, "*#batch context_dim"] | None
 # Data that arrives in parts, each with its weights if any.
 Parts = Iterator[tuple[Float[Array | np.ndarray, "n ..."], Float[Array | np.ndarray, " n"] | None]]
 
@@ -231,7 +231,7 @@ class TransformModule(eqx.Module, _HostTransform):
         event_shape = self.base_shape if at_base else self.event_shape
         x = check_event(x, event_shape)
         if context is not None:
-            check_context(context, self.context_dim)
+            context = as_context(context, self.context_dim, x.dtype)
             joint = jnp.broadcast_shapes(x.shape[: x.ndim - len(event_shape)], context.shape[:-1])
             x = jnp.broadcast_to(x, (*joint, *event_shape))
             context = jnp.broadcast_to(context, (*joint, self.context_dim))
@@ -437,9 +437,9 @@ class Conditioned(TransformModule):
     context: Float[Array, "*batch context_dim"]
 
     def __init__(self, flow: TransformModule, context: Contexts) -> None:
-        check_context(context, flow.context_dim)
+        context = as_context(context, flow.context_dim, dtype_of(flow))
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
-        self.flow, self.context, self.base = flow, jnp.asarray(context), flow.base
+        self.flow, self.context, self.base = flow, context, flow.base
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -474,7 +474,7 @@ class Conditioned(TransformModule):
 
     def _refuse(self, context: Context) -> None:
         if context is not None:
-            check_context(context, self.context_dim)  # which is 0
+            as_context(context, self.context_dim, float)  # which is 0: an error
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
         batch = super()._batch(shape, event_shape)

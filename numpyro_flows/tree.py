@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 Module = TypeVar("Module", bound=eqx.Module)
 Tree = TypeVar("Tree")
@@ -124,6 +124,12 @@ def _marked(flow: Module, kinds: tuple[str, ...]) -> Module:
         return replace(node, **changes)
 
     return jax.tree.map(mark, flow, is_leaf=lists)
+
+
+def dtype_of(module: Module) -> DTypeLike:
+    """Return the dtype of a module's first floating-point array; the default dtype without one."""
+    arrays = filter(eqx.is_inexact_array, jax.tree.leaves(module))
+    return next((array.dtype for array in arrays), jnp.result_type(float))
 
 
 def nodes(flow: Any, wanted: Callable[[object], bool]) -> list[Any]:

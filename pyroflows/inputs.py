@@ -2,7 +2,8 @@
 
 import math
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from pyroflows_common.checks import check_rows, check_shape
@@ -19,18 +20,22 @@ def check_event(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str
     check_shape(x.shape, event_shape, name)
 
 
-def check_context(context: Float[Tensor, "*batch context_dim"], context_dim: int) -> None:
-    """Check that `context` fits a flow with this `context_dim`."""
+def as_context(
+    context: Shaped[Tensor, "*batch context_dim"], context_dim: int, dtype: torch.dtype
+) -> Float[Tensor, "*batch context_dim"]:
+    """Check that `context` fits a flow; convert whole numbers to `dtype`."""
     if not context_dim:
         raise ValueError("`context` was given, but this flow takes none (context_dim=0)")
-    if not isinstance(context, Tensor) or not context.dtype.is_floating_point:
-        raise TypeError("`context` must be a floating-point torch.Tensor")
+    if not isinstance(context, Tensor) or context.dtype.is_complex:
+        kind = context.dtype if isinstance(context, Tensor) else type(context).__name__
+        raise TypeError(f"`context` is {kind}, expected a torch.Tensor of real numbers")
     if context.ndim == 0 or context.shape[-1] != context_dim:
         size = context.shape[-1] if context.ndim else "none"
         raise ValueError(
             f"`context` has last dimension {size}, but this flow was built with "
             f"context_dim={context_dim}"
         )
+    return context if context.dtype.is_floating_point else context.to(dtype)
 
 
 def check_finite(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str = "`x`") -> None:

@@ -2,17 +2,18 @@
 
 import functools
 import inspect
+import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pyro.distributions.conditional import ConditionalTransform
 from pyro.distributions.torch_transform import TransformModule as PyroTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyroflows.inputs import check_context, check_event, check_finite
+from pyroflows.inputs import as_context, check_event, check_finite
 from pyroflows.support import check_support
 from pyroflows_common.checks import as_count, as_event_shape, check_shape
 from pyroflows_common.recipe import Recipe
@@ -20,7 +21,7 @@ from pyroflows_common.recipe import Recipe
 # A value and the log-determinant of the map that gave it; the context of a conditional layer,
 # whose batch shape broadcasts with that of the events.
 Pair = tuple[Float[Tensor, "..."], Float[Tensor, "*batch"]]
-Context = Float[Tensor, "*#batch context_dim"] | None
+Context = Shaped[Tensor, "*#batch context_dim"] | None
 # Data that arrives in parts, each with its weights if any.
 Parts = Iterator[tuple[Float[Tensor, "n ..."], Float[Tensor, " n"] | None]]
 
@@ -150,7 +151,7 @@ class TransformModule(PyroTransformModule):
         Raises:
             ValueError: if `x` has no rows, or some that are not finite or not in the codomain.
         """
-        x = self._entry(x, context)
+        x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
         check_support(x, self.codomain)
         self._absorb(x, context, True)
@@ -162,7 +163,7 @@ class TransformModule(PyroTransformModule):
 
         `fit` calls this before every step. Arguments, result and errors are those of `initialize`.
         """
-        x = self._entry(x, context)
+        x, context = self._entry(x, context)
         check_finite(x, self.event_shape)
         check_support(x, self.codomain)
         self._absorb(x, context, False)
@@ -175,7 +176,7 @@ class TransformModule(PyroTransformModule):
 
     # Context
 
-    def condition(self, context: Float[Tensor, "*batch context_dim"]) -> "Conditioned":
+    def condition(self, context: Shaped[Tensor, "*batch context_dim"]) -> "Conditioned":
         """Return this conditional flow as a plain transform with a fixed context.
 
         Args:
@@ -197,12 +198,14 @@ class TransformModule(PyroTransformModule):
     def _inverse_pair(self, y: Tensor, context: Context) -> Pair:
         return self.inverse_and_ladj(y, context)
 
-    def _entry(self, x: Tensor, context: Context = None, *, at_base: bool = False) -> Tensor:
+    def _entry(
+        self, x: Tensor, context: Context = None, *, at_base: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Check an input and its context; broadcast the input to their joint batch shape."""
         event_shape = self.base_shape if at_base else self.event_shape
         check_event(x, event_shape)
         if context is not None:
-            check_context(context, self.context_dim)
+            context = as_context(context, self.context_dim, x.dtype)
             batch = len(x.shape) - len(event_shape)
             joint = torch.broadcast_shapes(x.shape[:batch], context.shape[:-1])
             x = x.expand(*joint, *event_shape)
@@ -211,7 +214,7 @@ class TransformModule(PyroTransformModule):
                 f"`context` is missing: this flow was built with context_dim={self.context_dim}; "
                 "use flow.condition(context)"
             )
-        return x
+        return x, context
 
     # The interface of Pyro's transforms
 
@@ -314,9 +317,16 @@ def _checked(method: Callable[..., Pair], plain: Callable[..., Pair]) -> Callabl
 
     @functools.wraps(method)
     def checked(self: TransformModule, x: Float[Tensor, "..."], context: Context = None) -> Pair:
-        return plain(self, self._entry(x, context, at_base=at_base), context)
+        return plain(self, *self._entry(x, context, at_base=at_base))
 
     return checked
+
+
+def _dtype(flow: nn.Module) -> torch.dtype:
+    """Return the dtype of a flow."""
+    tensors = itertools.chain(flow.parameters(), flow.buffers())
+    dtypes = (tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point)
+    return next(dtypes, torch.get_default_dtype())
 
 
 class _Memo:
@@ -359,8 +369,10 @@ class Conditioned(TransformModule):
     flow: TransformModule
     context: Tensor
 
-    def __init__(self, flow: TransformModule, context: Float[Tensor, "*batch context_dim"]) -> None:
-        check_context(context, flow.context_dim)
+    def __init__(
+        self, flow: TransformModule, context: Shaped[Tensor, "*batch context_dim"]
+    ) -> None:
+        context = as_context(context, flow.context_dim, _dtype(flow))
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
         self.flow, self.base = flow, flow.base
         self.register_buffer("context", context)
@@ -384,7 +396,7 @@ class Conditioned(TransformModule):
         return self.flow.inverse_and_ladj(y, self.context)
 
     def _absorb(self, y: Tensor, context: Context, first: bool) -> Tensor:
-        return self.flow._absorb(self.flow._entry(y, self.context), self.context, first)
+        return self.flow._absorb(*self.flow._entry(y, self.context), first)
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
         batch = super()._batch(shape, event_shape)

@@ -114,14 +114,27 @@ def library() -> str:
 
 
 def stored_dtype(name: str) -> str:
-    """Return the dtype that a file holds for an array of this dtype: int64 for any integer."""
-    return "int64" if name in ("int8", "int16", "int32", "uint8") else name
+    """Return the dtype that a file holds for an array of this dtype.
+
+    All integers are int64. NumPy has no bfloat16: float32 holds its numbers exactly.
+    """
+    if name in ("int8", "int16", "int32", "uint8"):
+        return "int64"
+    return "float32" if name == "bfloat16" else name
 
 
 def without_support(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Return a builder's arguments, and the support that `fit` has added, if any."""
     given = dict(arguments)
     return given, plain(given.pop("support", None))
+
+
+def bfloats(about: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arrays of a file that were bfloat16."""
+    names = about.get("bfloat16", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its bfloat16 is {names!r:.80}, expected names of arrays")
+    return names
 
 
 def check_call(

@@ -55,6 +55,7 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
         "base": archive.check_base(flow.base, BASES),
         "event_shape": list(flow.event_shape),
         "context_dim": flow.context_dim,
+        "bfloat16": [k for k, v in flow.state_dict().items() if v.dtype == jnp.bfloat16],
     }
     archive.write(path, about, arrays)
 
@@ -96,6 +97,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
         archive.check_arrays(arrays, _layout(own))
         archive.check_event(about, flow.event_shape, flow.context_dim)
         base = archive.check_base(about["base"], BASES)
+        narrow = archive.bfloats(about)
         double = any(array.dtype == np.float64 for array in arrays.values())
         if double and jnp.result_type(float) != np.float64:
             raise ValueError(
@@ -108,6 +110,8 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
     for name, array in own.items():
         if jnp.issubdtype(array.dtype, jnp.integer):
             state[name] = arrays[name].astype(array.dtype)
+        elif name in narrow:
+            state[name] = arrays[name].astype(jnp.bfloat16)
     return replace(flow.load_state_dict(state), base=base)
 
 

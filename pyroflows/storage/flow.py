@@ -52,6 +52,7 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
         "base": archive.check_base(flow.base, BASES),
         "event_shape": list(flow.event_shape),
         "context_dim": flow.context_dim,
+        "bfloat16": [k for k, v in flow.state_dict().items() if v.dtype == torch.bfloat16],
     }
     archive.write(path, about, arrays)
 
@@ -91,12 +92,14 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
         archive.check_arrays(arrays, _layout(flow))
         archive.check_event(about, flow.event_shape, flow.context_dim)
         base = archive.check_base(about["base"], BASES)
+        dtypes = {name: getattr(torch, array.dtype.name) for name, array in arrays.items()}
+        dtypes |= dict.fromkeys(archive.bfloats(about), torch.bfloat16)
     except ValueError as error:
         raise ValueError(f"`path` {str(path)!r}: {error}") from error
     flow = flow.to_empty(device="cpu") if like is None else copy.deepcopy(flow).cpu()
     for name, tensor in flow.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(getattr(torch, arrays[name].dtype.name))
+            tensor.data = tensor.data.to(dtypes[name])
     flow.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     flow.base = base
     return flow
@@ -111,7 +114,8 @@ def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"`flow` has {name} of {dtype}, expected one of {', '.join(archive.DTYPES)}"
             )
-        arrays[name] = np.array(tensor.detach().cpu().numpy(), dtype, order="C")
+        array = tensor.detach().cpu().to(getattr(torch, dtype)).numpy()
+        arrays[name] = np.array(array, order="C")
     return arrays
 
 

@@ -58,7 +58,7 @@ class Step:
         before = [buffer.clone() for buffer in self.running]
         if self.running:
             with torch.no_grad():
-                self.flow._absorb(self.flow._entry(x, context), context, False)
+                self.flow._absorb(*self.flow._entry(x, context), False)
         loss = objective = self.mean_loss(x, context, weights)
         if self.penalty:
             objective = loss + self.penalty * self.flow.scale_penalty()

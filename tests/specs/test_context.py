@@ -55,6 +55,22 @@ def test_broadcasting_is_looping(wing, case, batch, contexts):
         assert_allclose(found[index], wing.log_prob(alone, all_points[index]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint8", "bool"])
+def test_a_context_of_whole_numbers(wing, kind):
+    """A category, given to the density as it is given to `fit`."""
+    case = CONDITIONAL[0]
+    flow, points = wing.cast(wing.build(case), "float32"), case.points(5).astype("float32")
+    whole = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [0, 1]])[:, : case.context_dim].astype(kind)
+    context = whole.astype("float32")
+    expected = wing.log_prob(wing.density(flow, context=context), points)
+    assert_allclose(wing.log_prob(wing.density(flow, context=whole), points), expected, rtol=1e-6)
+    assert_allclose(wing.inverse(flow, points, whole)[1], wing.inverse(flow, points, context)[1])
+    drawn = [wing.sample(wing.density(flow, context=c), (2,)) for c in (whole, context)]
+    assert drawn[0].dtype == drawn[1].dtype
+    assert_allclose(*drawn)
+    wing.initialize(flow, points, whole)
+
+
 @every_case
 def test_the_context_matters(wing, case):
     flow, points = wing.build(case), case.points(3)
