@@ -93,7 +93,8 @@ def flow_distribution(
         raise TypeError(f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution")
     elif traced or temperature != 1.0:
         raise ValueError("`temperature` applies to named bases only; scale your own distribution")
-    check_base(density)
+    else:
+        check_base(density)
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 

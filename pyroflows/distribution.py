@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyroflows.support import check_base, log_prob_inside
-from pyroflows.transform import Context, Pair, TransformModule
+from pyroflows.transform import Context, Pair, TransformModule, example
 from pyroflows_common.checks import check_shape
 
 BASES = {"normal": dist.Normal, "logistic": dist.Logistic}
@@ -98,7 +98,8 @@ def flow_distribution(
         raise TypeError(f"`base` is {base!r}, expected 'normal', 'logistic' or a distribution")
     elif temperature != 1.0:
         raise ValueError("`temperature` applies to named bases only; scale your own distribution")
-    check_base(density)
+    else:
+        check_base(density)
     check_shape(density.batch_shape + density.event_shape, flow.base_shape, "base")
     return FlowDistribution(density, [flow])
 
@@ -113,20 +114,8 @@ def named_base(
         )
     if name not in BASES:
         raise ValueError(f"`base` is {name!r}, expected one of {sorted(BASES)} or a distribution")
-    like = _example(flow)
-    like = torch.zeros(()) if like is None else like
+    like = example(flow)
     zeros = torch.zeros(flow.base_shape, dtype=like.dtype, device=like.device)
     scale = torch.full_like(zeros, temperature)
     base = BASES[name](zeros, scale, validate_args=validate_args)
     return base.to_event(len(flow.base_shape))
-
-
-def _example(module: nn.Module) -> Tensor | None:
-    """Return some floating-point tensor of a module, if it has one."""
-    # Like `parameters()`, but torch.compile can trace it: `parameters()` hashes the modules, and
-    # Pyro's transforms define their own hash.
-    for tensor in [*module._parameters.values(), *module._buffers.values()]:
-        if tensor is not None and tensor.dtype.is_floating_point:
-            return tensor
-    examples = (_example(child) for child in module._modules.values() if child is not None)
-    return next((example for example in examples if example is not None), None)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import constraints
@@ -90,6 +91,10 @@ def check_base(base: Any) -> None:
 
 def log_prob_inside(base: Any, z: Float[Tensor, "..."]) -> Float[Tensor, "*batch"]:
     """Return a base's log-density: −inf outside of its support, NaN for NaN, and no error."""
+    # torch.compile cannot trace the host's constraints, and named bases need none.
+    inner = getattr(base, "base_dist", None)
+    if isinstance(inner, dist.Normal | dist.Logistic) and not inner._validate_args:
+        return base.log_prob(z)
     support = support_of(base)
     if is_real(support):
         try:

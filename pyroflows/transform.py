@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -322,11 +321,20 @@ def _checked(method: Callable[..., Pair], plain: Callable[..., Pair]) -> Callabl
     return checked
 
 
-def _dtype(flow: nn.Module) -> torch.dtype:
-    """Return the dtype of a flow."""
-    tensors = itertools.chain(flow.parameters(), flow.buffers())
-    dtypes = (tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point)
-    return next(dtypes, torch.get_default_dtype())
+def example(module: nn.Module) -> Tensor:
+    """Return some floating-point tensor of a module; one of the default dtype without any."""
+    # Like `parameters()`, but torch.compile can trace it: `parameters()` hashes the modules, and
+    # Pyro's transforms define their own hash.
+    found = _example(module)
+    return torch.zeros(()) if found is None else found
+
+
+def _example(module: nn.Module) -> Tensor | None:
+    for tensor in [*module._parameters.values(), *module._buffers.values()]:
+        if tensor is not None and tensor.dtype.is_floating_point:
+            return tensor
+    examples = (_example(child) for child in module._modules.values() if child is not None)
+    return next((example for example in examples if example is not None), None)
 
 
 class _Memo:
@@ -372,7 +380,7 @@ class Conditioned(TransformModule):
     def __init__(
         self, flow: TransformModule, context: Shaped[Tensor, "*batch context_dim"]
     ) -> None:
-        context = as_context(context, flow.context_dim, _dtype(flow))
+        context = as_context(context, flow.context_dim, example(flow).dtype)
         super().__init__(flow.event_shape, base_shape=flow.base_shape)
         self.flow, self.base = flow, flow.base
         self.register_buffer("context", context)
