@@ -17,6 +17,7 @@ from pyroflows_common.rows import (
     Source,
     SupportsArray,
     as_source,
+    parts,
 )
 
 # Fraction of the rows that is held out by default.
@@ -70,6 +71,24 @@ class Part:
     def describe(self) -> list[Any]:
         """Return a description that identifies the data."""
         return [*self.source.describe(), None if self.index is None else len(self.index)]
+
+    def warning(self) -> str | None:
+        """Return a warning if a coordinate of an array holds whole numbers only."""
+        source = self.source
+        if not isinstance(source, Rows) or source.arrays.augmented:
+            return None
+        image = len(source.arrays.event_shape) > 1
+        whole = np.ones(1 if image else source.arrays.event_shape, dtype=bool)
+        for part in parts(source.x):
+            numbers = source.arrays.numbers(part).reshape(-1, *whole.shape)
+            whole &= (numbers == np.round(numbers)).all(0)
+            if not whole.any():
+                return None
+        where = "" if image else f" in columns {np.flatnonzero(whole).tolist()}"
+        return (
+            f"`data` holds whole numbers only{where}: a density can grow there without bound. Pass "
+            "an `augment` that adds uniform noise to them, or pass categories as a context."
+        )
 
     def _index(self, source: Rows | Items) -> np.ndarray:
         return np.arange(len(source)) if self.index is None else self.index

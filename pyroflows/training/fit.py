@@ -149,9 +149,10 @@ def fit(
             saved = Checkpoint(checkpoint, {**settings.describe(), **about})
         run = Run(flow, parameters, density, arrays, settings, train, held_out, saved, progress)
         history = run.run(name)
-    warning = history.warning(bounded_base=not is_real(support_of(density)))
-    if warning is not None:
-        warnings.warn(warning, stacklevel=2)
+    bounded = not is_real(support_of(density))
+    for warning in (train.warning(), history.warning(bounded)):
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
     return history.result(flow)
 
 

@@ -116,3 +116,16 @@ def test_augmentation(wing):
     state = wing.state(standardized.flow)
     assert_allclose(state["layers.1.loc"], 3.5, atol=0.1)
     assert_allclose(np.exp(state["layers.1.log_scale"]), 12**-0.5, rtol=0.2)
+
+
+def test_columns_of_whole_numbers_are_warned_of(wing):
+    """There, a density grows without bound; noise of a cell's width makes it a bound on masses."""
+    x = np.concatenate([SMALL, np.round(SMALL)], axis=1)
+    with pytest.warns(UserWarning, match=r"whole numbers only in columns \[2, 3\].*`augment`"):
+        fit(wing, small(wing, size=4), x, steps=1, validation=None)
+    fit(wing, small(wing, size=4), x, augment=noisy(wing), steps=1, validation=None)
+    x[5, 2:] += 0.5
+    fit(wing, small(wing, size=4), x, steps=1, validation=None)
+    image = np.round(SMALL[:, :1, None, None] * np.ones((1, 2, 2), dtype="float32"))
+    with pytest.warns(UserWarning, match="`data` holds whole numbers only: a density"):
+        fit(wing, wing.cast(wing.new("ActNorm", (1, 2, 2)), "float32"), image, validation=None)
