@@ -58,7 +58,7 @@ def site_of(density: Any, sites: Sites, is_real: Callable[[Any], bool]) -> str:
     if len(sites.latent) != 1:
         raise ValueError(
             f"`posterior` is a density, but `model` has the latent sites {sorted(sites.latent)}: "
-            "expected one; use a guide"
+            "expected one; give observations their data by `args` or `kwargs`, or use a guide"
         )
     ((name, site),) = sites.latent.items()
     support, batch = site["fn"].support, tuple(density.batch_shape)
@@ -86,10 +86,13 @@ def check_match(guide: Sites, model: Sites) -> None:
     auxiliary = {n for n, s in guide.latent.items() if s["infer"].get("is_auxiliary")}
     missing = sorted(set(model.latent) - set(guide.latent))
     surplus = sorted(set(guide.latent) - set(model.latent) - auxiliary)
-    if missing or not model.latent:
+    if not model.latent:
+        raise ValueError("`model` has no latent sites: `posterior` has nothing to draw")
+    if missing:
         raise ValueError(
-            f"`posterior` does not draw the latent sites {missing} of `model`: expected all of "
-            "them; sum discrete ones out in the model"
+            f"`posterior` does not draw the latent sites {missing} of `model`, expected all of "
+            "them: give observations their data by `args` or `kwargs`, and sum discrete ones out "
+            "in the model"
         )
     if surplus:
         raise ValueError(
@@ -132,9 +135,15 @@ def dim_names(sites: Sites) -> dict[str, list[str]]:
     for name, site in every.items():
         shape = np.shape(site["value"])
         plates = [plate for plate in site["cond_indep_stack"] if plate.dim is not None]
-        if name in sites.deterministic:  # it has no event_dim, or none to rely on
+        if name in sites.deterministic:
+            # It has no event_dim, or none to rely on: the plates have to fit in only one way.
             depth = max((-plate.dim for plate in plates), default=0)
-            batch = len(shape) if depth == len(shape) else 0
+            fits = [
+                sum(shape[batch + plate.dim] == plate.size for plate in plates)
+                for batch in range(depth, len(shape) + 1)
+            ]
+            best = max(fits, default=0)
+            batch = depth + fits.index(best) if fits.count(best) == 1 else 0
         else:
             batch = len(shape) - site["fn"].event_dim
         names = result[name] = [f"{name}_dim_{axis}" for axis in range(len(shape))]

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import numpyro
-from numpyro import handlers
-from numpyro.infer import Predictive
 
 from numpyro_flows.guides import importance
 from numpyro_flows.rng import RandomKey, check_key
@@ -71,15 +70,15 @@ def to_arviz(
 
     Returns:
         What the installed ArviZ works with: `InferenceData` for ArviZ 0.2x, an `xarray.DataTree`
-        for 1.x. Its groups are `posterior` (with the deterministic sites); `log_likelihood` (of
-        each observation, without `handlers.scale` and without factors); `observed_data`;
-        `posterior_predictive`, if asked for; and `sample_stats`: `lp` is the log joint density,
-        `log_importance_ratio` the log ratio (minus infinity if it is not finite) and `log_weight`
-        its normalised, smoothed value, which is equal for all draws after resampling. Its
-        attributes are `pareto_k` (minus infinity if all ratios are equal); `elbo`, the mean log
-        ratio; `importance_ess`, the effective number of the weighted draws; and `verdict`, in
-        words. They describe the draws before resampling, and the group `posterior` has them, too.
-        Slashes in the names of sites become dots.
+        for 1.x. Its groups are `posterior` (with the deterministic sites, and with reparametrised
+        sites beside their auxiliary ones); `log_likelihood` (of each observation, without
+        `handlers.scale` and without factors); `observed_data`; `posterior_predictive`, if asked
+        for; and `sample_stats`: `lp` is the log joint density, `log_importance_ratio` the log ratio
+        (minus infinity if it is not finite) and `log_weight` its normalised, smoothed value, which
+        is equal for all draws after resampling. Its attributes are `pareto_k` (minus infinity if
+        all ratios are equal); `elbo`, the mean log ratio; `importance_ess`, the effective number of
+        the weighted draws; and `verdict`, in words. They describe the draws before resampling, and
+        the group `posterior` has them, too. Slashes in the names of sites become dots.
 
     Raises:
         ValueError: if `model` or one of `params` is missing, or if posterior and model do not fit
@@ -123,12 +122,10 @@ def to_arviz(
     draw_key, resample_key, predict_key = jax.random.split(key, 3)
     drawn = importance.draw(posterior, model, params, inputs, draws, draw_key)
     weights = verdict.weigh(arviz.smooth, drawn.log_p, drawn.log_q)
-    kept, values, predicted = None, drawn.values, {}
+    kept, predicted = None, {}
     if resample:
         kept = verdict.resample(weights.log_weight, float(jax.random.uniform(resample_key)))
-        values = {name: value[kept] for name, value in values.items()}
     if posterior_predictive:
-        sites = list(drawn.observed)
-        predict = Predictive(handlers.uncondition(model), values, params=params, return_sites=sites)
-        predicted = predict(predict_key, *inputs[0], **inputs[1])
+        index = np.arange(draws) if kept is None else kept
+        predicted = importance.simulate(model, params, inputs, drawn, index, predict_key)
     return arviz.collect(drawn, predicted, weights, kept, coords=coords, dims=dims, host=numpyro)

@@ -1,6 +1,6 @@
 """Importance weights: the draws of a guide, and their densities in guide and model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
+from numpyro.primitives import Messenger
 
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
@@ -36,6 +38,38 @@ def draw(
     observed = {name: np.asarray(site["value"]) for name, site in sites.observed.items()}
     evaluated = _evaluate(model, params, inputs, values, last)
     return Draws(sites, observed, values, log_q, *evaluated)
+
+
+def simulate(
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    drawn: Draws[np.ndarray],
+    index: Sequence[int] | np.ndarray,
+    key: Array,
+) -> dict[str, np.ndarray]:
+    """Draw the observations of a model again, at some of a guide's draws."""
+    values = {name: value[index] for name, value in drawn.values.items()}
+    names = list(drawn.observed)
+    predict = Predictive(_Unobserved(model, names), values, params=params, return_sites=names)
+    return jax.device_get(predict(key, *inputs[0], **inputs[1]))
+
+
+class _Unobserved(Messenger):
+    """A model that draws some of its observations, those inside of `scan` and `cond`, too."""
+
+    def __init__(self, model: Model, names: Iterable[str]) -> None:
+        super().__init__(model)
+        self.names = names
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow":  # its functions are hidden from handlers outside
+            args = list(msg["args"])
+            functions = slice(0, 1) if callable(args[0]) else slice(1, 3)  # of scan; of cond
+            args[functions] = [_Unobserved(function, self.names) for function in args[functions]]
+            msg["args"] = tuple(args)
+        elif msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.names:
+            msg["is_observed"], msg["value"] = False, None
 
 
 def _run(function: Model, params: Params, inputs: Inputs, key: Array) -> Trace:

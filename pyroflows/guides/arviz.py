@@ -5,8 +5,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer import Predictive
 
 from pyroflows.guides import importance
 from pyroflows.guides.model import alone, model_of
@@ -69,15 +67,15 @@ def to_arviz(
 
     Returns:
         What the installed ArviZ works with: `InferenceData` for ArviZ 0.2x, an `xarray.DataTree`
-        for 1.x. Its groups are `posterior` (with the deterministic sites); `log_likelihood` (of
-        each observation, without `poutine.scale` and without factors); `observed_data`;
-        `posterior_predictive`, if asked for; and `sample_stats`: `lp` is the log joint density,
-        `log_importance_ratio` the log ratio (minus infinity if it is not finite) and `log_weight`
-        its normalised, smoothed value, which is equal for all draws after resampling. Its
-        attributes are `pareto_k` (minus infinity if all ratios are equal); `elbo`, the mean log
-        ratio; `importance_ess`, the effective number of the weighted draws; and `verdict`, in
-        words. They describe the draws before resampling, and the group `posterior` has them, too.
-        Slashes in the names of sites become dots.
+        for 1.x. Its groups are `posterior` (with the deterministic sites, and with reparametrised
+        sites beside their auxiliary ones); `log_likelihood` (of each observation, without
+        `poutine.scale` and without factors); `observed_data`; `posterior_predictive`, if asked for;
+        and `sample_stats`: `lp` is the log joint density, `log_importance_ratio` the log ratio
+        (minus infinity if it is not finite) and `log_weight` its normalised, smoothed value, which
+        is equal for all draws after resampling. Its attributes are `pareto_k` (minus infinity if
+        all ratios are equal); `elbo`, the mean log ratio; `importance_ess`, the effective number of
+        the weighted draws; and `verdict`, in words. They describe the draws before resampling, and
+        the group `posterior` has them, too. Slashes in the names of sites become dots.
 
     Raises:
         ValueError: if `model` is missing, or if posterior and model do not fit
@@ -113,15 +111,11 @@ def to_arviz(
         drawn = importance.draw(posterior, model, inputs, draws)
         arrays = drawn.as_numpy(importance.as_array)
         weights = verdict.weigh(arviz.smooth, arrays.log_p, arrays.log_q)
-        kept, values, predicted = None, drawn.values, {}
+        kept, predicted = None, {}
         if resample:
             kept = verdict.resample(weights.log_weight, float(torch.rand(())))
-            values = {name: value[kept] for name, value in values.items()}
         if posterior_predictive:
-            sites = list(drawn.observed)
-            predict = Predictive(poutine.uncondition(model), values, return_sites=sites)
-            predicted = {
-                name: importance.as_array(value).reshape(draws, *drawn.observed[name].shape)
-                for name, value in predict(*inputs[0], **inputs[1]).items()
-            }
+            index = range(draws) if kept is None else kept
+            simulated = importance.simulate(model, inputs, drawn, index)
+            predicted = {name: importance.as_array(value) for name, value in simulated.items()}
     return arviz.collect(arrays, predicted, weights, kept, coords=coords, dims=dims, host=pyro)

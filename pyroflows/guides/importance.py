@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from pyro.poutine import Trace
@@ -39,7 +40,31 @@ def draw(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Draws[Tens
     values, log_q = _sample(guide, inputs, draws, shapes, nesting)
     check_widths({name: as_array(value) for name, value in values.items()})
     observed = {name: torch.as_tensor(site["value"]) for name, site in sites.observed.items()}
-    return Draws(sites, observed, values, log_q, *_evaluate(model, inputs, values))
+    log_p, log_likelihood, computed = _evaluate(model, inputs, values, sites)
+    # A reparametrised observation is computed, too, from data that stand at another site.
+    computed = {
+        name: value
+        for name, value in computed.items()
+        if _is_declared(sites.deterministic[name]) or not (value == value[0]).all()
+    }
+    return Draws(sites, observed, values, log_q, log_p, log_likelihood, computed)
+
+
+def simulate(
+    model: Model, inputs: Inputs, drawn: Draws[Tensor], index: Iterable[int]
+) -> dict[str, Tensor]:
+    """Draw the observations of a model again, at some of a guide's draws."""
+    known = {**drawn.values, **drawn.deterministic}
+    for name, site in drawn.sites.deterministic.items():
+        if _is_declared(site):  # it may depend on the observations
+            del known[name]
+    hidden = dict.fromkeys(drawn.observed)  # to condition a site on None is to draw it
+    found = []
+    for i in index:
+        given = {name: value[i] for name, value in known.items()}
+        trace = _run(poutine.condition(model, {**given, **hidden}), inputs)
+        found.append({name: trace.nodes[name]["value"] for name in hidden})
+    return _stacked(found)
 
 
 def as_array(x: Tensor) -> np.ndarray:
@@ -58,7 +83,7 @@ def _sites(trace: Trace) -> Sites:
             continue
         if not site["is_observed"]:
             sites.latent[name] = site
-        elif site["infer"].get("_deterministic"):
+        elif _is_point(site["fn"]):  # `pyro.deterministic`, or the result of a reparametrisation
             sites.deterministic[name] = site
         elif torch.as_tensor(site["value"]).numel():  # a factor has no value
             sites.observed[name] = site
@@ -101,7 +126,7 @@ def _sample(
     return values, torch.stack([trace.log_prob_sum() for trace in traces])
 
 
-def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Evaluated:
+def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor], sites: Sites) -> Evaluated:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
     def one(values: dict[str, Tensor]) -> Evaluated:
@@ -110,13 +135,12 @@ def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Evalua
         log_p = trace.log_prob_sum()
         for name in values:
             log_p = torch.where(_inside(trace.nodes[name]), log_p, -math.inf)
-        sites = _sites(trace)
+        observed = {name: trace.nodes[name] for name in sites.observed}
         log_likelihood = {
             name: scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-            for name, site in sites.observed.items()
-            if name not in values
+            for name, site in observed.items()
         }
-        return log_p, log_likelihood, {n: s["value"] for n, s in sites.deterministic.items()}
+        return log_p, log_likelihood, {n: trace.nodes[n]["value"] for n in sites.deterministic}
 
     try:
         return torch.vmap(one, chunk_size=BLOCK)(values)
@@ -130,6 +154,18 @@ def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Evalua
 def _stacked(dicts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return one dictionary of stacked tensors."""
     return {name: torch.stack([tensors[name] for tensors in dicts]) for name in dicts[0]}
+
+
+def _is_point(fn: Any) -> bool:
+    """Return whether a distribution is a point, however it is masked or reshaped."""
+    while isinstance(fn, dist.MaskedDistribution | dist.Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def _is_declared(site: dict[str, Any]) -> bool:
+    """Return whether a site is the model's own `pyro.deterministic`."""
+    return bool(site["infer"].get("_deterministic"))
 
 
 def _each(support: Any) -> Any:

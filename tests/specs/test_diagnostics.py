@@ -230,6 +230,18 @@ def test_sites_that_do_not_match(host):
         host.to_arviz(density, conjugate(host), args=args)
 
 
+def test_forgotten_data(host):
+    """The observation becomes a latent site, and the message says why."""
+
+    def model(y=None):
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
+
+    for posterior in (by_hand(host), normal(host, 0.0, 1.0)):
+        with pytest.raises(ValueError, match=r"'y'\].* data by `args` or `kwargs`"):
+            host.to_arviz(posterior, model)
+
+
 def test_discrete_sites_have_to_be_summed_out(host):
     def model(y):
         mean = host.sample("mean", normal(host, 0.0, 1.0))

@@ -8,9 +8,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions
 import numpyro.infer.autoguide
+import numpyro.infer.reparam
 import pyro
 import pyro.distributions
 import pyro.infer.autoguide
+import pyro.infer.reparam
 import torch
 from numpyro.infer.initialization import init_to_value as numpyro_init_to_value
 from pyro.infer.autoguide.initialization import init_to_value as pyro_init_to_value
@@ -68,7 +70,8 @@ class PyroHost:
     deterministic = staticmethod(pyro.deterministic)
     init_to_value = staticmethod(pyro_init_to_value)
     block, scale = staticmethod(pyro.poutine.block), staticmethod(pyro.poutine.scale)
-    mask = staticmethod(pyro.poutine.mask)
+    mask, reparam = staticmethod(pyro.poutine.mask), staticmethod(pyro.poutine.reparam)
+    reparams = pyro.infer.reparam
 
     def array(self, x):
         return torch.as_tensor(np.asarray(x, dtype="float64"))
@@ -162,6 +165,7 @@ class NumPyroHost:
     plate, deterministic = numpyro.plate, staticmethod(numpyro.deterministic)
     init_to_value = staticmethod(numpyro_init_to_value)
     block, scale, mask = numpyro.handlers.block, numpyro.handlers.scale, numpyro.handlers.mask
+    reparam, reparams = numpyro.handlers.reparam, numpyro.infer.reparam
 
     def array(self, x):
         return jnp.asarray(x, dtype="float64")
