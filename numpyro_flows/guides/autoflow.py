@@ -11,6 +11,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import keystr, tree_leaves_with_path
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median, init_to_uniform
@@ -48,6 +50,9 @@ class AutoFlow(AutoContinuous):
     function instead.
 
     Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
+    Each parameter is an array with a name of its own: `auto_start` holds m and L, and what is
+    learned is named by its place in `get_transform(params).layers[0]`, such as
+    `auto_flow.layers[1].loc` for b.
 
     Args:
         model: a NumPyro model with continuous latent variables.
@@ -118,10 +123,11 @@ class AutoFlow(AutoContinuous):
         self.degrees_of_freedom = degrees_of_freedom
         self.path_gradient = path_gradient
         self.key = key
+        self._inputs: Any = None
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            super()._setup_prototype(*args, **kwargs)
+            self._set_up(*args, **kwargs)
         except (RuntimeError, ValueError) as error:  # no finite density, or out of range
             self._set_up_elsewhere(error, *args, **kwargs)
         size, dtype = self.latent_dim, self._init_latent.dtype
@@ -130,6 +136,14 @@ class AutoFlow(AutoContinuous):
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
+
+    def _set_up(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except KeyError:  # NumPyro misses the sizes of plates inside of `scan`
+            for name, frame in self._prototype_frames.items():
+                self._prototype_frame_full_sizes.setdefault(name, frame.size)
+            super()._setup_prototype(*args, **kwargs)
 
     def _set_up_elsewhere(self, error: Exception, *args: Any, **kwargs: Any) -> None:
         """Set the guide up at a point where the model can be evaluated.
@@ -144,7 +158,7 @@ class AutoFlow(AutoContinuous):
             for strategy in strategies:
                 self.init_loc_fn = strategy
                 try:
-                    super()._setup_prototype(*args, **kwargs)
+                    self._set_up(*args, **kwargs)
                     own = strategy  # keep this one
                     return
                 except (RuntimeError, ValueError):
@@ -159,16 +173,26 @@ class AutoFlow(AutoContinuous):
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            del self._inputs
+            self._inputs = None
 
-    def _start(self, key: RandomKey) -> tuple[TransformModule, Array]:
-        """Return the parameters of a new guide, and the unit of those that are fixed."""
+    def _start(self, key: RandomKey) -> dict[str, Array]:
+        """Return the parameters of a new guide."""
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
         if self.init == "search":
             start = self._searched(start, key)
-        params = eqx.filter(Chain([inner, start]), eqx.is_inexact_array)
-        return params, jnp.ones((), start.loc.dtype)
+        return self._named(inner, start)
+
+    def _named(self, inner: TransformModule, start: Preconditioner) -> dict[str, Array]:
+        """Return parameters by name.
+
+        They are arrays, because NumPyro's `scan` takes the shape of each value in a guide's trace.
+        The start ends in its unit, which `_transform` explains.
+        """
+        fixed, _ = ravel_pytree((start, jnp.ones((), start.loc.dtype)))
+        learned = tree_leaves_with_path(eqx.filter(inner, eqx.is_inexact_array))
+        named = {f"{self.prefix}_flow{keystr(path)}": leaf for path, leaf in learned}
+        return {f"{self.prefix}_start": fixed, **named}
 
     def _searched(self, start: Preconditioner, key: RandomKey) -> Preconditioner:
         """Return the Gaussian that fits the posterior best."""
@@ -204,12 +228,37 @@ class AutoFlow(AutoContinuous):
             return None
 
     def _transform(self) -> TransformModule:
-        params, unit = numpyro.param(f"{self.prefix}_flow$params", self._start)
-        inner, start = eqx.combine(params, self._flow).layers
+        inner, preconditioner = self._flow.layers
+        fixed, *learned = self._params(self._named(inner, preconditioner))
+        arrays, rest = eqx.partition(inner, eqx.is_inexact_array)
+        inner = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), learned), rest)
+        start, unit = ravel_pytree((preconditioner, jnp.ones(())))[1](fixed)
         # The fixed start is a parameter, too: NumPyro keeps only parameters with the results of
         # SVI. It has no gradient, but decoupled weight decay shrinks it. The unit, which starts at
-        # one, shrinks by the same factor, and the division by it undoes the decay.
+        # one, is a part of the same array, so that every optimizer shrinks it by the same factor,
+        # and the division by it undoes the decay.
         return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)])
+
+    def _params(self, like: dict[str, Array]) -> list[Array]:
+        """Return the parameters of the guide, or start them."""
+        given = {name: numpyro.param(name) for name in like}
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == len(like) and self._inputs is not None:
+            start = self._start(numpyro.prng_key())
+            return [numpyro.param(name, value) for name, value in start.items()]
+        if missing:
+            raise ValueError(
+                f"`params` has no {missing}: expected all parameters of the guide, such as "
+                "svi_result.params"
+            )
+        for name, value in given.items():
+            shape, expected = jnp.shape(value), like[name].shape
+            if shape != expected:
+                raise ValueError(
+                    f"`params` has {name!r} of shape {shape}, but in this guide it has shape "
+                    f"{expected}"
+                )
+        return list(given.values())
 
     def _get_posterior(self) -> FlowDistribution:
         kind = PathDistribution if self.path_gradient else FlowDistribution

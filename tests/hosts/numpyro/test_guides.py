@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import sys
 
 import jax
@@ -156,6 +157,33 @@ def test_parameters_are_kept_without_the_guide():
         assert_array_equal(draws[1][name], value)
 
 
+def test_parameters_are_named_arrays():
+    """Each by its place; the start as one."""
+    guide, _, params = stepped()
+    assert all(isinstance(value, jax.Array) for value in params.values())
+    inner, start = guide.get_transform(params).layers
+    assert_array_equal(params["auto_flow.layers[1].loc"], inner.layers[1].loc)
+    assert_array_equal(params["auto_start"][:2], start.loc)
+
+
+def test_parameters_of_another_guide_are_refused():
+    """All of a guide's, and in its shapes, or none."""
+    guide, _, params = stepped()
+    name = "auto_flow.layers[1].loc"
+    fewer = {key: value for key, value in params.items() if key != name}
+    for wrong, message in [
+        ({}, r"`params` has no \['auto_start', "),
+        (fewer, rf"`params` has no \['{re.escape(name)}'\]: expected all"),
+        ({**params, name: jnp.zeros(3)}, r"loc' of shape \(3,\), but in this guide .* \(2,\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            guide.get_transform(wrong)
+        with pytest.raises(ValueError, match=message):
+            guide.median(wrong)
+    with pytest.raises(ValueError, match=r"`params` has no \['auto_flow"):
+        SVI(line, guide, ADAM, Trace_ELBO()).init(KEY, Y, init_params=fewer)
+
+
 def test_a_guide_is_pickled():
     guide, params = exact()
     copied = pickle.loads(pickle.dumps(guide))
@@ -190,7 +218,8 @@ def test_beside_other_guides():
     state, loss = jax.jit(svi.update)(jax.jit(svi.init)(KEY))
     assert np.isfinite(loss)
     params = svi.get_params(state)
-    assert params.keys() == {"one_flow$params", "two_flow$params", "c_auto_loc", "c_auto_scale"}
+    rest = {name for name in params if not name.startswith(("one_flow.", "two_flow."))}
+    assert rest == {"one_start", "two_start", "c_auto_loc", "c_auto_scale"}
     found = guide.quantiles(params, [0.1, 0.9])
     assert {name: value.shape for name, value in found.items()} == dict.fromkeys("abc", (2,))
 
@@ -360,11 +389,23 @@ def test_keys():
             quick(key=wrong)
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.0])
-def test_location_and_scale_are_not_trained(decay):
+def matrices(params):
+    """Which parameters a user might want to shrink."""
+    return {name: value.ndim > 1 for name, value in params.items()}
+
+
+OPTIMIZERS = {
+    "plain": optax.adamw(1e-2, weight_decay=0.0),
+    "shrinking": optax.adamw(1e-2, weight_decay=1.0),
+    "shrinking matrices": optax.adamw(1e-2, weight_decay=1.0, mask=matrices),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_location_and_scale_are_not_trained(name):
     """The rest of the parameters is. An optimiser that shrinks weights leaves them, too."""
     guide = quick()
-    optimizer = numpyro.optim.optax_to_numpyro(optax.adamw(1e-2, weight_decay=decay))
+    optimizer = numpyro.optim.optax_to_numpyro(OPTIMIZERS[name])
     svi = SVI(line, guide, optimizer, Trace_ELBO())
     state = svi.init(KEY, Y)
     before = guide.get_transform(svi.get_params(state)).layers
