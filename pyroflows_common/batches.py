@@ -80,8 +80,9 @@ class Part:
         image = len(source.arrays.event_shape) > 1
         whole = np.ones(1 if image else source.arrays.event_shape, dtype=bool)
         for part in parts(source.x):
-            numbers = source.arrays.numbers(part).reshape(-1, *whole.shape)
-            whole &= (numbers == np.round(numbers)).all(0)
+            numbers = abs(source.arrays.numbers(part).reshape(-1, *whole.shape))
+            # Larger numbers are whole in single precision.
+            whole &= (numbers % 1 == 0).all(0) & (numbers.max(0) < 2**23)
             if not whole.any():
                 return None
         where = "" if image else f" in columns {np.flatnonzero(whole).tolist()}"

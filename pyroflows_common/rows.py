@@ -296,7 +296,7 @@ def as_source(
         TypeError: if the data is none of these, or its numbers are not real.
         ValueError: if the data does not suit the flow.
     """
-    if isinstance(data, tuple) and len(data) == 3:
+    if isinstance(data, tuple) and len(data) == 3 and arrays.is_array(data[0]):
         if not (context is None and weights is None):
             raise ValueError(f"{name} is (x, context, weights): pass neither of them again")
         data, context, weights = data

@@ -130,7 +130,7 @@ def test_standardization_goes_through_the_data_in_parts(wing, monkeypatch):
 
 
 def test_standardization_needs_no_memory(wing, tmp_path):
-    np.save(tmp_path / "x.npy", np.ones((2**20, 8), dtype="float32"))
+    np.save(tmp_path / "x.npy", np.full((2**20, 8), 0.5, dtype="float32"))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     tracemalloc.start()
     fit(wing, small(wing, size=8), mapped, standardize=True, steps=1, validation=None)
@@ -314,7 +314,7 @@ def test_once_an_epoch(wing):
 
 def test_an_epoch_gives_each_row_once(wing):
     """Each row is the only one of its kind, so that a batch's loss tells which it had."""
-    x = np.arange(1, 11, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
+    x = np.arange(0.5, 10, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
     frozen = {"validation": None, "batch_size": 1, "learning_rate": 1e-12}
     result = fit(wing, small(wing), x, steps=20, **frozen)
     first, second = result.losses[:10], result.losses[10:]
@@ -325,7 +325,7 @@ def test_an_epoch_gives_each_row_once(wing):
 
 @UNHELPFUL
 def test_validation_rows_are_not_trained_on(wing):
-    x = np.arange(1, 11, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
+    x = np.arange(0.5, 10, dtype="float32")[:, None] * np.ones((1, 2), dtype="float32")
     result = fit(wing, small(wing), x, validation=0.3, batch_size=1, learning_rate=1e-12, steps=14)
     trained = np.unique(result.losses.round(3))
     assert len(trained) == 7
