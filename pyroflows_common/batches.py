@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyroflows_common.rows import (
+    CHUNK,
     Arrays,
     Batch,
     Batches,
@@ -79,7 +80,7 @@ class Part:
             return None
         image = len(source.arrays.event_shape) > 1
         whole = np.ones(1 if image else source.arrays.event_shape, dtype=bool)
-        for part in parts(source.x):
+        for part in parts(source.x, CHUNK // 16):  # most data show it at once
             numbers = abs(source.arrays.numbers(part).reshape(-1, *whole.shape))
             # Larger numbers are whole in single precision.
             whole &= (numbers % 1 == 0).all(0) & (numbers.max(0) < 2**23)

@@ -357,9 +357,9 @@ def as_pair(arrays: Arrays, value: object, name: str) -> tuple[HostArray, HostAr
     return _as_array(arrays, value, name), None
 
 
-def parts(x: HostArray) -> Iterator[HostArray]:
-    """Yield all rows in parts that need little memory."""
-    size = rows_at_once(x.shape[1:])
+def parts(x: HostArray, numbers: int | None = None) -> Iterator[HostArray]:
+    """Yield all rows in parts of about so many numbers; of CHUNK by default."""
+    size = max(1, (numbers or CHUNK) // max(1, math.prod(x.shape[1:])))
     for start in range(0, len(x), size):
         yield x[start : start + size]
 
