@@ -1,6 +1,6 @@
 """Importance weights: the draws of a guide, and their densities in guide and model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,9 +56,12 @@ def simulate(
 
 
 class _Unobserved(Messenger):
-    """A model that draws some of its observations, those inside of `scan` and `cond`, too."""
+    """A model that draws some of its observations, in the shape of their data.
 
-    def __init__(self, model: Model, names: Iterable[str]) -> None:
+    It draws those inside of `scan` and `cond`, too.
+    """
+
+    def __init__(self, model: Model, names: Collection[str]) -> None:
         super().__init__(model)
         self.names = names
 
@@ -69,6 +72,9 @@ class _Unobserved(Messenger):
             args[functions] = [_Unobserved(function, self.names) for function in args[functions]]
             msg["args"] = tuple(args)
         elif msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.names:
+            fn, shape = msg["fn"], jnp.shape(msg["value"])
+            batch = jnp.broadcast_shapes(shape[: len(shape) - fn.event_dim], fn.batch_shape)
+            msg["fn"] = fn if batch == fn.batch_shape else fn.expand(batch)
             msg["is_observed"], msg["value"] = False, None
 
 

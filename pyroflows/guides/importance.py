@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -58,13 +59,27 @@ def simulate(
     for name, site in drawn.sites.deterministic.items():
         if _is_declared(site):  # it may depend on the observations
             del known[name]
-    hidden = dict.fromkeys(drawn.observed)  # to condition a site on None is to draw it
     found = []
     for i in index:
         given = {name: value[i] for name, value in known.items()}
-        trace = _run(poutine.condition(model, {**given, **hidden}), inputs)
-        found.append({name: trace.nodes[name]["value"] for name in hidden})
+        trace = _run(_Unobserved(drawn.observed)(poutine.condition(model, given)), inputs)
+        found.append({name: trace.nodes[name]["value"] for name in drawn.observed})
     return _stacked(found)
+
+
+class _Unobserved(Messenger):
+    """A model that draws some of its observations, in the shape of their data."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and msg["name"] in self.names:
+            fn, shape = msg["fn"], torch.as_tensor(msg["value"]).shape
+            batch = torch.broadcast_shapes(shape[: len(shape) - fn.event_dim], fn.batch_shape)
+            msg["fn"] = fn if batch == fn.batch_shape else fn.expand(batch)
+            msg["is_observed"], msg["value"] = False, None
 
 
 def as_array(x: Tensor) -> np.ndarray:

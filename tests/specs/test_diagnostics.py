@@ -97,6 +97,20 @@ def test_names_and_shapes(host):
         assert {"pareto_k", "elbo", "importance_ess", "verdict"} <= set(attrs)
 
 
+def test_observations_without_a_plate(host):
+    """They are simulated in the shape of the data, each by itself."""
+
+    def model(y):
+        mean = host.sample("mean", normal(host, 0.0, 1.0))
+        host.sample("y", host.dist.Normal(mean, 1.0), obs=y)
+
+    options = {"args": (host.array(Y),), "draws": 400, "posterior_predictive": True}
+    data = host.to_arviz(normal(host, MEAN, SCALE), model, **options)
+    noise = only(data, "posterior_predictive", "y") - only(data, "posterior", "mean")[:, None]
+    assert_allclose(np.cov(noise.T), np.eye(len(Y)), atol=0.25)
+    assert data["log_likelihood"]["y"].shape == data["posterior_predictive"]["y"].shape
+
+
 def test_a_plate_named_as_a_site(host):
     """xarray has no room for both: the dimension gets ArviZ's own name."""
 
