@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 # A module imports only those before it; a package, as it runs all its modules, only where it ends.
 COMMON = [
-    "checks", "support", "budgets", "invertibility", "partition", "bits", "levels", "recipe",
-    "archive", "checkpoint", "rows", "batches", "schedule", "history", "loop", "sites", "guides",
-    "search", "ascent", "verdict", "arviz",
+    "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
+    "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "loop", "sites",
+    "guides", "search", "ascent", "verdict", "arviz",
 ]  # fmt: skip
 WING = [
     "tree", "rng", "inputs", "support", "convolutions", "networks", "transform",

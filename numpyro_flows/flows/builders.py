@@ -269,14 +269,15 @@ def glow(
         logit: α of a `Logit` at the data end, for pixels in the unit interval; None for no `Logit`.
         context_dim: size of the context; 0 for a flow without context.
         robust: whether the log-scales of each coupling stay within 4 / L (images: 16 / L) of their
-            initial values, conditioners see asinh of their input, and the matrices of flows with
-            more than 16 steps learn at 16 / L of the rate; False for the form in the paper.
+            initial values, conditioners see asinh of their input, and the matrices of flows that
+            are deep (L > 16) or wide (D > 48) learn at a fraction of the rate; False for the form
+            in the paper.
         init_scale: initial standard deviation of the last layer of each conditioner.
         key: random key of the weights.
 
     Returns:
-        The flow, in which each matrix is initially a random rotation and `fit` initialises each
-        ActNorm from data; for images, a `MultiScale`.
+        The flow, in which each matrix is initially a random rotation of blocks of coordinates and
+        `fit` initialises each ActNorm from data; for images, a `MultiScale`.
 
     Raises:
         ValueError: if an argument is out of range; the message names it.
@@ -321,12 +322,12 @@ def glow(
             levels=levels,
             steps=steps,
             width=channels,
-            gain=shared_gain(depth) if robust else 1.0,
+            gain=functools.partial(shared_gain, depth) if robust else lambda _: 1.0,
             prior=prior if learned_prior else None,
             key=key,
         )
     partition, layers = as_partition(partition, shape), as_count(layers, "layers")
-    gain = shared_gain(layers) if robust else 1.0
+    gain = shared_gain(layers, *shape) if robust else 1.0
     affine = functools.partial(
         coupling_of,
         AffineCoupling,

@@ -82,16 +82,19 @@ def glow_levels(
     levels: int,
     steps: int,
     width: int,
-    gain: float,
+    gain: Callable[[int], float],
     prior: Callable[..., TransformModule] | None,
     key: RandomKey,
 ) -> MultiScale:
-    """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables."""
+    """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables.
+
+    `gain` gives the gain of the matrices on a number of channels.
+    """
 
     def step(shape: tuple[int, ...], key: RandomKey) -> Chain:
         net_key, matrix_key = split(key, 2)
         layer = coupling(shape, channels(shape), width, net_key)
-        matrix = InvertibleConv1x1(shape, gain=gain, key=matrix_key)
+        matrix = InvertibleConv1x1(shape, gain=gain(shape[0]), key=matrix_key)
         return Chain([layer, matrix, ActNorm(shape)])
 
     built: list[TransformModule] = []

@@ -15,6 +15,8 @@ from typing_extensions import override
 
 from numpyro_flows.rng import RandomKey, normal
 from numpyro_flows.transform import EventPair, TransformModule
+from pyroflows_common.blocks import rotated_blocks
+from pyroflows_common.budgets import shared_gain
 from pyroflows_common.checks import as_scale, check_vector
 
 
@@ -81,15 +83,17 @@ class PLU(TransformModule):
         event_shape: int | Sequence[int],
         rank: int,
         expected: str,
-        gain: float,
+        gain: float | None,
         key: RandomKey,
     ) -> None:
         super().__init__(event_shape)
-        self.gain = as_scale(gain, "gain", zero=False)
         if len(self.event_shape) != rank:
             raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
         size = self.event_shape[0]
-        factors = _factors(normal(key, (size, size)), self.gain)
+        gain = shared_gain(1, size) if gain is None else as_scale(gain, "gain", zero=False)
+        self.gain = gain
+        together, order = rotated_blocks(size)
+        factors = _factors(normal(key, (size, size)), together, order, gain)
         self.lower, self.upper, self.log_diagonal, self.permutation, self.signs = factors
 
     def _triangles(self, dtype: DTypeLike) -> tuple[Array, Array]:
@@ -119,9 +123,11 @@ class PLU(TransformModule):
 
 
 @jax.jit
-def _factors(noise: Array, gain: float) -> tuple[Array, ...]:
-    """Return the PLU factors of a random rotation."""
-    p, lower, upper = lu(jnp.linalg.qr(noise)[0])
+def _factors(
+    noise: Array, together: np.ndarray, order: np.ndarray, gain: float
+) -> tuple[Array, ...]:
+    """Return the PLU factors of a random rotation of blocks."""
+    p, lower, upper = lu(jnp.linalg.qr(noise * together)[0][order])
     diagonal = jnp.diagonal(upper)
     return (
         jnp.tril(lower, -1) / gain,
@@ -141,17 +147,18 @@ class InvertibleLinear(PLU):
     P is a fixed permutation, L unit lower triangular, U strictly upper triangular, s fixed signs
     and d the learned log-diagonal. As in the paper, W acts from data to base, the direction of
     maximum-likelihood training; from base to data, two triangular systems are solved. W is
-    initially a random rotation.
+    initially a random rotation of blocks of at most eight coordinates, which it then interleaves;
+    triangular factors of a wider rotation would amplify every step of training.
 
     L, U and d are `gain` times the parameters, which are initialised to match: one step of Adam
-    then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
-    matrices add up, and a small gain keeps training stable.
+    then moves each entry by `gain` times the learning rate. In a deep flow the steps of many
+    matrices add up, in a wide one those of many entries, and a small gain keeps training stable.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
-        gain: factor on the parameters.
+        gain: factor on the parameters. Default: 1 up to D = 48, and (48 / D)^1.5 beyond.
         key: random key for the initial rotation.
 
     Raises:
@@ -169,7 +176,7 @@ class InvertibleLinear(PLU):
     """
 
     def __init__(
-        self, event_shape: int | Sequence[int], *, gain: float = 1.0, key: RandomKey
+        self, event_shape: int | Sequence[int], *, gain: float | None = None, key: RandomKey
     ) -> None:
         super().__init__(event_shape, 1, "an int or (D,)", gain, key)
 
@@ -194,7 +201,7 @@ class InvertibleConv1x1(PLU):
 
     Args:
         event_shape: `(C, H, W)`.
-        gain: factor on the parameters.
+        gain: factor on the parameters. Default: as in `InvertibleLinear`, with C for D.
         key: random key for the initial rotation.
 
     Raises:
@@ -212,7 +219,9 @@ class InvertibleConv1x1(PLU):
         True
     """
 
-    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0, key: RandomKey) -> None:
+    def __init__(
+        self, event_shape: Sequence[int], *, gain: float | None = None, key: RandomKey
+    ) -> None:
         super().__init__(event_shape, 3, "(C, H, W)", gain, key)
 
     def forward_and_ladj(self, x: Float[Array, "c h w"]) -> EventPair:

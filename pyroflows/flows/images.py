@@ -84,14 +84,17 @@ def glow_levels(
     levels: int,
     steps: int,
     width: int,
-    gain: float,
+    gain: Callable[[int], float],
     prior: Callable[[tuple[int, ...]], TransformModule] | None,
 ) -> MultiScale:
-    """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables."""
+    """Return Glow's levels; `prior`, if any, makes the layer of the factored-out variables.
+
+    `gain` gives the gain of the matrices on a number of channels.
+    """
 
     def step(shape: tuple[int, ...]) -> Chain:
         layer = coupling(shape, channels(shape), width)
-        return Chain([layer, InvertibleConv1x1(shape, gain=gain), ActNorm(shape)])
+        return Chain([layer, InvertibleConv1x1(shape, gain=gain(shape[0])), ActNorm(shape)])
 
     built: list[TransformModule] = []
     for level in range(levels):

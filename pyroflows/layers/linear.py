@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from pyroflows.transform import Pair, TransformModule
+from pyroflows_common.blocks import rotated_blocks
+from pyroflows_common.budgets import shared_gain
 from pyroflows_common.checks import as_scale, check_vector
 
 
@@ -69,14 +71,16 @@ class PLU(TransformModule):
     signs: Int[Tensor, " d"]
 
     def __init__(
-        self, event_shape: int | Sequence[int], rank: int, expected: str, gain: float
+        self, event_shape: int | Sequence[int], rank: int, expected: str, gain: float | None
     ) -> None:
         super().__init__(event_shape)
-        self.gain = as_scale(gain, "gain", zero=False)
         if len(self.event_shape) != rank:
             raise ValueError(f"`event_shape` is {self.event_shape}, expected {expected}")
         size = self.event_shape[0]
-        rotation = torch.linalg.qr(torch.randn(size, size)).Q
+        gain = shared_gain(1, size) if gain is None else as_scale(gain, "gain", zero=False)
+        self.gain = gain
+        together, order = map(torch.as_tensor, rotated_blocks(size))
+        rotation = torch.linalg.qr(torch.randn(size, size) * together).Q[order]
         p, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
         self.lower = nn.Parameter(lower.tril(-1) / gain)
@@ -123,17 +127,18 @@ class InvertibleLinear(PLU):
     P is a fixed permutation, L unit lower triangular, U strictly upper triangular, s fixed signs
     and d the learned log-diagonal. As in the paper, W acts from data to base, the direction of
     maximum-likelihood training; from base to data, two triangular systems are solved. W is
-    initially a random rotation.
+    initially a random rotation of blocks of at most eight coordinates, which it then interleaves;
+    triangular factors of a wider rotation would amplify every step of training.
 
     L, U and d are `gain` times the parameters, which are initialised to match: one step of Adam
-    then moves the matrix by `gain` times the learning rate. In a deep flow the steps of many
-    matrices add up, and a small gain keeps training stable.
+    then moves each entry by `gain` times the learning rate. In a deep flow the steps of many
+    matrices add up, in a wide one those of many entries, and a small gain keeps training stable.
 
     Shapes: `(*batch, D)` to `(*batch, D)`, ladj `(*batch,)`.
 
     Args:
         event_shape: D or `(D,)`.
-        gain: factor on the parameters.
+        gain: factor on the parameters. Default: 1 up to D = 48, and (48 / D)^1.5 beyond.
 
     Raises:
         ValueError: if `event_shape` or `gain` is invalid.
@@ -149,7 +154,7 @@ class InvertibleLinear(PLU):
         True
     """
 
-    def __init__(self, event_shape: int | Sequence[int], *, gain: float = 1.0) -> None:
+    def __init__(self, event_shape: int | Sequence[int], *, gain: float | None = None) -> None:
         super().__init__(event_shape, 1, "an int or (D,)", gain)
 
     def forward_and_ladj(self, x: Float[Tensor, "*batch d"]) -> Pair:
@@ -175,7 +180,7 @@ class InvertibleConv1x1(PLU):
 
     Args:
         event_shape: `(C, H, W)`.
-        gain: factor on the parameters.
+        gain: factor on the parameters. Default: as in `InvertibleLinear`, with C for D.
 
     Raises:
         ValueError: if `event_shape` or `gain` is invalid.
@@ -192,7 +197,7 @@ class InvertibleConv1x1(PLU):
         True
     """
 
-    def __init__(self, event_shape: Sequence[int], *, gain: float = 1.0) -> None:
+    def __init__(self, event_shape: Sequence[int], *, gain: float | None = None) -> None:
         super().__init__(event_shape, 3, "(C, H, W)", gain)
 
     def forward_and_ladj(self, x: Float[Tensor, "*batch c h w"]) -> Pair:
