@@ -39,6 +39,8 @@ def write(
     floats = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
     dtype = np.result_type(*floats).name if floats else ""
     about = {"version": VERSION, "library": library(), "dtype": dtype, **about}
+    if not about.get("bfloat16"):  # few files have such arrays
+        about.pop("bfloat16", None)
     about["checksum"] = checksum(about, arrays)
     data = safetensors.numpy.save(dict(arrays), {KEY: json.dumps(about, sort_keys=True)})
     replace_file(target, lambda file: file.write(data))

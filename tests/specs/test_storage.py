@@ -27,7 +27,8 @@ BUILT = [
 ]
 # A flow of each kind: all arrays are stored alike.
 DOUBLE = [SMALL, *BUILT[-2:], case("glow", (1, 4, 4), levels=2, steps=2, channels=4)]
-DTYPES = {"float32": 1e-5, "float64": 1e-12}
+# Processors round differently, and an instance norm over few pixels magnifies that.
+DTYPES = {"float32": 1e-4, "float64": 1e-12}
 
 
 @pytest.fixture(params=WINGS, ids=lambda w: f"from_{w}")
