@@ -127,7 +127,7 @@ def _factors(
     noise: Array, together: np.ndarray, order: np.ndarray, gain: float
 ) -> tuple[Array, ...]:
     """Return the PLU factors of a random rotation of blocks."""
-    p, lower, upper = lu(jnp.linalg.qr(noise * together)[0][order])
+    p, lower, upper = lu(jnp.linalg.qr(jnp.where(together, noise, 0.0))[0][order])
     diagonal = jnp.diagonal(upper)
     return (
         jnp.tril(lower, -1) / gain,
