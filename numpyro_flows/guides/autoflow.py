@@ -14,11 +14,13 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_leaves_with_path
 from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median, init_to_uniform
+from numpyro.infer.util import constrain_fn
 
 from numpyro_flows.distribution import FlowDistribution
-from numpyro_flows.guides.model import Latents, latents, unblocked
+from numpyro_flows.guides.model import Latents, latents, moving, placed, unblocked
 from numpyro_flows.guides.path_gradient import PathDistribution
 from numpyro_flows.guides.preconditioner import Preconditioner
 from numpyro_flows.guides.search import search
@@ -48,6 +50,9 @@ class AutoFlow(AutoContinuous):
     the identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A
     flow needs at least two coordinates: the guide of a single latent number learns a monotone
     function instead.
+
+    The support of a site may depend on other sites of the guide: it is that of the model at their
+    values.
 
     Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
     Each parameter is an array with a name of its own: `auto_start` holds m and L, and what is
@@ -130,6 +135,7 @@ class AutoFlow(AutoContinuous):
             self._set_up(*args, **kwargs)
         except (RuntimeError, ValueError) as error:  # no finite density, or out of range
             self._set_up_elsewhere(error, *args, **kwargs)
+        self._follow(*args, **kwargs)
         size, dtype = self.latent_dim, self._init_latent.dtype
         # Not traced, because the guide keeps the arrays that are not parameters.
         with jax.ensure_compile_time_eval():
@@ -167,13 +173,39 @@ class AutoFlow(AutoContinuous):
                     self.init_loc_fn = own
         raise error
 
+    def _follow(self, *args: Any, **kwargs: Any) -> None:
+        """Find the sites whose supports depend on others: the host would keep them as they are."""
+        trace, locs = self.prototype_trace, self._init_locs
+        self._moving = moving(self.model, trace, locs, *args, **kwargs)
+        if self._moving:
+            constrain = functools.partial(constrain_fn, self.model, args, kwargs)
+            self._postprocess_fn = handlers.seed(
+                functools.partial(constrain, return_deterministic=True), rng_seed=0
+            )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Draw each site, as in NumPyro's guides."""
         self._inputs = args, kwargs  # the start of new parameters needs them
         try:
-            return super().__call__(*args, **kwargs)
+            if self.prototype_trace is None:
+                self._setup_prototype(*args, **kwargs)
+            return self._drawn() if self._moving else super().__call__(*args, **kwargs)
         finally:
             self._inputs = None
+
+    def _drawn(self) -> dict[str, Array]:
+        """Draw each site in the support that it has at the sites before it."""
+        args, kwargs = self._inputs
+        points = self._unpack_latent(self._sample_latent())
+        trace = placed(self.model, points, 0, *args, **kwargs)
+        result = {}
+        for name, point in points.items():
+            fn, value = trace[name]["fn"], trace[name]["value"]
+            ladj = biject_to(fn.support).log_abs_det_jacobian(point, value)
+            batch = value.shape[: value.ndim - fn.event_dim]
+            density = dist.Delta(value, -ladj.reshape(*batch, -1).sum(-1), event_dim=fn.event_dim)
+            result[name] = numpyro.sample(name, density)
+        return result
 
     def _start(self, key: RandomKey) -> dict[str, Array]:
         """Return the parameters of a new guide."""

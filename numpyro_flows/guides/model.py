@@ -1,16 +1,22 @@
 """A model as the search for a guide's start sees it: its continuous latent variables."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
+
+from pyroflows_common.guides import foreign_support
+
+Trace = dict[str, dict[str, Any]]
 
 
 class Latents(NamedTuple):
@@ -60,6 +66,52 @@ def latents(
             model_kwargs=kwargs,
         )
     return Latents(found.param_info.z, found.potential_fn)
+
+
+def placed(
+    model: Callable[..., Any], points: Mapping[str, Array], seed: int, *args: Any, **kwargs: Any
+) -> Trace:
+    """Run a model at unconstrained coordinates of its sites.
+
+    The support of a site may depend on sites before it.
+    """
+
+    def value(site: dict[str, Any]) -> Array | None:
+        if site["type"] != "sample" or site["name"] not in points:
+            return None
+        return biject_to(site["fn"].support)(points[site["name"]])
+
+    run = handlers.substitute(handlers.seed(model, seed), substitute_fn=value)
+    with handlers.block(hide_fn=lambda site: site["type"] != "param"):
+        return handlers.trace(run).get_trace(*args, **kwargs)
+
+
+def moving(
+    model: Callable[..., Any], trace: Trace, locs: Mapping[str, Array], *args: Any, **kwargs: Any
+) -> list[str]:
+    """Return the sites of a guide whose supports may depend on others.
+
+    Raises:
+        ValueError: if they depend on sites that the guide does not have.
+    """
+    found = [name for name in locs if _bounds(trace[name])]
+    if not found:
+        return found
+    with jax.ensure_compile_time_eval():  # in spite of jit, unless the arguments are traced
+        origin = {name: jnp.zeros_like(loc) for name, loc in locs.items()}
+        one, other = (placed(model, origin, seed, *args, **kwargs) for seed in range(2))
+        for name in found:
+            for a, b in zip(_bounds(one[name]), _bounds(other[name]), strict=True):
+                same = jnp.allclose(a, b, equal_nan=True)
+                if not isinstance(same, jax.core.Tracer) and not same:
+                    raise ValueError(foreign_support(name))
+    return found
+
+
+def _bounds(site: dict[str, Any]) -> list[Array]:
+    """Return the arrays that make a support: what is no array cannot depend on anything."""
+    leaves = jax.tree.leaves(biject_to(site["fn"].support))
+    return [leaf for leaf in leaves if isinstance(leaf, Array)]
 
 
 def unblocked(model: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,20 +1,21 @@
 """A guide of any flow: its start, its parameters and its posterior."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyroflows.distribution import FlowDistribution
 from pyroflows.guides import store
-from pyroflows.guides.model import alone, latents
+from pyroflows.guides.model import alone, latents, moving, placed, without
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.preconditioner import Preconditioner
 from pyroflows.guides.search import search
@@ -24,7 +25,7 @@ from pyroflows.layers.linear import LowerTriangular
 from pyroflows.layers.tails import SinhArcsinh
 from pyroflows.rng import seeded
 from pyroflows.transform import TransformModule
-from pyroflows_common.checks import as_count
+from pyroflows_common.checks import Inputs, as_count
 from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
 from pyroflows_common.search import DENSE, HISTORY, LARGE, SMALL
 
@@ -42,6 +43,9 @@ class AutoFlow(AutoContinuous):
     the identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A
     flow needs at least two coordinates: the guide of a single latent number learns a monotone
     function instead.
+
+    The support of a site may depend on other sites of the guide: it is that of the model at their
+    values.
 
     Everything else is as in Pyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
@@ -118,12 +122,16 @@ class AutoFlow(AutoContinuous):
         self.seed = as_count(seed, "seed", 0)
         self.transform: Any = None
         self._copied = False
+        # Sites whose supports depend on others, and the arguments of the model that tells them.
+        self._moving: list[str] = []
+        self._inputs: Inputs | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro takes the model out of pickles and copies, and out of the guide itself, too.
         model, master = self._model, self.master
         copied = "transform" in self._modules
-        state = {**super().__getstate__(), "init_loc_fn": None, "_copied": copied}
+        gone = {"init_loc_fn": None, "_inputs": None}
+        state = {**super().__getstate__(), **gone, "_copied": copied}
         self._model, self.master = model, master
         return state
 
@@ -136,6 +144,8 @@ class AutoFlow(AutoContinuous):
                 wrong = error
                 with alone():
                     super()._setup_prototype(*args, **kwargs)
+            self._moving = moving(self.model, self.prototype_trace, *args, **kwargs)
+            self._inputs = (args, kwargs) if self._moving else None
             self.transform = self._made(wrong, *args, **kwargs)
         except BaseException:  # or Ctrl-C: the next call sets the guide up again
             self.prototype_trace = None
@@ -197,6 +207,31 @@ class AutoFlow(AutoContinuous):
         )
         return True
 
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw each site, as in Pyro's guides."""
+        if self._moving:
+            self._inputs = args, kwargs
+        return super().forward(*args, **kwargs)
+
+    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Yield each site, with the support that it has at these latent numbers, and its own."""
+        unpacked = list(super()._unpack_latent(latent))
+        if not self._moving:
+            yield from unpacked
+            return
+        if self._model is None or self._inputs is None:
+            raise RuntimeError(
+                f"the supports of {self._moving} depend on other sites, and a guide that is "
+                "copied or saved forgets the model that tells them: make a new guide"
+            )
+        args, kwargs = self._inputs
+        model = without(self.model, InitMessenger)
+        points = {site["name"]: unconstrained for site, unconstrained in unpacked}
+        with poutine.block():
+            trace = placed(model, points, *args, **kwargs)
+        for site, unconstrained in unpacked:
+            yield {**site, "fn": trace.nodes[site["name"]]["fn"]}, unconstrained
+
     def get_base_dist(self) -> dist.Distribution:
         """Return the distribution of z: Student-t or normal."""
         zeros = torch.zeros_like(self._modules["transform"].layers[-1].loc)
@@ -232,12 +267,26 @@ class AutoFlow(AutoContinuous):
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         # The dimensions of the plates lie between those of the draws and of the latent numbers.
         plates = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
+        spread = draws[(slice(None), *[None] * plates)]
+        values = _each(self._constrained, draws) if self._moving else self._constrained(spread)
         result = {}
-        for site, unconstrained in self._unpack_latent(draws[(slice(None), *[None] * plates)]):
-            values = biject_to(site["fn"].support)(unconstrained)
-            values = values.reshape(DRAWS, *site["value"].shape)
-            result[site["name"]] = torch.quantile(values, levels, dim=0)
+        for name, value in values.items():
+            value = value.reshape(DRAWS, *self.prototype_trace.nodes[name]["value"].shape)
+            result[name] = torch.quantile(value, levels, dim=0)
         return result
+
+    def _constrained(self, latent: Tensor) -> dict[str, Tensor]:
+        sites = self._unpack_latent(latent)
+        return {site["name"]: biject_to(site["fn"].support)(point) for site, point in sites}
+
+
+def _each(function: Callable[[Tensor], dict[str, Tensor]], points: Tensor) -> dict[str, Tensor]:
+    """Map a function over points, at once if it can be."""
+    try:
+        return torch.func.vmap(function, randomness="same")(points)
+    except Exception:  # a model that cannot be batched may raise anything
+        results = [function(point) for point in points]
+        return {name: torch.stack([r[name] for r in results]) for name in results[0]}
 
 
 def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:

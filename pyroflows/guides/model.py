@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -22,6 +22,7 @@ from torch.distributions import Distribution, biject_to
 
 from pyroflows.rng import seeded
 from pyroflows_common import guides
+from pyroflows_common.guides import foreign_support
 
 LogDensity = Callable[[Float[Tensor, "n D"]], Float[Tensor, " n"]]
 
@@ -67,20 +68,19 @@ def latents(
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
         trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
     evaluator = TraceEinsumEvaluator(trace, bool(discrete), nesting)
-    continuous = {n: site for n, site in latent_sites(trace).items() if n not in discrete}
-    transforms = {name: biject_to(site["fn"].support) for name, site in continuous.items()}
-    starts = {n: t.inv(continuous[n]["value"].detach()) for n, t in transforms.items()}
+    starts = unconstrained(site for n, site in latent_sites(trace).items() if n not in discrete)
     loc = torch.cat([start.reshape(-1) for start in starts.values()])
     ends = torch.tensor([start.numel() for start in starts.values()]).cumsum(0)[:-1]
     where = dict(zip(starts, torch.arange(len(loc)).tensor_split(ends), strict=True))
 
     def one(latent: Tensor) -> Tensor:
-        values, log_det = {}, latent.new_zeros(())
-        for name, transform in transforms.items():
-            unconstrained = latent[where[name]].reshape(starts[name].shape)
-            value = values[name] = transform(unconstrained)
-            log_det = log_det + transform.log_abs_det_jacobian(unconstrained, value).sum()
-        trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+        points = {n: latent[index].reshape(starts[n].shape) for n, index in where.items()}
+        trace = placed(model, points, *args, **kwargs)
+        log_det = latent.new_zeros(())
+        for name, point in points.items():
+            transform = biject_to(trace.nodes[name]["fn"].support)
+            ladj = transform.log_abs_det_jacobian(point, trace.nodes[name]["value"])
+            log_det = log_det + ladj.sum()
         return evaluator.log_prob(trace) + log_det
 
     def each(points: Tensor) -> Tensor:
@@ -100,6 +100,56 @@ def latents(
             )
         return Latents(where, loc, alone()(functools.partial(_defined, each)), False)
     return Latents(where, loc, alone()(functools.partial(_defined, batched)), True)
+
+
+class _Placed(Messenger):
+    """Gives sites the values of unconstrained coordinates, each in the support it has by then."""
+
+    def __init__(self, points: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.points = points
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.points:
+            msg["value"] = biject_to(msg["fn"].support)(self.points[msg["name"]])
+            msg["is_observed"] = True
+
+
+def placed(
+    model: Callable[..., Any], points: Mapping[str, Tensor], *args: Any, **kwargs: Any
+) -> Trace:
+    """Run a model at unconstrained coordinates of its sites.
+
+    The support of a site may depend on sites before it.
+    """
+    return poutine.trace(_Placed(points)(model)).get_trace(*args, **kwargs)
+
+
+def unconstrained(sites: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return the unconstrained coordinates of the values of sites."""
+    return {s["name"]: biject_to(s["fn"].support).inv(s["value"].detach()) for s in sites}
+
+
+@alone()
+def moving(model: Callable[..., Any], trace: Trace, *args: Any, **kwargs: Any) -> list[str]:
+    """Return the latent sites of a trace whose supports depend on other latent sites.
+
+    Raises:
+        ValueError: if they depend on sites that the trace does not have.
+    """
+    sites = latent_sites(trace)
+    points = unconstrained(sites.values())
+    with torch.enable_grad(), seeded(len(points)):
+        traced = {name: point.clone().requires_grad_() for name, point in points.items()}
+        run = placed(without(model, InitMessenger), traced, *args, **kwargs)
+    found = []
+    for name, point in points.items():
+        before, now = (biject_to(t.nodes[name]["fn"].support)(point) for t in (trace, run))
+        if not torch.allclose(before, now, rtol=1e-3, equal_nan=True):
+            raise ValueError(foreign_support(name))
+        if now.requires_grad:
+            found.append(name)
+    return found
 
 
 def _frozen(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
