@@ -14,6 +14,14 @@ from pyroflows_common.schedule import SHORTEST, mean_loss, stretches
 # Draws of the guide at each step, by default.
 PARTICLES = 16
 
+# Why a run ends early.
+BOUND = "the evidence lower bound was not finite"
+GRADIENT = (
+    "the gradient of the evidence lower bound was not finite, although the bound was (likely a NaN "
+    "in a branch that `where` or a mask leaves out, which still passes its gradient on: put a "
+    "finite value in its place before the model computes with it)"
+)
+
 
 class Run(NamedTuple):
     """One run of training.
@@ -34,14 +42,17 @@ class Run(NamedTuple):
     skipped: int
     stopped: str
 
-    def warn(self, cause: str = "") -> None:
-        """Warn if the run ended because no loss was finite."""
-        if self.stopped != "not finite":
-            return
-        left = "those of its best stretch" if math.isfinite(self.loss) else "what they were"
+    def warn(self, reason: str) -> None:
+        """Warn that the run ended because no step could be taken.
+
+        Args:
+            reason: why.
+        """
+        learned = math.isfinite(self.loss) and self.skipped < len(self.losses)
+        left = "those of its best stretch" if learned else "what they were"
         warnings.warn(
-            f"training stopped after {len(self.losses)} steps, as the evidence lower bound was "
-            f"not finite{cause}: the guide's parameters are {left}",
+            f"training stopped after {len(self.losses)} steps, as {reason}: the guide's parameters "
+            f"are {left}",
             stacklevel=3,
         )
 
@@ -63,6 +74,17 @@ class Ascent(ABC):
     def state_now(self) -> Any:
         """Return the parameters, safe from further steps."""
 
+    @abstractmethod
+    def stands(self, before: Any) -> bool:
+        """Return whether no parameter has moved since an earlier state."""
+
+    @abstractmethod
+    def blind(self) -> bool:
+        """Return whether the model's gradient is finite at no draw of the guide.
+
+        The gradient of an `AutoFlow` is zero there, because it leaves such draws out.
+        """
+
     def best(self, rates: Sequence[float], steps: int, progress: bool) -> Run:
         """Run once for each learning rate, and return the best run; Ctrl-C ends all runs."""
         runs = []
@@ -77,6 +99,7 @@ class Ascent(ABC):
         self.begin()
         best, loss, losses, stopped = self.state_now(), math.inf, [np.array([])], "steps"
         for length in stretches(steps):
+            before, skipped = self.state_now(), self.skipped
             parts: list[np.ndarray] = []
             try:
                 for part in self.climb(rate, length):
@@ -89,9 +112,12 @@ class Ascent(ABC):
             mean = mean_loss(stretch) if len(stretch) >= min(length, SHORTEST) else math.inf
             if mean < loss:
                 best, loss = self.state_now(), mean
-            if stopped == "steps" and not np.isfinite(stretch).any():
-                stopped = "not finite"
             if stopped != "steps":
+                break
+            taken = length - (self.skipped - skipped)
+            if not taken or (self.stands(before) and self.blind()):
+                self.skipped += taken
+                stopped = "not finite"
                 break
             bar.set_postfix_str(f"ELBO {-mean:.2f}")
         return Run(best, np.concatenate(losses), loss, rate, self.skipped, stopped)

@@ -23,9 +23,9 @@ WING = [
     "distribution", "diagnostics",
     "storage.checkpoint", "storage.flow",
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
-    "guides.model", "guides.preconditioner", "guides.path_gradient", "guides.search",
-    "guides.importance", "guides.store", "guides.autoflow", "guides.couplings", "guides.fit",
-    "guides.arviz",
+    "guides.model", "guides.preconditioner", "guides.reference", "guides.path_gradient",
+    "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
+    "guides.fit", "guides.arviz",
 ]  # fmt: skip
 PACKAGES = {"pyroflows_common": COMMON, "pyroflows": WING, "numpyro_flows": WING}
 

@@ -20,10 +20,10 @@ from numpyro.infer.initialization import init_to_median, init_to_uniform
 from numpyro.infer.util import constrain_fn
 
 from numpyro_flows.distribution import FlowDistribution
-from numpyro_flows.guides.model import Latents, latents, moving, placed, unblocked
+from numpyro_flows.guides.model import Latents, latents, moving, placed, subsampled, unblocked
 from numpyro_flows.guides.path_gradient import PathDistribution
-from numpyro_flows.guides.preconditioner import Preconditioner
-from numpyro_flows.guides.search import search
+from numpyro_flows.guides.reference import GuideDistribution, Start
+from numpyro_flows.guides.search import Found, search
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.elementwise import ActNorm
 from numpyro_flows.layers.linear import LowerTriangular
@@ -141,7 +141,7 @@ class AutoFlow(AutoContinuous):
         with jax.ensure_compile_time_eval():
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
-            self._flow = Chain([Chain([flow, affine]), _preconditioner(size)]).astype(dtype)
+            self._flow = Chain([Chain([flow, affine]), _new_start(size)]).astype(dtype)
 
     def _set_up(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -215,7 +215,7 @@ class AutoFlow(AutoContinuous):
             start = self._searched(start, key)
         return self._named(inner, start)
 
-    def _named(self, inner: TransformModule, start: Preconditioner) -> dict[str, Array]:
+    def _named(self, inner: TransformModule, start: Start) -> dict[str, Array]:
         """Return parameters by name.
 
         They are arrays, because NumPyro's `scan` takes the shape of each value in a guide's trace.
@@ -226,7 +226,7 @@ class AutoFlow(AutoContinuous):
         named = {f"{self.prefix}_flow{keystr(path)}": leaf for path, leaf in learned}
         return {f"{self.prefix}_start": fixed, **named}
 
-    def _searched(self, start: Preconditioner, key: RandomKey) -> Preconditioner:
+    def _searched(self, start: Start, key: RandomKey) -> Start:
         """Return the Gaussian that fits the posterior best."""
         key, start_key, search_key = jax.random.split(key, 3)
         latents = self._latents(key)
@@ -238,11 +238,14 @@ class AutoFlow(AutoContinuous):
         # From the model's own start, the origin and random points around it.
         uniform = jax.random.uniform(start_key, (LARGE.starts - 2, len(loc)), loc.dtype, -2.0, 2.0)
         starts = jnp.concatenate([loc[None], jnp.zeros_like(loc)[None], uniform])
-        whole = _preconditioner(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
+        whole = _new_start(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
 
-        found, elbo = jax.jit(functools.partial(search, latents.log_density))(
-            whole, starts, search_key
-        )
+        @jax.jit
+        def searched(whole: Start, starts: Array, key: Array) -> Found:
+            whole = whole.relative(*latents.free(starts))
+            return search(whole.target(latents.log_density), whole, starts, key)
+
+        found, elbo = searched(whole, starts, search_key)
         sound = jnp.isfinite(elbo)
         if not isinstance(sound, jax.core.Tracer) and not sound:
             warn_of_search("found no Gaussian with a finite evidence lower bound")
@@ -252,7 +255,8 @@ class AutoFlow(AutoContinuous):
         args, kwargs = self._inputs
         if unblocked(self.model) is self.model:  # the host has found all of it already
             locs = jax.tree.map(jnp.asarray, self._init_locs)
-            return Latents(locs, self._potential_fn_gen(*args, **kwargs))
+            potential = self._potential_fn_gen(*args, **kwargs)
+            return Latents(locs, potential, subsampled(self.prototype_trace))
         try:
             return latents(key, self.model, self.init_loc_fn, *args, **kwargs)
         except Exception as error:  # the model may do anything outside of a NumPyro run
@@ -293,7 +297,7 @@ class AutoFlow(AutoContinuous):
         return list(given.values())
 
     def _get_posterior(self) -> FlowDistribution:
-        kind = PathDistribution if self.path_gradient else FlowDistribution
+        kind = PathDistribution if self.path_gradient else GuideDistribution
         return kind(self.get_base_dist(), [self._transform()])
 
     def get_base_dist(self) -> dist.Distribution:
@@ -322,8 +326,8 @@ class AutoFlow(AutoContinuous):
         return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
 
 
-def _preconditioner(size: int) -> Preconditioner:
-    return Preconditioner(size, rank=None if size <= DENSE else 2 * HISTORY)
+def _new_start(size: int) -> Start:
+    return Start(size, rank=None if size <= DENSE else 2 * HISTORY)
 
 
 def _monotone() -> TransformModule:

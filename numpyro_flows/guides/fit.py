@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
+from numpyro.infer.util import log_density
 
 from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import RandomKey, check_key
-from pyroflows_common.ascent import PARTICLES, Ascent
+from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
 from pyroflows_common.guides import model_of
 from pyroflows_common.schedule import check_schedule, factor
@@ -123,7 +125,9 @@ def fit_guide(
         params = ascent.svi.get_params(ascent.start)
         _check_sites(model, handlers.substitute(guide, params), inputs, key)
     best = ascent.best(rates, steps, progress)
-    best.warn()
+    if best.stopped == "not finite":
+        bound = ascent.svi.evaluate(best.state, *inputs[0], **inputs[1])
+        best.warn(GRADIENT if np.isfinite(bound) else BOUND)
     return GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:])
 
 
@@ -155,6 +159,7 @@ class _Ascent(Ascent):
         key: RandomKey,
     ) -> None:
         args, kwargs = inputs
+        self.model, self.guide, self.inputs = model, guide, inputs
         init_key, self.key = jax.random.split(key)
 
         def svi(rate: float | Array) -> SVI:
@@ -184,3 +189,23 @@ class _Ascent(Ascent):
 
     def state_now(self) -> SVIState:
         return self.state
+
+    def stands(self, before: SVIState) -> bool:
+        params = map(self.svi.get_params, (before, self.state))
+        return all(jax.tree.leaves(jax.tree.map(np.array_equal, *params)))
+
+    def blind(self) -> bool:
+        args, kwargs = self.inputs
+        params = self.svi.get_params(self.state)
+
+        def finite(key: Array) -> Array:
+            guide, model = (
+                handlers.seed(handlers.substitute(function, params), key)
+                for function in (self.guide, self.model)
+            )
+            drawn = handlers.trace(guide).get_trace(*args, **kwargs)
+            values = {name: site["value"] for name, site in drawn.items() if is_latent(site)}
+            density = lambda values: log_density(model, args, kwargs, values)[0]  # noqa: E731
+            return jnp.isfinite(ravel_pytree(jax.grad(density)(values))[0]).all()
+
+        return not jax.jit(jax.vmap(finite))(jax.random.split(self.key, PARTICLES)).any()

@@ -1,12 +1,13 @@
 """A model as the search for a guide's start sees it: its continuous latent variables."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float, Int
 from numpyro import handlers
@@ -16,6 +17,7 @@ from numpyro.primitives import Messenger
 
 from pyroflows_common.guides import foreign_support
 
+LogDensity = Callable[[Float[Array, " D"]], Float[Array, ""]]
 Trace = dict[str, dict[str, Any]]
 
 
@@ -24,6 +26,7 @@ class Latents(NamedTuple):
 
     locs: dict[str, Array]  # where each unconstrained site starts
     potential: Callable[[dict[str, Array]], Array]  # minus the log-density at such a dict
+    subsampled: bool  # whether the model takes a part of its data
 
     @property
     def where(self) -> dict[str, Int[np.ndarray, " n"]]:
@@ -37,11 +40,57 @@ class Latents(NamedTuple):
         return jnp.concatenate([loc.ravel() for loc in self.locs.values()])
 
     def log_density(self, latent: Float[Array, " D"]) -> Float[Array, ""]:
-        """Return the log-density of the model at one point."""
+        """Return the log-density of the model at one point, with that of the coordinates."""
+        return self._evaluated(latent, 1.0)
+
+    def log_model(self, latent: Float[Array, " D"]) -> Float[Array, ""]:
+        """Return the log-density of the model at one point, without that of the coordinates."""
+        return self._evaluated(latent, 0.0)
+
+    def free(self, points: Float[Array, "n D"]) -> tuple[Array, Array]:
+        """Return 1 for each coordinate on which the model does not depend, 0 for others.
+
+        Such a coordinate has no proper posterior: a site under a mask, an entry of a site with
+        missing data that is observed. Where the change to unconstrained coordinates makes it
+        proper, as for a bounded support, it is not free. Otherwise its log-density is linear.
+
+        Args:
+            points: where the density is looked at.
+
+        Returns:
+            The ones and zeros, and the slopes of the free coordinates, 0 for others.
+        """
+        own, slopes = (jax.vmap(jax.grad(f))(points) for f in (self.log_model, self.log_density))
+        sound = jnp.isfinite(slopes).all(1)
+        first = slopes[jnp.argmax(sound)]
+        linear = (own == 0) & (slopes == first)
+        free = (linear | ~sound[:, None]).all(0) & (sound.sum() > 1)
+        free &= not self.subsampled  # other data may depend on it
+        return free.astype(slopes.dtype), jnp.where(free, first, 0.0)
+
+    def _evaluated(self, latent: Array, weight: float) -> Array:
         where = self.where
         sites = {name: latent[where[name]].reshape(loc.shape) for name, loc in self.locs.items()}
-        with handlers.block():
+        with handlers.block(), _Changes(self.locs, weight):
             return -self.potential(sites)
+
+
+class _Changes(Messenger):
+    """Handler that gives the densities of changes to unconstrained coordinates a weight.
+
+    The host puts them under the masks and scales of their sites; guides count them in full.
+    """
+
+    def __init__(self, names: Iterable[str], weight: float) -> None:
+        super().__init__()
+        self.names = {f"_{name}_log_det" for name in names}
+        self.weight = weight
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.names:
+            msg["scale"] = self.weight
+            while isinstance(msg["fn"], dist.MaskedDistribution):
+                msg["fn"] = msg["fn"].base_dist
 
 
 def latents(
@@ -65,7 +114,13 @@ def latents(
             model_args=args,
             model_kwargs=kwargs,
         )
-    return Latents(found.param_info.z, found.potential_fn)
+    return Latents(found.param_info.z, found.potential_fn, subsampled(found.model_trace))
+
+
+def subsampled(trace: Trace) -> bool:
+    """Return whether a model takes a part of its data."""
+    plates = (site["args"] for site in trace.values() if site["type"] == "plate")
+    return any(part not in (None, size) for size, part in plates)
 
 
 def placed(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_flows.distribution import FlowDistribution
+from numpyro_flows.guides.reference import GuideDistribution
 
 # Limit on the gradient of one draw, in standard deviations of the whole posterior.
 GRADIENT_LIMIT = 10.0
@@ -44,7 +44,7 @@ def _limited_backward(_: None, gradients: tuple[Array, Array]) -> tuple[Array, A
 limited.defvjp(_limited_forward, _limited_backward)
 
 
-class PathDistribution(FlowDistribution):
+class PathDistribution(GuideDistribution):
     r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
 
     An evidence lower bound keeps the gradient that goes through the samples. That gradient is
@@ -68,5 +68,5 @@ class PathDistribution(FlowDistribution):
 
     def log_prob(self, value: Array, intermediates: Sequence[Array] | None = None) -> Array:
         """Log-density of `value`, as a function of the value alone."""
-        density = FlowDistribution.log_prob(jax.lax.stop_gradient(self), value)
+        density = GuideDistribution.log_prob(jax.lax.stop_gradient(self), value)
         return density + sum(intermediates or [])

@@ -87,7 +87,7 @@ class Preconditioner(TransformModule):
         basis, values, _ = jnp.linalg.svd(factor / scale[:, None], full_matrices=False)
         state = (loc, jnp.log(scale), basis, jnp.log(values))
         new = [a.astype(self.loc.dtype) for a in state]
-        return replace(self, **dict(zip(self.buffers, new, strict=True)))
+        return replace(self, **dict(zip(Preconditioner.buffers, new, strict=True)))
 
     def marginal(self, whole: "Preconditioner", index: Int[np.ndarray, " D"]) -> "Preconditioner":
         """Return the layer set so that N(0, 1) becomes a marginal of what `whole` makes.
@@ -119,7 +119,7 @@ class Preconditioner(TransformModule):
         """Return the state in the precision of the input."""
         dtype = jnp.result_type(x, self.loc)
         loc, log_scale, basis, log_values = (
-            getattr(self, name).astype(dtype) for name in self.buffers
+            getattr(self, name).astype(dtype) for name in Preconditioner.buffers
         )
         if dtype != self.basis.dtype:  # orthonormal to the new precision
             basis = jnp.linalg.qr(basis)[0]

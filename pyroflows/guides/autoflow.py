@@ -17,7 +17,7 @@ from pyroflows.distribution import FlowDistribution
 from pyroflows.guides import store
 from pyroflows.guides.model import alone, latents, moving, placed, without
 from pyroflows.guides.path_gradient import PathDistribution
-from pyroflows.guides.preconditioner import Preconditioner
+from pyroflows.guides.reference import GuideDistribution, Start
 from pyroflows.guides.search import search
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
@@ -161,7 +161,7 @@ class AutoFlow(AutoContinuous):
         with seeded(self.seed):
             flow = self.build(size) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
-        start = _preconditioner(loc, self.init_scale)
+        start = _start(loc, self.init_scale)
         transform = Chain([Chain([flow, affine]), start]).to(loc)
         found = self._is_stored(transform)
         if not found and self.init == "search":
@@ -170,29 +170,28 @@ class AutoFlow(AutoContinuous):
             raise wrong
         return transform
 
-    def _search(self, start: Preconditioner, *args: Any, **kwargs: Any) -> bool:
+    def _search(self, start: Start, *args: Any, **kwargs: Any) -> bool:
         """Set the start to the Gaussian that fits the posterior best, if there is one."""
         try:
-            where, loc, log_density, batched = latents(
-                self.model, self.init_loc_fn, *args, **kwargs
-            )
+            found = latents(self.model, self.init_loc_fn, *args, **kwargs)
             sites = self.prototype_trace.iter_stochastic_nodes()
-            own = torch.cat([where[name] for name, _ in sites])
+            own = torch.cat([found.where[name] for name, _ in sites])
+            loc, budget = found.loc, LARGE if found.batched else SMALL
             loc[own] = start.loc
-            budget = LARGE if batched else SMALL
             # From the model's own start, the origin and random points around it.
             uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
             starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
             with torch.enable_grad():
-                whole = _preconditioner(loc, self.init_scale)
-                found, elbo = search(log_density, whole, starts, budget)
+                whole = _start(loc, self.init_scale).relative(*found.free(starts))
+                target = whole.target(found.log_density)
+                gaussian, elbo = search(target, whole, starts, budget)
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return False
         if not elbo.isfinite():
             warn_of_search("found no Gaussian with a finite evidence lower bound")
             return False
-        start.marginal(found, own)
+        start.marginal(gaussian, own)
         return True
 
     def _is_stored(self, transform: TransformModule) -> bool:
@@ -250,8 +249,9 @@ class AutoFlow(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""
-        path = self.path_gradient and self._pyro_context.active
-        kind = PathDistribution if path else FlowDistribution
+        kind: type[FlowDistribution] = FlowDistribution
+        if self._pyro_context.active:
+            kind = PathDistribution if self.path_gradient else GuideDistribution
         return kind(self.get_base_dist(), [self.get_transform()])
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -289,9 +289,9 @@ def _each(function: Callable[[Tensor], dict[str, Tensor]], points: Tensor) -> di
         return {name: torch.stack([r[name] for r in results]) for name in results[0]}
 
 
-def _preconditioner(loc: Tensor, scale: float) -> Preconditioner:
+def _start(loc: Tensor, scale: float) -> Start:
     rank = None if len(loc) <= DENSE else 2 * HISTORY
-    return Preconditioner(len(loc), rank=rank).to(loc).at(loc, scale)
+    return Start(len(loc), rank=rank).to(loc).at(loc, scale)
 
 
 def _monotone() -> TransformModule:

@@ -16,6 +16,7 @@ from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 
 from pyroflows.guides.model import (
+    Screened,
     alone,
     first_line,
     latent_sites,
@@ -24,7 +25,7 @@ from pyroflows.guides.model import (
     without,
 )
 from pyroflows.rng import seeded
-from pyroflows_common.ascent import PARTICLES, Ascent
+from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
 from pyroflows_common.schedule import check_schedule, factor
 
@@ -119,6 +120,7 @@ def fit_guide(
     own, model = model is None, model_of(guide, model, "guide")
     if own:  # the guide may see only a part of its model
         model = without(model, BlockMessenger)
+    model = Screened()(model)
     inputs = as_inputs(args, kwargs)
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
@@ -128,7 +130,8 @@ def fit_guide(
         ascent = _Ascent(model, guide, loss, factors, inputs, seed)
         best = ascent.best(rates, steps, progress)
     ascent.restore(best.state)
-    best.warn(ascent.cause)
+    if best.stopped == "not finite":
+        best.warn(GRADIENT if np.isfinite(best.losses[-1]) else BOUND + ascent.cause)
     return GuideFitResult(guide, *best[1:])
 
 
@@ -266,6 +269,25 @@ class _Ascent(Ascent):
 
     def state_now(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]
+
+    def stands(self, before: list[Tensor]) -> bool:
+        return all(map(torch.equal, self.parameters, before))
+
+    def blind(self) -> bool:
+        (model, guide, *args), kwargs = self.inputs
+        with alone():
+            for _ in range(PARTICLES):
+                sites = latent_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+                values = {name: site["value"].detach() for name, site in sites.items()}
+                leaves = [v.requires_grad_() for v in values.values() if v.is_floating_point()]
+                if not leaves:
+                    return False
+                trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+                density = trace.log_prob_sum() + 0.0 * sum(leaf.sum() for leaf in leaves)
+                slopes = torch.autograd.grad(density, leaves)
+                if all(slope.isfinite().all() for slope in slopes):
+                    return False
+        return True
 
     @torch.no_grad()
     def restore(self, values: list[Tensor]) -> None:

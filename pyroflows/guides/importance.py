@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyroflows.guides.model import Screened
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
@@ -145,7 +146,7 @@ def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor], sites: Si
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
     def one(values: dict[str, Tensor]) -> Evaluated:
-        trace = _run(poutine.condition(model, values), inputs)
+        trace = _run(poutine.condition(Screened()(model), values), inputs)
         trace.compute_log_prob()
         log_p = trace.log_prob_sum()
         for name in values:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from pyro import poutine
@@ -33,7 +34,38 @@ class Latents(NamedTuple):
     where: dict[str, Int[Tensor, " n"]]  # coordinates of each site
     loc: Float[Tensor, " D"]  # where each site starts
     log_density: LogDensity  # at many points; NaN if the model raises an error
+    log_model: LogDensity  # the same, without the density of the change to these coordinates
     batched: bool  # whether the model takes many points at once
+    subsampled: bool  # whether the model takes a part of its data
+
+    def free(self, points: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
+        """Return 1 for each coordinate on which the model does not depend, 0 for others.
+
+        Such a coordinate has no proper posterior: a site under a mask, an entry of a site with
+        missing data that is observed. Where the change to unconstrained coordinates makes it
+        proper, as for a bounded support, it is not free. Otherwise its log-density is linear.
+
+        Args:
+            points: where the density is looked at.
+
+        Returns:
+            The ones and zeros, and the slopes of the free coordinates, 0 for others.
+        """
+        own, slopes = (gradients(f, points) for f in (self.log_model, self.log_density))
+        sound = slopes.isfinite().all(1)
+        if sound.sum() < 2 or self.subsampled:  # other data may depend on it
+            return torch.zeros_like(self.loc), torch.zeros_like(self.loc)
+        own, slopes = own[sound], slopes[sound]
+        free = ((own == 0) & (slopes == slopes[0])).all(0)
+        return free.to(slopes), slopes[0].where(free, 0.0)
+
+
+def gradients(function: LogDensity, points: Tensor) -> Tensor:
+    """Return the gradient at each point of a batch."""
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        value = function(points).sum() + 0.0 * points.sum()  # may depend on none of them
+        return torch.autograd.grad(value, points)[0]
 
 
 @contextlib.contextmanager
@@ -56,13 +88,14 @@ def latents(
     A guide for some of the sites sees the model through `poutine.block`, which may hide the data
     together with the other sites. Discrete sites are summed out, and must have finite support.
     """
-    model = without(model, InitMessenger, BlockMessenger)
+    model = Screened()(without(model, InitMessenger, BlockMessenger))
 
     def start(site: dict[str, Any]) -> Tensor | None:
         return None if site["fn"].support.is_discrete else init_loc_fn(site)
 
     trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
     nesting, sites = plate_nesting(trace), latent_sites(trace)
+    subsampled = any(frame.size != frame.full_size for frame in plates(trace))
     discrete = {name for name, site in sites.items() if site["fn"].support.is_discrete}
     if discrete:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
@@ -73,9 +106,11 @@ def latents(
     ends = torch.tensor([start.numel() for start in starts.values()]).cumsum(0)[:-1]
     where = dict(zip(starts, torch.arange(len(loc)).tensor_split(ends), strict=True))
 
-    def one(latent: Tensor) -> Tensor:
-        points = {n: latent[index].reshape(starts[n].shape) for n, index in where.items()}
-        trace = placed(model, points, *args, **kwargs)
+    def model_alone(latent: Tensor) -> Tensor:
+        return evaluator.log_prob(run(latent)[1])
+
+    def whole(latent: Tensor) -> Tensor:
+        points, trace = run(latent)
         log_det = latent.new_zeros(())
         for name, point in points.items():
             transform = biject_to(trace.nodes[name]["fn"].support)
@@ -83,14 +118,21 @@ def latents(
             log_det = log_det + ladj.sum()
         return evaluator.log_prob(trace) + log_det
 
-    def each(points: Tensor) -> Tensor:
-        return torch.stack([_frozen(one, point) for point in points])
+    def run(latent: Tensor) -> tuple[dict[str, Tensor], Trace]:
+        points = {n: latent[index].reshape(starts[n].shape) for n, index in where.items()}
+        return points, placed(model, points, *args, **kwargs)
 
-    batched = functools.partial(_frozen, torch.func.vmap(one, randomness="same"))
+    def found(mapped: Callable[..., Tensor], batched: bool) -> Latents:
+        log_density, log_model = (
+            alone()(functools.partial(_defined, functools.partial(mapped, function)))
+            for function in (whole, model_alone)
+        )
+        return Latents(where, loc, log_density, log_model, batched, subsampled)
+
     try:
-        batched(torch.stack([loc, loc]))
+        _at_once(whole, torch.stack([loc, loc]))
     except Exception as error:  # a model that cannot be batched may raise anything
-        each(loc[None])
+        _each(whole, loc[None])
         if not discrete:
             warnings.warn(
                 "the model takes one point at a time: the search for a start is slow, and "
@@ -98,8 +140,8 @@ def latents(
                 f"{first_line(error)}",
                 stacklevel=3,
             )
-        return Latents(where, loc, alone()(functools.partial(_defined, each)), False)
-    return Latents(where, loc, alone()(functools.partial(_defined, batched)), True)
+        return found(_each, False)
+    return found(_at_once, True)
 
 
 class _Placed(Messenger):
@@ -152,10 +194,23 @@ def moving(model: Callable[..., Any], trace: Trace, *args: Any, **kwargs: Any) -
     return found
 
 
-def _frozen(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Evaluate a model with the same subsample of its data each time: noise misleads the search."""
+def _at_once(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Map a function over points, with the same subsample of the data each time.
+
+    Noise would mislead the search.
+    """
     with seeded(0):
-        return function(x)
+        return torch.func.vmap(function, randomness="same")(points)
+
+
+def _each(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Evaluate a function at one point after the other, each with the same subsample."""
+
+    def frozen(point: Tensor) -> Tensor:
+        with seeded(0):
+            return function(point)
+
+    return torch.stack([frozen(point) for point in points])
 
 
 def _defined(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -173,10 +228,55 @@ def latent_sites(trace: Trace) -> dict[str, Any]:
     return dict(prune_subsample_sites(trace).iter_stochastic_nodes())
 
 
+def plates(trace: Trace) -> list[Any]:
+    """Return the plates around each site of a trace."""
+    return [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+
+
 def plate_nesting(trace: Trace) -> int:
     """Return the number of dimensions that the plates of a trace take."""
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+    return max((-frame.dim for frame in plates(trace) if frame.vectorized), default=0)
+
+
+class Screened(Messenger):
+    """Handler that keeps data which a mask leaves out away from densities, as NumPyro's masks do.
+
+    The log-density of a missing value is NaN. The mask takes it out of the sum, but its gradient
+    would stay.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            return
+        msg["fn"] = _screened(msg["fn"])
+        if isinstance(msg["mask"], Tensor):
+            msg["fn"] = _Masked(msg["fn"], msg["mask"])
+
+
+class _Masked(dist.MaskedDistribution):
+    """A distribution that sees some value of its support wherever it is masked."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        kept = self._mask[(..., *[None] * self.event_dim)]
+        with contextlib.suppress(NotImplementedError):  # the support is not known
+            value = torch.where(kept, value, _inside(self.base_dist, value.device).to(value))
+        return super().log_prob(value)
+
+
+def _screened(fn: Any) -> Any:
+    if isinstance(fn, dist.MaskedDistribution) and isinstance(fn._mask, Tensor):
+        return _Masked(fn.base_dist, fn._mask)
+    if isinstance(fn, dist.Independent) and (inner := _screened(fn.base_dist)) is not fn.base_dist:
+        return dist.Independent(inner, fn.reinterpreted_batch_ndims)
+    return fn
+
+
+def _inside(fn: Any, device: torch.device) -> Tensor:
+    """Return a value in the support of a distribution."""
+    if fn.support.is_discrete:
+        return torch.zeros(fn.event_shape, device=device)
+    transform = biject_to(fn.support)
+    return transform(torch.zeros(transform.inverse_shape(fn.event_shape), device=device))
 
 
 def first_line(error: Exception) -> str:

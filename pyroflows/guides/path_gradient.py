@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroflows.distribution import FlowDistribution
+from pyroflows.guides.reference import GuideDistribution
 
 # Limit on the gradient of one draw, in standard deviations of the whole posterior.
 GRADIENT_LIMIT = 10.0
@@ -46,7 +46,7 @@ class Limited(torch.autograd.Function):
         return slope * factor.where(factor.isfinite(), 0.0)[..., None], None
 
 
-class PathDistribution(FlowDistribution):
+class PathDistribution(GuideDistribution):
     r"""A guide's posterior, whose `log_prob` has no gradient in the parameters.
 
     An evidence lower bound keeps the gradient that goes through the samples. That gradient is

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyroflows.guides.model import LogDensity
+from pyroflows.guides.model import LogDensity, gradients
 from pyroflows.guides.preconditioner import Preconditioner
 from pyroflows_common.search import (
     DENSE,
@@ -146,7 +146,7 @@ def _derivatives(
         (products,) = torch.autograd.grad(slope, x, vectors, is_grads_batched=True)
     except RuntimeError:  # the model's own derivatives may raise any
         warnings.warn(NO_HESSIAN, stacklevel=2)
-        slope, products = _slopes(target, x[None])[0], _differences(target, x.detach(), vectors)
+        slope, products = gradients(target, x[None])[0], _differences(target, x.detach(), vectors)
     return value.detach(), slope.detach(), products.detach()
 
 
@@ -154,15 +154,8 @@ def _differences(target: LogDensity, x: Tensor, vectors: Tensor) -> Tensor:
     """Return the Hessian's products with vectors, by central differences of slopes."""
     widths = torch.finfo(x.dtype).eps ** (1 / 3) * (vectors @ x).abs().clamp(min=1.0)
     steps = widths[:, None] * vectors
-    above, below = _slopes(target, torch.cat([x + steps, x - steps])).chunk(2)
+    above, below = gradients(target, torch.cat([x + steps, x - steps])).chunk(2)
     return (above - below) / (2 * widths[:, None])
-
-
-def _slopes(target: LogDensity, x: Tensor) -> Tensor:
-    """Return the gradient at each point of a batch."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(target(x).sum(), x)[0]
 
 
 def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditioner:
@@ -268,7 +261,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Tensor, rounds: in
     last = best = _Matched(torch.zeros_like(noise[0]), eye, start.elbo)
     for count in range(rounds):
         draws = last.loc + torch.randn_like(noise[:1].expand(batch, size)) @ last.factor.mT
-        slopes = _slopes(whitened, draws)
+        slopes = gradients(whitened, draws)
         try:
             loc, factor = _matched(last, draws, slopes, batch * size / (count + 1.0))
         except torch.linalg.LinAlgError:

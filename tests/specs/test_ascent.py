@@ -31,6 +31,12 @@ class Scripted(Ascent):
     def state_now(self):
         return self.made
 
+    def stands(self, before):
+        return False
+
+    def blind(self):
+        raise AssertionError  # there is no need to look
+
     def trained(self, steps):
         return self.best([0.3, 0.2, 0.1][: len(self.runs)], steps, progress=False)
 
@@ -40,7 +46,6 @@ def test_the_best_run_is_returned_as_its_best_stretch_left_it():
     run = Scripted([2.0] * 40, low, [4.0] * 40).trained(40)
     assert (run.learning_rate, run.loss, run.state, run.stopped) == (0.2, 1.0, 30, "steps")
     assert run.losses.tolist() == low
-    run.warn()  # of nothing
 
 
 @pytest.mark.parametrize("made", [0, 5, 25])
@@ -60,15 +65,15 @@ def test_a_stretch_without_a_finite_loss_ends_its_run():
     run = ascent.trained(40)
     assert (ascent.begun, run.loss, run.state, run.stopped) == (2, 2.0, 10, "not finite")
     assert (len(run.losses), run.skipped) == (30, 15)
-    with pytest.warns(UserWarning, match="after 30 steps.*those of its best stretch"):
-        run.warn()
+    with pytest.warns(UserWarning, match="after 30 steps, as of tests: .*of its best stretch"):
+        run.warn("of tests")
 
 
 def test_a_run_without_a_finite_loss_leaves_what_was():
     run = Scripted([math.inf] * 40).trained(40)
     assert (run.loss, run.state, run.skipped, run.stopped) == (math.inf, 0, 10, "not finite")
-    with pytest.warns(UserWarning, match="after 10 steps.*because of tests: .*what they were"):
-        run.warn(" because of tests")
+    with pytest.warns(UserWarning, match="after 10 steps, as of tests: .*what they were"):
+        run.warn("of tests")
 
 
 def test_the_bar_counts_the_steps_of_all_runs(capsys):

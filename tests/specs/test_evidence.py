@@ -4,7 +4,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.wings.hosts import of_density, small
 
@@ -106,6 +106,42 @@ def test_nothing_is_learned_where_nothing_is_finite(host):
     x, _ = host.drawn(guide, result)
     assert abs(x.mean(0)).max() < 0.1
     assert abs(x.std(0) - 0.5).max() < 0.1
+
+
+@pytest.mark.parametrize("kind", [plain, lambda *args: small(*args, init="location")])
+def test_nothing_is_learned_without_a_gradient(host, kind):
+    """The loss is finite at every draw, and its gradient at none."""
+
+    def torn(xp, x):
+        below = xp.where(x[..., 0] > np.inf, xp.sqrt(-xp.exp(x[..., 0])), 0.0)
+        return bent(xp, x) + below
+
+    guide = kind(host, of_density(host, bent, 2))
+    model = of_density(host, torn, 2)
+    with pytest.warns(UserWarning, match="gradient .* although .* are what they were"):
+        result = host.package.fit_guide(guide, model, progress=False, steps=100)
+    assert result.stopped == "not finite"
+    assert len(result.losses) == result.skipped < 100
+
+
+def test_missing_data_that_a_mask_leaves_out(host):
+    """They may have any value, or none: the others count."""
+    kept = np.array([True, True, False, True])
+    y = np.array([3.0, 2.0, np.nan, 4.0])
+
+    def model():
+        m = host.sample("x", host.dist.Normal(host.array(np.zeros(2)), 2.0).to_event(1))[..., 0]
+        normal = host.dist.Normal(m[..., None], host.array(np.ones(4)))
+        host.sample("y", normal.mask(host.bools(kept)).to_event(1), obs=host.array(y))
+        with host.plate("people", 4), host.mask(mask=host.bools(kept)):
+            positive = np.where(kept, np.exp(y), -999.0)
+            host.sample("z", host.dist.LogNormal(m, 1.0), obs=host.array(positive))
+
+    with host.validation():
+        _, (x, _) = fitted(host, model, learning_rate=0.1)
+    precision = 1 / 4 + 6
+    assert_allclose(x[:, 0].mean(), 18 / precision, atol=0.1 * precision**-0.5)
+    assert_allclose(x[:, 0].std(), precision**-0.5, rtol=0.1)
 
 
 def test_equal_seeds_give_equal_numbers(host):

@@ -76,6 +76,9 @@ class PyroHost:
     def array(self, x):
         return torch.as_tensor(np.asarray(x, dtype="float64"))
 
+    def bools(self, x):
+        return torch.as_tensor(np.asarray(x, dtype="bool"))
+
     validation = staticmethod(pyro.validation_enabled)
     eager = staticmethod(contextlib.nullcontext)  # as it always is
 
@@ -169,6 +172,9 @@ class NumPyroHost:
 
     def array(self, x):
         return jnp.asarray(x, dtype="float64")
+
+    def bools(self, x):
+        return jnp.asarray(x, dtype="bool")
 
     compiles = True  # the set-up of guides: one program in place of a hundred
 
