@@ -146,8 +146,8 @@ class Checkerboard(Partition):
         self.event_shape = image_shape(event_shape)
         if self.event_shape[1:] == (1, 1):
             raise ValueError(
-                f"`event_shape` is {self.event_shape}, but a checkerboard needs two pixels: for one "
-                f"pixel, use vectors of its channels, event_shape={self.event_shape[0]}"
+                f"`event_shape` is {self.event_shape}, but a checkerboard needs two pixels: for "
+                f"one pixel, use vectors of its channels, event_shape={self.event_shape[0]}"
             )
         self.even = even
         self.axis = -3
