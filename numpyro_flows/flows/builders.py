@@ -143,7 +143,8 @@ def realnvp(
     checkerboard. The width of the conditioners doubles from scale to scale.
 
     With a context, D may be 1: each coupling then scales and shifts the number given the context
-    alone, and its density has the shape of the base's.
+    alone, and its density has the shape of the base's. For other shapes, alternate such flows with
+    `SinhArcsinh` layers in a `Chain`.
 
     Args:
         event_shape: D or `(D,)`, D at least 2 without a context; or `(C, H, W)`.

@@ -180,6 +180,7 @@ IMAGE_LAYERS = [
     case("AdditiveCoupling", (2, 3, 2), partition="channels", hidden=(4,), activation="elu"),
     case("AffineCoupling", (2, 3, 2), partition="checkerboard", hidden=(4, 3)),
     case("AffineCoupling", (1, 2, 2), partition="checkerboard", hidden=(), context_dim=2),
+    case("AffineCoupling", (2, 1, 2), context_dim=2, partition=(False, False), hidden=()),
     case("AffineCoupling", (3, 2, 2), scale="sigmoid", context_dim=2, hidden=(4,)),
     case("AffineCoupling", (4, 2, 1), partition=(True, False, True, False), hidden=()),
     case("AffineCoupling", (3, 2, 2), scale="clamp", network="own"),

@@ -59,6 +59,22 @@ def test_one_number_given_a_context(wing, name):
     assert abs(loss(wing, result.flow, y[2000:], c[2000:]) - entropy) < 0.05
 
 
+def test_one_number_of_another_shape(wing):
+    """Between conditional flows, SinhArcsinh gives the density a shape that no normal has."""
+    rng = np.random.default_rng(0)
+    c = rng.uniform(-3, 3, (4000, 1)).astype("float32")
+    deviation = 0.2 + 0.1 * c**2
+    y = (np.sin(c) + deviation * rng.standard_exponential(c.shape)).astype("float32")
+    blocks = [small(wing, size=1, context_dim=1, hidden=(32,)) for _ in range(2)]
+    layers = [layer for block in blocks for layer in (wing.new("SinhArcsinh", 1), block)]
+    flow = wing.cast(wing.new("Chain", layers), "float32")
+    options = {"learning_rate": 1e-2, "schedule": "cosine"}
+    train = slice(0, 2000)
+    result = fit(wing, flow, y[train], context=c[train], steps=400, batch_size=256, **options)
+    entropy = 1 + np.log(deviation[2000:]).mean()
+    assert abs(loss(wing, result.flow, y[2000:], c[2000:]) - entropy) < 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [8, 64])
 def test_student_t(wing, depth):
