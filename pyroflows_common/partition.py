@@ -261,9 +261,9 @@ def as_partition(
     shape = as_event_shape(event_shape)
     image = len(shape) == 3
     named: dict[str, Callable[..., Partition]] = IMAGE_PARTITIONS if image else PARTITIONS
-    check_conditioned(shape, context_dim)
     if not image:
         check_vector(shape)
+    check_conditioned(shape, context_dim)
     if isinstance(partition, str):
         if partition not in named:
             raise ValueError(

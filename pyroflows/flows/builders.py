@@ -88,7 +88,7 @@ def nice(
     """
     shape = as_event_shape(event_shape)
     size = math.prod(shape)
-    check_conditioned(shape, context_dim)
+    check_conditioned(shape, context_dim)  # an image, too, in the shape that was given
     coupling = functools.partial(
         coupling_of,
         AdditiveCoupling,
@@ -136,7 +136,7 @@ def realnvp(
     checkerboard. The width of the conditioners doubles from scale to scale.
 
     With a context, D may be 1: each coupling then scales and shifts the number given the context
-    alone, and its density has the shape of the base's. For other shapes, alternate such flows with
+    alone, and the density has the base's shape. For other shapes, alternate such flows with
     `SinhArcsinh` layers in a `Chain`.
 
     Args:
