@@ -9,7 +9,8 @@ CHECKERBOARDS, CHANNELS, LAST_CHECKERBOARDS = 3, 3, 4
 def realnvp_scales(shape: tuple[int, ...], scales: int | None) -> int:
     """Return the number of scales of RealNVP: the given one, or up to 3 as the size allows."""
     if scales is None:
-        scales = 1 + min(2, halvings(shape) - (shape[1] == shape[2] == 2 ** halvings(shape)))
+        halved = halvings(shape) - (shape[1] == shape[2] == 2 ** halvings(shape))
+        scales = 1 + max(0, min(2, halved))  # a single pixel fails at the checkerboard
     check_size(shape, scales, scales - 1, "scales")
     return scales
 

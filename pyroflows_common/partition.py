@@ -3,11 +3,14 @@
 One class serves both hosts: the functions come from the module of the array.
 """
 
+import math
 import operator
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
+
+from pyroflows_common.checks import as_event_shape, check_vector
 
 A = TypeVar("A")  # array of a host or of NumPy
 
@@ -15,8 +18,9 @@ A = TypeVar("A")  # array of a host or of NumPy
 class Partition:
     """A split of a vector's coordinates into part `a`, which conditions, and part `b`.
 
-    A coupling leaves `a` unchanged and transforms `b` given `a`. Two partitions are equal if
-    their masks and axes are equal.
+    A coupling leaves `a` unchanged and transforms `b` given `a`. Part `a` may be empty: a coupling
+    with a context then transforms all coordinates given the context alone. Two partitions are equal
+    if their masks and axes are equal.
 
     Args:
         mask: one boolean per coordinate, true for the coordinates in `a` (the ones of the binary
@@ -25,7 +29,7 @@ class Partition:
             the channels of an image.
 
     Raises:
-        ValueError: if the mask is not one-dimensional or leaves one part empty.
+        ValueError: if the mask is not one-dimensional or leaves part `b` empty.
 
     Examples:
         >>> import numpy as np
@@ -44,10 +48,10 @@ class Partition:
             raise ValueError("`mask` must be a one-dimensional sequence of booleans")
         self.mask = tuple(bool(seen) for seen in mask)
         self.axis = axis
-        if len(set(self.mask)) < 2:
+        if all(self.mask):
             raise ValueError(
-                f"`mask` of length {len(self.mask)} leaves one part empty, but a coupling needs a "
-                "part to condition on and a part to transform"
+                f"`mask` of length {len(self.mask)} leaves part b empty, but a coupling needs a "
+                "part to transform"
             )
         self._slices_a, self._slices_b = _slices(self.mask, True), _slices(self.mask, False)
         self._interleaved = len(self.mask) > 2 and all(map(operator.ne, self.mask, self.mask[1:]))
@@ -56,7 +60,12 @@ class Partition:
 
     @property
     def swap(self) -> "Partition":
-        """The partition with the two parts exchanged; `p.swap.swap is p`."""
+        """The partition with the two parts exchanged; `p.swap.swap is p`.
+
+        A partition with an empty part `a` is its own swap.
+        """
+        if not any(self.mask):
+            return self
         if self._swap is None:
             self._swap = Partition([not seen for seen in self.mask], self.axis)
             self._swap._swap = self
@@ -137,7 +146,8 @@ class Checkerboard(Partition):
         self.event_shape = image_shape(event_shape)
         if self.event_shape[1:] == (1, 1):
             raise ValueError(
-                f"`event_shape` is {self.event_shape}, but a checkerboard needs two pixels"
+                f"`event_shape` is {self.event_shape}, but a checkerboard needs two pixels: for "
+                f"one pixel, use vectors of its channels, event_shape={self.event_shape[0]}"
             )
         self.even = even
         self.axis = -3
@@ -188,10 +198,10 @@ def halves(event_shape: int | Sequence[int], swap: bool = False) -> Partition:
     """Return the partition in which the first half of a vector conditions the second.
 
     Args:
-        event_shape: the size D, or `(D,)`; `a` has `D // 2` coordinates.
+        event_shape: the size D, or `(D,)`; `a` has `D // 2` coordinates, none if D is 1.
         swap: whether to exchange the two parts.
     """
-    size = coupled_size(event_shape)
+    size = check_vector(as_event_shape(event_shape))
     partition = Partition([i < size // 2 for i in range(size)])
     return partition.swap if swap else partition
 
@@ -200,10 +210,11 @@ def alternating(event_shape: int | Sequence[int], swap: bool = False) -> Partiti
     """Return the partition in which even coordinates condition odd ones (NICE, section 5.1).
 
     Args:
-        event_shape: the size D, or `(D,)`.
+        event_shape: the size D, or `(D,)`; if D is 1, `a` is empty.
         swap: whether to exchange the two parts.
     """
-    partition = Partition([i % 2 == 0 for i in range(coupled_size(event_shape))])
+    size = check_vector(as_event_shape(event_shape))
+    partition = Partition([i % 2 == 0 and size > 1 for i in range(size)])
     return partition.swap if swap else partition
 
 
@@ -239,12 +250,20 @@ IMAGE_PARTITIONS = {"channels": channels, "checkerboard": checkerboard, "halves"
 
 
 def as_partition(
-    partition: str | Sequence[bool] | Partition, event_shape: int | Sequence[int]
+    partition: str | Sequence[bool] | Partition,
+    event_shape: int | Sequence[int],
+    context_dim: int = 0,
 ) -> Partition:
-    """Return the partition of an event that a name, a mask or a partition stands for."""
-    image = isinstance(event_shape, Sequence) and len(event_shape) == 3
+    """Return the partition of an event that a name, a mask or a partition stands for.
+
+    Without a context, part `a` must not be empty.
+    """
+    shape = as_event_shape(event_shape)
+    image = len(shape) == 3
     named: dict[str, Callable[..., Partition]] = IMAGE_PARTITIONS if image else PARTITIONS
-    shape = image_shape(event_shape) if image else (coupled_size(event_shape),)
+    if not image:
+        check_vector(shape)
+    check_conditioned(shape, context_dim)
     if isinstance(partition, str):
         if partition not in named:
             raise ValueError(
@@ -265,21 +284,23 @@ def as_partition(
             f"`partition` has {len(partition.mask)} {_axis(partition.axis)}, but the event has "
             f"{shape[0]} {_axis(-len(shape))}"
         )
+    if not (any(partition.mask) or context_dim):
+        raise ValueError(
+            "`partition` leaves part a empty, but a coupling without a context needs a part to "
+            "condition on"
+        )
     return partition
 
 
-def coupled_size(event_shape: int | Sequence[int]) -> int:
-    """Return the D of an event shape `D` or `(D,)`, at least 2."""
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-    if len(shape) != 1:
-        raise ValueError(f"`event_shape` is {shape}, expected an int or (D,): a vector")
-    if shape[0] < 2:
+def check_conditioned(event_shape: tuple[int, ...], context_dim: int) -> None:
+    """Check that a coupling of one number has a context: it has nothing else to condition on."""
+    if math.prod(event_shape) == 1 and not context_dim:
         raise ValueError(
-            f"`event_shape` is {shape}, but a coupling needs at least two coordinates: one to "
-            "condition on and one to transform. For a one-dimensional event use DiagonalScaling or "
-            "ActNorm, or append an independent normal coordinate to it"
+            f"`event_shape` is {event_shape}, but a coupling without a context needs two "
+            "coordinates: one to condition on and one to transform. For one number, use a Chain of "
+            "SinhArcsinh and LowerTriangular layers, or for its scale alone DiagonalScaling; for "
+            "its density given others, use `context_dim`"
         )
-    return int(shape[0])
 
 
 def image_shape(event_shape: int | Sequence[int]) -> tuple[int, int, int]:
@@ -303,6 +324,8 @@ def _axis(axis: int) -> str:
 def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:
     """Return a part's coordinates as one strided slice if evenly spaced, else one for each run."""
     index = [i for i, seen in enumerate(mask) if seen is part]
+    if not index:
+        return [slice(0, 0)]
     steps = set(map(operator.sub, index[1:], index[:-1])) or {1}
     if len(steps) == 1:
         return [slice(index[0], index[-1] + 1, steps.pop())]

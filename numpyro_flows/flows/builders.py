@@ -24,7 +24,7 @@ from pyroflows_common import recipe
 from pyroflows_common.budgets import IMAGE_BUDGET, LOG_SCALE_BUDGET, shared_gain
 from pyroflows_common.checks import as_count, as_event_shape
 from pyroflows_common.levels import glow_depth, realnvp_depth, realnvp_scales
-from pyroflows_common.partition import Partition, as_partition
+from pyroflows_common.partition import Partition, as_partition, check_conditioned
 from pyroflows_common.recipe import Recipe
 
 COUPLINGS: dict[str, type[AdditiveCoupling | AffineCoupling]] = {
@@ -57,8 +57,11 @@ def nice(
 ) -> TransformModule:
     """Build NICE: alternating additive couplings and a diagonal scaling at the base end.
 
+    With a context, D may be 1: each coupling then shifts the number given the context alone.
+
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)` for images, treated as vectors.
+        event_shape: D or `(D,)`, D at least 2 without a context; or `(C, H, W)` for images, treated
+            as vectors.
         layers: number of couplings; four in the paper.
         hidden: widths of the hidden layers of each conditioner.
         activation: activation of the conditioners.
@@ -91,6 +94,7 @@ def nice(
     check_key(key)
     shape = as_event_shape(event_shape)
     size = math.prod(shape)
+    check_conditioned(shape, context_dim)  # an image, too, in the shape that was given
     coupling = functools.partial(
         coupling_of,
         AdditiveCoupling,
@@ -102,7 +106,7 @@ def nice(
         squash=robust,
         context_dim=context_dim,
     )
-    partition, layers = as_partition(partition, size), as_count(layers, "layers")
+    partition, layers = as_partition(partition, size, context_dim), as_count(layers, "layers")
     couplings = _in_pairs(coupling, partition, layers, key)
     image = [Flatten(shape)] if len(shape) == 3 else []
     return Chain([DiagonalScaling(size), *couplings, *image, *_data_end(shape, logit)])
@@ -138,8 +142,12 @@ def realnvp(
     channels, and passes half of the channels on; the last scale has four couplings on a
     checkerboard. The width of the conditioners doubles from scale to scale.
 
+    With a context, D may be 1: each coupling then scales and shifts the number given the context
+    alone, and the density has the base's shape. For other shapes, alternate such flows with
+    `SinhArcsinh` layers in a `Chain`.
+
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`.
+        event_shape: D or `(D,)`, D at least 2 without a context; or `(C, H, W)`.
         layers: vectors: number of couplings, L.
         hidden: vectors: widths of the hidden layers of each conditioner.
         activation: activation of the conditioners.
@@ -205,7 +213,7 @@ def realnvp(
             batch_norm=batch_norm,
             key=key,
         )
-    layers = as_count(layers, "layers")
+    partition, layers = as_partition(partition, shape, context_dim), as_count(layers, "layers")
     vector_coupling = functools.partial(
         coupling_of,
         AffineCoupling,
@@ -216,7 +224,7 @@ def realnvp(
         **conditioner,
         **options,
     )
-    couplings = _in_pairs(vector_coupling, as_partition(partition, shape), layers, key, batch_norm)
+    couplings = _in_pairs(vector_coupling, partition, layers, key, batch_norm)
     return Chain([*couplings, *_data_end(shape, logit)])
 
 
@@ -250,8 +258,11 @@ def glow(
     `InvertibleLinear`. On images, it is an `InvertibleConv1x1`, and each level squeezes the image,
     applies `steps` steps and passes half of the channels on.
 
+    With a context, D may be 1, as in `realnvp`.
+
     Args:
-        event_shape: D or `(D,)`, at least 2; or `(C, H, W)`, with even height and width.
+        event_shape: D or `(D,)`, D at least 2 without a context; or `(C, H, W)`, with even height
+            and width.
         layers: vectors: number of steps, L.
         hidden: vectors: widths of the hidden layers of each conditioner.
         activation: activation of the conditioners.
@@ -326,7 +337,7 @@ def glow(
             prior=prior if learned_prior else None,
             key=key,
         )
-    partition, layers = as_partition(partition, shape), as_count(layers, "layers")
+    partition, layers = as_partition(partition, shape, context_dim), as_count(layers, "layers")
     gain = shared_gain(layers, *shape) if robust else 1.0
     affine = functools.partial(
         coupling_of,

@@ -80,7 +80,7 @@ class Coupling(TransformModule):
         context_dim: int = 0,
     ) -> None:
         shape = as_event_shape(event_shape)
-        self.partition = as_partition(partition, shape)
+        self.partition = as_partition(partition, shape, context_dim)
         size_a, size_b = self.partition.sizes
         net = DenseNet if len(shape) == 1 else ConvNet
         super().__init__(shape, context_dim=context_dim)
@@ -154,9 +154,12 @@ class AdditiveCoupling(Coupling):
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)` for vectors, D at least 2; `(C, H, W)` for images.
+        event_shape: D or `(D,)` for vectors, D at least 2 without a context; `(C, H, W)` for
+            images.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
             for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
+            With a context, part a may be empty, as it is for D = 1: the network then sees the
+            context alone.
         network: module that maps part a and the context, `(*batch, D_a + context_dim)`, to the
             shift `(*batch, D_b)`; for images, C replaces D and `(H, W)` follows. Default: a
             `DenseNet`, for images a `ConvNet`.
@@ -167,8 +170,8 @@ class AdditiveCoupling(Coupling):
         context_dim: size of the context; 0 for none.
 
     Raises:
-        ValueError: if the event has fewer than two coordinates, or if partition or network does not
-            fit it.
+        ValueError: if there is no context and part a is empty, or if partition or network does not
+            fit the event.
 
     References:
         Dinh, Krueger and Bengio, "NICE: Non-linear Independent Components Estimation"
@@ -204,13 +207,16 @@ class AffineCoupling(Coupling):
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
     Args:
-        event_shape: D or `(D,)` for vectors, D at least 2; `(C, H, W)` for images.
+        event_shape: D or `(D,)` for vectors, D at least 2 without a context; `(C, H, W)` for
+            images.
         scale: the map from r to the log-scale: `"tanh"` (RealNVP, learned factor), `"sigmoid"`
             (Glow), `"clamp"` (soft asymmetric clamp), `"exp"` (none) or a callable.
         limit: bound on the log-scale of the named scales except `"exp"`; None for the papers' form.
             A flow of L couplings is numerically most accurate with a limit of about 4 / L.
         partition: `"halves"`, `"alternating"`, a boolean mask (true: part a) or a `Partition`;
             for images `"channels"` (as `"halves"`), `"checkerboard"` or a mask of the channels.
+            With a context, part a may be empty, as it is for D = 1: the network then sees the
+            context alone.
         network: module that maps part a and the context, `(*batch, D_a + context_dim)`, to
             `(*batch, 2 D_b)`; for images, C replaces D and `(H, W)` follows. Default: a `DenseNet`,
             for images a `ConvNet`.
@@ -221,8 +227,8 @@ class AffineCoupling(Coupling):
         context_dim: size of the context; 0 for none.
 
     Raises:
-        ValueError: if the event has fewer than two coordinates, or if partition, network or scale
-            does not fit it.
+        ValueError: if there is no context and part a is empty, or if partition, network or scale
+            does not fit the event.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, "Density estimation using Real NVP" (arXiv:1605.08803),

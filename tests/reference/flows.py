@@ -49,7 +49,7 @@ def mask(partition, size):
         return np.asarray(partition, dtype=bool)
     if partition == "halves":
         return np.arange(size) < size // 2
-    return np.arange(size) % 2 == 0
+    return (np.arange(size) % 2 == 0) & (size > 1)  # one number is transformed
 
 
 def coupling(outputs, **defaults):
@@ -93,14 +93,15 @@ def alternating(state, size, prefix, start, layers, b, make, batch_norm=False):
     """Yield couplings, every second with its mask swapped; a `BatchNorm` after each, if wanted.
 
     From entry `start` of the flow's layers on: a stack of pairs, and an odd last one by itself.
+    A mask that leaves nothing as it is has no swap.
     """
-    pairs = layers // 2
+    pairs, swap = layers // 2, ~b if b.any() else b
     for i in range(layers):
         if i < 2 * pairs:
             place, index = f"{prefix}layers.{start}.layers.{i // 2}.", (i % 2) * (1 + batch_norm)
         else:
             place, index = prefix, start + (pairs > 0)
-        yield make(state, f"{place}layers.{index}.", size, partition=~b if i % 2 else b)
+        yield make(state, f"{place}layers.{index}.", size, partition=swap if i % 2 else b)
         if batch_norm:
             yield by_equation.batch_norm(state, f"{place}layers.{index + 1}.")
 

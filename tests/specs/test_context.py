@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.specs.registry import CASES
+from tests.specs.registry import BUILDERS, CASES
 
 CONDITIONAL = [case for case in CASES if case.context_dim]
 BATCHES = [
@@ -104,3 +104,25 @@ def test_gradients_reach_the_context(wing, case):
     )
     assert_allclose(gradient @ direction, (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
     assert abs(gradient).min() > 0
+
+
+# One number
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_coupling_moves_one_number(wing, name):
+    """Given the context alone, also the couplings whose parts are swapped."""
+    seen = []
+
+    def network(inputs, outputs, *key):
+        seen.append((inputs, outputs))
+        return wing.new("DenseNet", inputs, outputs, ())
+
+    flow = wing.cast(wing.new(name, 1, layers=3, context_dim=2, network=network), "float64")
+    assert seen == [(2, 1 if name == "nice" else 2)] * 3
+    state, point, context = wing.state(flow), np.ones(1), np.ones(2)
+    still = wing.forward(flow, point, context)[0]
+    for key in (key for key in state if key.endswith("network.layers.0.bias")):
+        moved = wing.load(flow, {**state, key: state[key] + 1.0})
+        assert abs(wing.forward(moved, point, context)[0] - still) > 1e-2
+    assert sum(key.endswith("network.layers.0.bias") for key in state) == 3

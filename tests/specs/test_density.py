@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from tests.specs.registry import FLOWS, KINDS, case
+from tests.specs.registry import BUILDERS, FLOWS, KINDS, case
 
 PLANE = [
     case("nice", 2),
@@ -33,6 +33,23 @@ def test_integrates_to_one(wing, case, base):
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     mass = np.exp(wing.log_prob(density, grid)).sum()
     assert_allclose(mass * np.prod(2 * reach / (steps - 1)), 1.0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_one_number_given_a_context(wing, name):
+    """In each of several contexts a density, whose mean and width its samples have."""
+    scalar = case(name, 1, context_dim=2)
+    flow, context = wing.build(scalar), scalar.context(3)
+    density = wing.density(flow, context=context)
+    samples = wing.sample(density, (4000,))[..., 0]
+    centre, width = samples.mean(0), samples.std(0)
+    grid = centre + width * np.linspace(-10, 10, 2001)[:, None]
+    p = np.exp(wing.log_prob(density, grid[..., None])) * width * 0.01
+    assert_allclose(p.sum(0), 1.0, rtol=1e-6)
+    mean = (p * grid).sum(0)
+    assert_allclose(mean, centre, atol=0.1 * width.max())
+    assert_allclose(np.sqrt((p * (grid - mean) ** 2).sum(0)), width, rtol=0.05)
+    assert np.ptp(mean) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,27 @@ def test_a_context_of_the_wrong_size_or_dtype(wing, name):
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_one_dimensional_event(wing, name):
     for size in (1, (1,)):
-        with pytest.raises(ValueError, match=r"`event_shape` is \(1,\).*two.*DiagonalScaling"):
+        with pytest.raises(ValueError, match=r"`event_shape` is \(1,\).*two") as caught:
             wing.new(name, size)
+        for layer in ("SinhArcsinh", "LowerTriangular", "DiagonalScaling"):
+            assert layer in str(caught.value)
+            wing.new(layer, size)
+        assert "`context_dim`" in str(caught.value)
+        wing.new(name, size, context_dim=2)
+
+
+def test_an_image_of_one_number(wing):
+    with pytest.raises(ValueError, match=r"`event_shape` is \(1, 1, 1\).*two coordinates"):
+        wing.new("nice", (1, 1, 1))
+    flow = wing.new("nice", (1, 1, 1), context_dim=2)
+    assert wing.forward(flow, np.ones((3, 1)), np.ones((3, 2)))[0].shape == (3, 1, 1, 1)
+    for shape in [(1, 1, 1), (3, 1, 1)]:
+        size = f"`event_shape` is {re.escape(str(shape))}"
+        for context_dim in (0, 2):
+            with pytest.raises(ValueError, match=f"{size}.*two pixels.*event_shape={shape[0]}"):
+                wing.new("realnvp", shape, context_dim=context_dim)
+            with pytest.raises(ValueError, match=f"{size}, but levels=1"):
+                wing.new("glow", shape, context_dim=context_dim)
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -157,13 +176,15 @@ def test_partitions(wing, name):
         wing.new(name, 4, partition="thirds")
     with pytest.raises(ValueError, match="`partition` has 3 coordinates.*event has 4"):
         wing.new(name, 4, partition=[True, False, True])
-    with pytest.raises(ValueError, match="`mask` of length 4 leaves one part empty"):
-        wing.new(name, 4, partition=[True] * 4)
+    with pytest.raises(ValueError, match="`mask` of length 4 leaves part b empty"):
+        wing.new(name, 4, partition=[True] * 4, context_dim=2)
+    with pytest.raises(ValueError, match="`partition` leaves part a empty.*without a context"):
+        wing.new(name, 4, partition=[False] * 4)
 
 
 def test_masks(wing):
-    for mask in ([], [True], [False, False]):
-        with pytest.raises(ValueError, match=f"`mask` of length {len(mask)} leaves one part"):
+    for mask in ([], [True], [True, True]):
+        with pytest.raises(ValueError, match=f"`mask` of length {len(mask)} leaves part b empty"):
             wing.package.Partition(mask)
     for mask in ([[True, False]], [0, 2], [0.5, 1.0], np.ones((2, 2), dtype=bool)):
         with pytest.raises(ValueError, match="`mask`.*one-dimensional.*booleans"):

@@ -65,6 +65,23 @@ def test_partitions(wing, size, swap):
         assert_allclose(wing.numpy(partition.join(a, b)), x)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_partition_with_an_empty_part(wing, size):
+    """All coordinates are transformed, whichever coupling of a pair it is."""
+    partition = wing.package.Partition([False] * size)
+    assert partition.swap is partition
+    assert partition.sizes == (0, size)
+    if size == 1:
+        for name in ("halves", "alternating"):
+            for swap in (False, True):
+                assert getattr(wing.package, name)(1, swap=swap) == partition
+    x = np.arange(2.0 * size).reshape(2, size)
+    a, b = partition.split(wing.array(x))
+    assert a.shape == (2, 0)
+    assert_allclose(wing.numpy(b), x)
+    assert_allclose(wing.numpy(partition.join(a, b)), x)
+
+
 def test_builders_default_to_their_papers(wing):
     """NICE has four couplings, even and odd coordinates; Glow's sigmoid, RealNVP's tanh."""
     for name, given in [

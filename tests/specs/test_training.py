@@ -42,6 +42,39 @@ def test_two_moons(wing):
     assert_allclose(result.losses[-50:].mean(), result.validation_losses.min(), atol=0.2)
 
 
+@pytest.mark.parametrize("name", ["nice", "realnvp", "glow"])
+def test_one_number_given_a_context(wing, name):
+    """Near the entropy of y | c ~ N(sin c, σ(c)²), for NICE with one σ for all contexts."""
+    rng = np.random.default_rng(0)
+    c = rng.uniform(-3, 3, (4000, 1)).astype("float32")
+    deviation = 0.2 + 0.1 * c**2
+    y = (np.sin(c) + deviation * rng.standard_normal(c.shape)).astype("float32")
+    flow = small(wing, name, 1, context_dim=1, hidden=(32,))
+    options = {"learning_rate": 2e-2, "standardize": True, "schedule": "cosine"}
+    train = slice(0, 2000)
+    result = fit(wing, flow, y[train], context=c[train], steps=200, batch_size=256, **options)
+    rest = deviation[2000:]
+    width = np.log(np.mean(rest**2)) / 2 if name == "nice" else np.log(rest).mean()
+    entropy = 0.5 * np.log(2 * np.pi * np.e) + width
+    assert abs(loss(wing, result.flow, y[2000:], c[2000:]) - entropy) < 0.05
+
+
+def test_one_number_of_another_shape(wing):
+    """Between conditional flows, SinhArcsinh gives the density a shape that no normal has."""
+    rng = np.random.default_rng(0)
+    c = rng.uniform(-3, 3, (4000, 1)).astype("float32")
+    deviation = 0.2 + 0.1 * c**2
+    y = (np.sin(c) + deviation * rng.standard_exponential(c.shape)).astype("float32")
+    blocks = [small(wing, size=1, context_dim=1, hidden=(32,)) for _ in range(2)]
+    layers = [layer for block in blocks for layer in (wing.new("SinhArcsinh", 1), block)]
+    flow = wing.cast(wing.new("Chain", layers), "float32")
+    options = {"learning_rate": 1e-2, "schedule": "cosine"}
+    train = slice(0, 2000)
+    result = fit(wing, flow, y[train], context=c[train], steps=400, batch_size=256, **options)
+    entropy = 1 + np.log(deviation[2000:]).mean()
+    assert abs(loss(wing, result.flow, y[2000:], c[2000:]) - entropy) < 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [8, 64])
 def test_student_t(wing, depth):
