@@ -54,6 +54,11 @@ class AutoFlow(AutoContinuous):
     The support of a site may depend on other sites of the guide: it is that of the model at their
     values.
 
+    Some latent numbers may have no posterior, because the model does not depend on them: a site
+    under a mask, or the observed entries of a site with `obs_mask`. The search finds them, and the
+    guide's density is relative to a standard normal there: the bound is that of the model without
+    them, and their draws mean nothing.
+
     Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
     Each parameter is an array with a name of its own: `auto_start` holds m and L, and what is
     learned is named by its place in `get_transform(params).layers[0]`, such as
@@ -294,7 +299,7 @@ class AutoFlow(AutoContinuous):
                     f"`params` has {name!r} of shape {shape}, but in this guide it has shape "
                     f"{expected}"
                 )
-        return list(given.values())
+        return [jnp.asarray(value) for value in given.values()]  # of NumPy, if read from a file
 
     def _get_posterior(self) -> FlowDistribution:
         kind = PathDistribution if self.path_gradient else GuideDistribution

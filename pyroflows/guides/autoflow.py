@@ -47,6 +47,11 @@ class AutoFlow(AutoContinuous):
     The support of a site may depend on other sites of the guide: it is that of the model at their
     values.
 
+    Some latent numbers may have no posterior, because the model does not depend on them: a site
+    under a mask, or the observed entries of a site with `obs_mask`. The search finds them, and the
+    guide's density is relative to a standard normal there: the bound is that of the model without
+    them, and their draws mean nothing.
+
     Everything else is as in Pyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
     Args:

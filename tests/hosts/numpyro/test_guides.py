@@ -143,18 +143,20 @@ def test_draws_of_the_posterior():
     assert_allclose(guide.get_base_dist().log_prob(z), stats.norm.logpdf(z).sum(-1), rtol=1e-4)
 
 
-def test_parameters_are_kept_without_the_guide():
-    """Pickled, they give a new guide the same draws."""
+def test_parameters_are_kept_without_the_guide(tmp_path):
+    """Pickled, or as NumPy's arrays, they give a new guide the same draws."""
     guide, _, params = stepped()
     new = quick()
     compiled(new, Y, seed=1)
-    kept = pickle.loads(pickle.dumps(params))
+    np.savez(tmp_path / "params.npz", **params)
+    read = dict(np.load(tmp_path / "params.npz"))
     draws = [
         one.sample_posterior(KEY, values, sample_shape=(3,))
-        for one, values in [(guide, params), (new, kept)]
+        for one, values in [(guide, params), (new, pickle.loads(pickle.dumps(params))), (new, read)]
     ]
     for name, value in draws[0].items():
-        assert_array_equal(draws[1][name], value)
+        for again in draws[1:]:
+            assert_array_equal(again[name], value)
 
 
 def test_parameters_are_named_arrays():
