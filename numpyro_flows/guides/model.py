@@ -55,16 +55,17 @@ class Latents(NamedTuple):
         proper, as for a bounded support, it is not free. Otherwise its log-density is linear.
 
         Args:
-            points: where the density is looked at.
+            points: where the density is looked at. None is free unless most of them have one.
 
         Returns:
             The ones and zeros, and the slopes of the free coordinates, 0 for others.
         """
-        own, slopes = (jax.vmap(jax.grad(f))(points) for f in (self.log_model, self.log_density))
-        sound = jnp.isfinite(slopes).all(1)
+        own = jax.vmap(jax.grad(self.log_model))(points)
+        values, slopes = jax.vmap(jax.value_and_grad(self.log_density))(points)
+        sound = jnp.isfinite(values) & jnp.isfinite(slopes).all(1)
         first = slopes[jnp.argmax(sound)]
         linear = (own == 0) & (slopes == first)
-        free = (linear | ~sound[:, None]).all(0) & (sound.sum() > 1)
+        free = (linear | ~sound[:, None]).all(0) & (sound.sum() > len(points) / 2)
         free &= not self.subsampled  # other data may depend on it
         return free.astype(slopes.dtype), jnp.where(free, first, 0.0)
 

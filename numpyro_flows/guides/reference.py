@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.guides.model import LogDensity
 from numpyro_flows.guides.preconditioner import Preconditioner
-from numpyro_flows.tree import replace
+from numpyro_flows.tree import frozen, replace
 
 
 class Start(Preconditioner):
@@ -71,5 +71,5 @@ class GuideDistribution(FlowDistribution):
 
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Return the log-density of `value`, `(*batch, *event_shape)`."""
-        flow = self.transforms[-1]
-        return super().log_prob(value, intermediates) - flow.layers[-1].reference(value)
+        start = frozen(self.transforms[-1].layers[-1])
+        return super().log_prob(value, intermediates) - start.reference(value)

@@ -46,14 +46,14 @@ class Latents(NamedTuple):
         proper, as for a bounded support, it is not free. Otherwise its log-density is linear.
 
         Args:
-            points: where the density is looked at.
+            points: where the density is looked at. None is free unless most of them have one.
 
         Returns:
             The ones and zeros, and the slopes of the free coordinates, 0 for others.
         """
         own, slopes = (gradients(f, points) for f in (self.log_model, self.log_density))
-        sound = slopes.isfinite().all(1)
-        if sound.sum() < 2 or self.subsampled:  # other data may depend on it
+        sound = self.log_density(points).isfinite() & slopes.isfinite().all(1)
+        if 2 * sound.sum() <= len(points) or self.subsampled:  # other data may depend on it
             return torch.zeros_like(self.loc), torch.zeros_like(self.loc)
         own, slopes = own[sound], slopes[sound]
         free = ((own == 0) & (slopes == slopes[0])).all(0)

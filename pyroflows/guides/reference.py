@@ -54,6 +54,8 @@ class Start(Preconditioner):
 
     def target(self, log_density: LogDensity) -> LogDensity:
         """Return the log-density that the guide is to have, relative to no reference."""
+        if not self.free.any():
+            return log_density  # it may have no second derivatives, and is to say so
 
         def proper(y: Tensor) -> Tensor:
             return log_density(torch.where(self.free > 0, self.loc, y)) + self._normal(y)
@@ -70,5 +72,5 @@ class GuideDistribution(FlowDistribution):
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the log-density of `value`, `(*batch, *event_shape)`."""
-        (flow,) = self.transforms
-        return super().log_prob(value) - flow.layers[-1].reference(value)
+        start = self.transforms[-1].layers[-1]
+        return super().log_prob(value) - start.reference(value)
