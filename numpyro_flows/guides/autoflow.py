@@ -42,14 +42,15 @@ class AutoFlow(AutoContinuous):
 
     The posterior of the D latent numbers, in their unconstrained space, is the distribution of
 
-    $$x = m + L (b + A \cdot \mathrm{flow}(z))$$
+    $$x = m + L (b + A \cdot \mathrm{flow}(t(z)))$$
 
     for z from a Student-t distribution. A search for the Gaussian that fits best finds location m
     and scale L when the guide is set up. They stay fixed, so that one learning rate suits every
-    model, whatever its units. Shift b and lower-triangular A are learned with the flow, from 0 and
-    the identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A
-    flow needs at least two coordinates: the guide of a single latent number learns a monotone
-    function instead.
+    model, whatever its units. Shift b, lower-triangular A and the skewness and tails of each
+    coordinate, which a `SinhArcsinh` t gives it, are learned with the flow, from 0 and the
+    identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A flow
+    needs at least two coordinates: the guide of a single latent number learns a monotone function
+    instead.
 
     The support of a site may depend on other sites of the guide: it is that of the model at their
     values.
@@ -62,7 +63,7 @@ class AutoFlow(AutoContinuous):
     Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
     Each parameter is an array with a name of its own: `auto_start` holds m and L, and what is
     learned is named by its place in `get_transform(params).layers[0]`, such as
-    `auto_flow.layers[1].loc` for b.
+    `auto_flow.layers[2].loc` for b.
 
     Args:
         model: a NumPyro model with continuous latent variables.
@@ -146,7 +147,8 @@ class AutoFlow(AutoContinuous):
         with jax.ensure_compile_time_eval():
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
-            self._flow = Chain([Chain([flow, affine]), _new_start(size)]).astype(dtype)
+            inner = Chain([SinhArcsinh(size), flow, affine])
+            self._flow = Chain([inner, _new_start(size)]).astype(dtype)
 
     def _set_up(self, *args: Any, **kwargs: Any) -> None:
         try:

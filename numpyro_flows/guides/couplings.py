@@ -12,7 +12,7 @@ from numpyro_flows.layers.chain import Chain, Stack
 from numpyro_flows.layers.coupling import AdditiveCoupling, AffineCoupling
 from numpyro_flows.layers.linear import Permutation
 from numpyro_flows.layers.scales import TanhScale
-from numpyro_flows.layers.tails import LogTails, SinhArcsinh
+from numpyro_flows.layers.tails import LogTails
 from numpyro_flows.rng import split
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.budgets import GUIDE_BUDGET
@@ -63,8 +63,7 @@ class AutoRealNVP(AutoFlow):
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         preset: None, or `"high_dim"` for thousands of latent numbers. That gives a soft asymmetric
-            clamp as the scale, learned tails of each base coordinate, and a limit on far-out
-            draws.
+            clamp as the scale, and a limit on far-out draws.
         options: as in `AutoFlow`.
 
     Raises:
@@ -98,7 +97,7 @@ class AutoRealNVP(AutoFlow):
             limit=GUIDE_BUDGET / as_count(layers, "layers"),
         )
         build = functools.partial(_pairs, coupling, layers)
-        super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
+        super().__init__(model, functools.partial(_limited, build) if preset else build, **options)
 
 
 class AutoGlow(AutoFlow):
@@ -155,6 +154,6 @@ def _pairs(
     return Chain([*stack, *single, Permutation(restoring)])
 
 
-def _tailed(build: Callable[..., TransformModule], size: int, *, key: Array) -> TransformModule:
-    """Return a flow with learned tails at its base and a limit at its other end."""
-    return Chain([SinhArcsinh(size), build(size, key=key), LogTails(size)])
+def _limited(build: Callable[..., TransformModule], size: int, *, key: Array) -> TransformModule:
+    """Return a flow with a limit at its data's end."""
+    return Chain([build(size, key=key), LogTails(size)])

@@ -66,7 +66,10 @@ def search(
     )
     scored = lax.map(lambda gaussian: _scored(target, gaussian, many), candidates)
     best = jax.tree.map(lambda a: a[jnp.argmax(scored.elbo)], scored)
-    return _batch_and_match(target, best, many, match_key) if dense else best
+    if not dense:
+        return best
+    best = _batch_and_match(target, best, many, match_key)
+    return _better(best, _scored(target, _uncorrelated(best.gaussian), many))
 
 
 def _hessian(target: LogDensity, example: Array) -> Callable[[Array], Array]:
@@ -136,6 +139,12 @@ def _sure(target: LogDensity, draws: Array, noise: Array) -> Array:
 
 def _better(a: Any, b: Any) -> Any:
     return select(b.elbo > a.elbo, b, a)
+
+
+def _uncorrelated(gaussian: Preconditioner) -> Preconditioner:
+    """Return the product of normal distributions that is closest to a Gaussian of full rank."""
+    precision = jnp.square(gaussian.basis) @ jnp.exp(-2 * gaussian.log_values)
+    return gaussian.at(gaussian.loc, jnp.exp(gaussian.log_scale) * lax.rsqrt(precision))
 
 
 def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[Array, Array]:

@@ -12,6 +12,8 @@ from typing_extensions import override
 from numpyro_flows.transform import EventPair, TransformModule
 from pyroflows_common.checks import as_scale
 
+# Width of the middle of `SinhArcsinh`, with which it fits logarithms of Gamma and Beta variables.
+WIDTH = 3.0
 # Width of the logarithmic range of `LogTails` beyond its threshold.
 STRAIGHT = 40.0
 
@@ -19,11 +21,14 @@ STRAIGHT = 40.0
 class SinhArcsinh(TransformModule):
     r"""A learned skewness and tail weight for each coordinate.
 
-    $$y = \sinh(e^{w} (\mathrm{asinh}(x) + s)), \qquad
-    \log|\det dy/dx| = \sum_j w_j + \tfrac12 \log(1 + y_j^2) - \tfrac12 \log(1 + x_j^2)$$
+    $$y = c\, e^{-w}\, \frac{\sinh a - \sinh s}{\cosh s}, \qquad
+    a = e^{w}\, \mathrm{asinh}(x / c) + s, \qquad
+    \log|\det dy/dx| = \sum_j \log \frac{\cosh a_j}{\cosh s_j}
+    - \tfrac12 \log(1 + x_j^2 / c^2)$$
 
-    with skewness s and log-weight w. A positive w makes the tails heavier: \(y \sim x^{e^w}\) for
-    large x. It is initially the identity.
+    with skewness s, log-weight w and the width c = 3. It keeps zero in place, and the scale there.
+    A positive w makes the tails heavier: \(y \sim x^{e^w}\) for large x. It is initially the
+    identity.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -50,19 +55,22 @@ class SinhArcsinh(TransformModule):
 
     @override
     def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
-        weight, skewness = self.log_weight.astype(x.dtype), self.skewness.astype(x.dtype)
-        y = jnp.sinh(jnp.exp(weight) * (jnp.arcsinh(x) + skewness))
-        return y, self._ladj(x, y)
+        weight, s = self.log_weight.astype(x.dtype), self.skewness.astype(x.dtype)
+        a = jnp.exp(weight) * jnp.arcsinh(x / WIDTH) + s
+        y = WIDTH * jnp.exp(-weight) * (jnp.sinh(a) / jnp.cosh(s) - jnp.tanh(s))
+        return y, self._ladj(x, a, s)
 
     @override
     def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
-        weight, skewness = self.log_weight.astype(y.dtype), self.skewness.astype(y.dtype)
-        x = jnp.sinh(jnp.exp(-weight) * jnp.arcsinh(y) - skewness)
-        return x, -self._ladj(x, y)
+        weight, s = self.log_weight.astype(y.dtype), self.skewness.astype(y.dtype)
+        a = jnp.arcsinh(jnp.cosh(s) * (jnp.exp(weight) * y / WIDTH + jnp.tanh(s)))
+        x = WIDTH * jnp.sinh(jnp.exp(-weight) * (a - s))
+        return x, -self._ladj(x, a, s)
 
-    def _ladj(self, x: Array, y: Array) -> Array:
+    def _ladj(self, x: Array, a: Array, s: Array) -> Array:
         # hypot, since squares overflow.
-        return (self.log_weight + jnp.log(jnp.hypot(1.0, y)) - jnp.log(jnp.hypot(1.0, x))).sum()
+        log_cosh = jnp.logaddexp(a, -a) - jnp.logaddexp(s, -s)
+        return (log_cosh - jnp.log(jnp.hypot(1.0, x / WIDTH))).sum()
 
 
 class LogTails(TransformModule):

@@ -10,7 +10,7 @@ from pyroflows.layers.chain import Chain, Stack
 from pyroflows.layers.coupling import AdditiveCoupling, AffineCoupling
 from pyroflows.layers.linear import Permutation
 from pyroflows.layers.scales import TanhScale
-from pyroflows.layers.tails import LogTails, SinhArcsinh
+from pyroflows.layers.tails import LogTails
 from pyroflows.transform import TransformModule
 from pyroflows_common.budgets import GUIDE_BUDGET
 from pyroflows_common.checks import as_count
@@ -60,8 +60,7 @@ class AutoRealNVP(AutoFlow):
         hidden: widths of each conditioner's hidden layers.
         activation: activation of the conditioners.
         preset: None, or `"high_dim"` for thousands of latent numbers. That gives a soft asymmetric
-            clamp as the scale, learned tails of each base coordinate, and a limit on far-out
-            draws.
+            clamp as the scale, and a limit on far-out draws.
         options: as in `AutoFlow`.
 
     Raises:
@@ -95,7 +94,7 @@ class AutoRealNVP(AutoFlow):
             limit=GUIDE_BUDGET / as_count(layers, "layers"),
         )
         build = functools.partial(_pairs, coupling, layers)
-        super().__init__(model, functools.partial(_tailed, build) if preset else build, **options)
+        super().__init__(model, functools.partial(_limited, build) if preset else build, **options)
 
 
 class AutoGlow(AutoFlow):
@@ -149,6 +148,6 @@ def _pairs(coupling: Callable[..., TransformModule], layers: int, size: int) -> 
     return Chain([*stack, *single, Permutation(restoring)])
 
 
-def _tailed(build: Callable[..., TransformModule], size: int) -> TransformModule:
-    """Return a flow with learned tails at its base and a limit at its other end."""
-    return Chain([SinhArcsinh(size), build(size), LogTails(size)])
+def _limited(build: Callable[..., TransformModule], size: int) -> TransformModule:
+    """Return a flow with a limit at its data's end."""
+    return Chain([build(size), LogTails(size)])

@@ -61,7 +61,10 @@ def search(
     plain = [_changed(start, loc=point) for point in starts]
     candidates = [path(target, candidate, few, steps) for candidate in plain] + plain
     best = _best([_scored(target, candidate, many) for candidate in candidates])
-    return _batch_and_match(target, best, many, budget.rounds) if dense else best
+    if not dense:
+        return best
+    best = _batch_and_match(target, best, many, budget.rounds)
+    return _best([best, _scored(target, _uncorrelated(best.gaussian), many)])
 
 
 def _changed(gaussian: Preconditioner, **state: Tensor) -> Preconditioner:
@@ -100,6 +103,13 @@ def _sure(target: LogDensity, draws: Tensor, noise: Tensor) -> Tensor:
 
 def _best(found: list[Found]) -> Found:
     return max(found, key=lambda candidate: candidate.elbo.item())
+
+
+def _uncorrelated(gaussian: Preconditioner) -> Preconditioner:
+    """Return the product of normal distributions that is closest to a Gaussian of full rank."""
+    precision = gaussian.basis.square() @ (-2 * gaussian.log_values).exp()
+    scale = gaussian.log_scale.exp() * precision.rsqrt()
+    return copy.deepcopy(gaussian).at(gaussian.loc, scale)
 
 
 @torch.no_grad()

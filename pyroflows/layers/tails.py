@@ -11,6 +11,8 @@ from typing_extensions import override
 from pyroflows.transform import Pair, TransformModule
 from pyroflows_common.checks import as_scale
 
+# Width of the middle of `SinhArcsinh`, with which it fits logarithms of Gamma and Beta variables.
+WIDTH = 3.0
 # Width of the logarithmic range of `LogTails` beyond its threshold.
 STRAIGHT = 40.0
 
@@ -18,11 +20,14 @@ STRAIGHT = 40.0
 class SinhArcsinh(TransformModule):
     r"""A learned skewness and tail weight for each coordinate.
 
-    $$y = \sinh(e^{w} (\mathrm{asinh}(x) + s)), \qquad
-    \log|\det dy/dx| = \sum_j w_j + \tfrac12 \log(1 + y_j^2) - \tfrac12 \log(1 + x_j^2)$$
+    $$y = c\, e^{-w}\, \frac{\sinh a - \sinh s}{\cosh s}, \qquad
+    a = e^{w}\, \mathrm{asinh}(x / c) + s, \qquad
+    \log|\det dy/dx| = \sum_j \log \frac{\cosh a_j}{\cosh s_j}
+    - \tfrac12 \log(1 + x_j^2 / c^2)$$
 
-    with skewness s and log-weight w. A positive w makes the tails heavier: \(y \sim x^{e^w}\) for
-    large x. It is initially the identity.
+    with skewness s, log-weight w and the width c = 3. It keeps zero in place, and the scale there.
+    A positive w makes the tails heavier: \(y \sim x^{e^w}\) for large x. It is initially the
+    identity.
 
     Shapes: `(*batch, *event_shape)` to the same, ladj `(*batch,)`.
 
@@ -46,20 +51,22 @@ class SinhArcsinh(TransformModule):
 
     @override
     def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
-        weight, skewness = self.log_weight.to(x.dtype), self.skewness.to(x.dtype)
-        y = torch.sinh(weight.exp() * (torch.asinh(x) + skewness))
-        return y, self._ladj(x, y)
+        weight, s = self.log_weight.to(x.dtype), self.skewness.to(x.dtype)
+        a = weight.exp() * torch.asinh(x / WIDTH) + s
+        y = WIDTH * (-weight).exp() * (torch.sinh(a) / torch.cosh(s) - torch.tanh(s))
+        return y, self._ladj(x, a, s)
 
     @override
     def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
-        weight, skewness = self.log_weight.to(y.dtype), self.skewness.to(y.dtype)
-        x = torch.sinh((-weight).exp() * torch.asinh(y) - skewness)
-        return x, -self._ladj(x, y)
+        weight, s = self.log_weight.to(y.dtype), self.skewness.to(y.dtype)
+        a = torch.asinh(torch.cosh(s) * (weight.exp() * y / WIDTH + torch.tanh(s)))
+        x = WIDTH * torch.sinh((-weight).exp() * (a - s))
+        return x, -self._ladj(x, a, s)
 
-    def _ladj(self, x: Tensor, y: Tensor) -> Tensor:
+    def _ladj(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
         # hypot, since squares overflow.
-        one = x.new_ones(())
-        ladj = self.log_weight + torch.hypot(one, y).log() - torch.hypot(one, x).log()
+        log_cosh = torch.logaddexp(a, -a) - torch.logaddexp(s, -s)
+        ladj = log_cosh - torch.hypot(x.new_ones(()), x / WIDTH).log()
         return ladj.sum(tuple(range(-len(self.event_shape), 0)))
 
 

@@ -179,13 +179,20 @@ class Elementwise:
 
 
 def sinh_arcsinh(state, prefix, ndim):
-    """Jones and Pewsey (2009), equation 2: sinh(δ asinh(x) + ε)."""
-    delta = np.exp(state[f"{prefix}log_weight"])
-    epsilon = delta * state[f"{prefix}skewness"]
+    """Jones and Pewsey (2009), equation 2: sinh(δ asinh(x) + ε), on a width of 3.
+
+    Shifted and scaled so that zero, and the slope there, stay.
+    """
+    delta, epsilon = np.exp(state[f"{prefix}log_weight"]), state[f"{prefix}skewness"]
+    zero, slope = np.sinh(epsilon), delta * np.cosh(epsilon)
+
+    def derivative(x):
+        return np.cosh(delta * np.arcsinh(x) + epsilon) * delta / np.sqrt(1 + x**2) / slope
+
     return Elementwise(
-        lambda x: np.sinh(delta * np.arcsinh(x) + epsilon),
-        lambda y: np.sinh((np.arcsinh(y) - epsilon) / delta),
-        lambda x: np.cosh(delta * np.arcsinh(x) + epsilon) * delta / np.sqrt(1 + x**2),
+        lambda x: 3 * (np.sinh(delta * np.arcsinh(x / 3) + epsilon) - zero) / slope,
+        lambda y: 3 * np.sinh((np.arcsinh(slope * y / 3 + zero) - epsilon) / delta),
+        lambda x: derivative(x / 3),
         ndim,
     )
 

@@ -38,6 +38,21 @@ def test_a_posterior_of_one_number(host):
     assert_allclose(fitted.quantiles(levels)["x"], gamma.ppf(levels), rtol=0.2)
 
 
+def test_many_skewed_coordinates(host):
+    """Logarithms of exponential variables, as in a simplex: couplings alone learn none of them."""
+
+    def log_density(xp, x):
+        return (x - xp.exp(x)).sum(-1)
+
+    model = of_density(host, log_density, size=30)
+    fitted = started(host, model, init="location", init_scale=1.0)
+    fitted.train(200, rate=2e-2)
+    ratio = log_ratio(fitted, log_density)
+    assert ratio.mean() > -0.5
+    x, _ = fitted.draws()
+    assert_allclose(np.exp(x).std(0).mean(), 1.0, rtol=0.15)
+
+
 def test_sites_on_parts_of_the_real_line(host):
     """The start fits them with their Jacobians; medians and quantiles are in their shapes."""
     shapes = {"rate": (), "factor": (2, 2), "weights": (2, 3, 2)}

@@ -164,14 +164,14 @@ def test_parameters_are_named_arrays():
     guide, _, params = stepped()
     assert all(isinstance(value, jax.Array) for value in params.values())
     inner, start = guide.get_transform(params).layers
-    assert_array_equal(params["auto_flow.layers[1].loc"], inner.layers[1].loc)
+    assert_array_equal(params["auto_flow.layers[2].loc"], inner.layers[2].loc)
     assert_array_equal(params["auto_start"][:2], start.loc)
 
 
 def test_parameters_of_another_guide_are_refused():
     """All of a guide's, and in its shapes, or none."""
     guide, _, params = stepped()
-    name = "auto_flow.layers[1].loc"
+    name = "auto_flow.layers[2].loc"
     fewer = {key: value for key, value in params.items() if key != name}
     for wrong, message in [
         ({}, r"`params` has no \['auto_start', "),
