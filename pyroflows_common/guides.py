@@ -56,6 +56,16 @@ def check_options(init: str, init_scale: float, degrees_of_freedom: float | None
         as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
 
 
+def check_built(flow: Any, size: int) -> None:
+    """Check that a guide's flow is one of as many numbers as the model has."""
+    shape = getattr(flow, "event_shape", (size,))  # a `Chain` refuses what is no flow
+    if shape != (size,):
+        raise ValueError(
+            f"`build` made a flow on events of shape {shape}, but the model has {size} latent "
+            f"numbers: expected one of shape {(size,)}"
+        )
+
+
 def warn_of_search(reason: str) -> None:
     """Warn that the search for a start has failed."""
     warnings.warn(

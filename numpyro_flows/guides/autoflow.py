@@ -31,7 +31,13 @@ from numpyro_flows.layers.tails import SinhArcsinh
 from numpyro_flows.rng import RandomKey, check_key
 from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import select
-from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
+from pyroflows_common.guides import (
+    DRAWS,
+    check_built,
+    check_function,
+    check_options,
+    warn_of_search,
+)
 from pyroflows_common.search import DENSE, HISTORY, LARGE
 
 Params = Mapping[str, Any]
@@ -146,6 +152,7 @@ class AutoFlow(AutoContinuous):
         # Not traced, because the guide keeps the arrays that are not parameters.
         with jax.ensure_compile_time_eval():
             flow = self.build(size, key=self.key) if size > 1 else _monotone()
+            check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             inner = Chain([SinhArcsinh(size), flow, affine])
             self._flow = Chain([inner, _new_start(size)]).astype(dtype)

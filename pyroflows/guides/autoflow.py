@@ -26,7 +26,13 @@ from pyroflows.layers.tails import SinhArcsinh
 from pyroflows.rng import seeded
 from pyroflows.transform import TransformModule
 from pyroflows_common.checks import Inputs, as_count
-from pyroflows_common.guides import DRAWS, check_function, check_options, warn_of_search
+from pyroflows_common.guides import (
+    DRAWS,
+    check_built,
+    check_function,
+    check_options,
+    warn_of_search,
+)
 from pyroflows_common.search import DENSE, HISTORY, LARGE, SMALL
 
 
@@ -166,6 +172,7 @@ class AutoFlow(AutoContinuous):
         size, loc = self.latent_dim, self._init_loc()
         with seeded(self.seed):
             flow = self.build(size) if size > 1 else _monotone()
+            check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _start(loc, self.init_scale)
         transform = Chain([Chain([SinhArcsinh(size), flow, affine]), start]).to(loc)

@@ -187,7 +187,11 @@ def test_a_flow_that_does_not_fit(host):
         host.package.AutoNICE(model, init_loc_fn=3)
     for build, error, message in [
         (lambda size, **key: None, TypeError, "NoneType"),
-        (lambda size, **key: host.straight(size + 1, **key), ValueError, r"\(4,\).* \(3,\)"),
+        (
+            lambda size, **key: host.straight(size + 1, **key),
+            ValueError,
+            r"`build`.*\(4,\).* \(3,\)",
+        ),
     ]:
         with pytest.raises(error, match=message):
             host.Fitted(model, host.package.AutoFlow(model, build, init="location"))
