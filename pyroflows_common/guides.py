@@ -77,9 +77,9 @@ def warn_of_search(reason: str) -> None:
 def foreign_support(name: str) -> str:
     """Say that a guide cannot follow the support of a site."""
     return (
-        f"the support of site {name!r} depends on latent sites that the guide does not draw: draw "
-        "them in the same guide, or give the site a fixed support, such as a fraction between 0 "
-        "and 1 that the model multiplies by the bound"
+        f"the support of site {name!r} depends on latent sites that the guide does not draw, or on "
+        "another random choice: draw them in the same guide, or give the site a fixed support, "
+        "such as a fraction between 0 and 1 that the model multiplies by the bound"
     )
 
 

@@ -10,6 +10,8 @@ HISTORY = 10
 PROBES = 8
 # Number of step lengths, each half of the one before, that are tried along a way.
 HALVINGS = 15
+# Multiples of the starts: a coordinate on which a model depends at none of them is free.
+FAR = (1.0, 10.0, 1000.0)
 # Weight of a draw's rounding error against its log-density.
 DOUBT = 10.0
 

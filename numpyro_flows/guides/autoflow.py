@@ -62,9 +62,10 @@ class AutoFlow(AutoContinuous):
     values.
 
     Some latent numbers may have no posterior, because the model does not depend on them: a site
-    under a mask, or the observed entries of a site with `obs_mask`. The search finds them, and the
-    guide's density is relative to a standard normal there: the bound is that of the model without
-    them, and their draws mean nothing.
+    under a mask, or the observed entries of a site with `obs_mask`. The search finds them at the
+    first call, whose masks count from then on. The guide's density is relative to a standard
+    normal there: the bound is that of the model without them, and their draws mean nothing. A
+    sampler has no such reference: hide the sites from it, by `handlers.block`.
 
     Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
     Each parameter is an array with a name of its own: `auto_start` holds m and L, and what is

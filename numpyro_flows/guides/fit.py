@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,7 +206,11 @@ class _Ascent(Ascent):
             )
             drawn = handlers.trace(guide).get_trace(*args, **kwargs)
             values = {name: site["value"] for name, site in drawn.items() if is_latent(site)}
-            density = lambda values: log_density(model, args, kwargs, values)[0]  # noqa: E731
-            return jnp.isfinite(ravel_pytree(jax.grad(density)(values))[0]).all()
+            real, rest = eqx.partition(values, eqx.is_inexact_array)
+
+            def density(real: dict[str, Any]) -> Array:
+                return log_density(model, args, kwargs, eqx.combine(real, rest))[0]
+
+            return jnp.isfinite(ravel_pytree(jax.grad(density)(real))[0]).all()
 
         return not jax.jit(jax.vmap(finite))(jax.random.split(self.key, PARTICLES)).any()

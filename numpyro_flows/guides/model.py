@@ -16,6 +16,7 @@ from numpyro.infer.util import initialize_model
 from numpyro.primitives import Messenger
 
 from pyroflows_common.guides import foreign_support
+from pyroflows_common.search import FAR
 
 LogDensity = Callable[[Float[Array, " D"]], Float[Array, ""]]
 Trace = dict[str, dict[str, Any]]
@@ -55,18 +56,21 @@ class Latents(NamedTuple):
         proper, as for a bounded support, it is not free. Otherwise its log-density is linear.
 
         Args:
-            points: where the density is looked at. None is free unless most of them have one.
+            points: where the density is looked at, and far out in their directions. None is free
+                unless most of them have a density, nor if the data are a part of a whole, because
+                another part may depend on it.
 
         Returns:
             The ones and zeros, and the slopes of the free coordinates, 0 for others.
         """
-        own = jax.vmap(jax.grad(self.log_model))(points)
-        values, slopes = jax.vmap(jax.value_and_grad(self.log_density))(points)
+        probes = jnp.concatenate([scale * points for scale in FAR])
+        own = jax.vmap(jax.grad(self.log_model))(probes)
+        values, slopes = jax.vmap(jax.value_and_grad(self.log_density))(probes)
         sound = jnp.isfinite(values) & jnp.isfinite(slopes).all(1)
         first = slopes[jnp.argmax(sound)]
         linear = (own == 0) & (slopes == first)
-        free = (linear | ~sound[:, None]).all(0) & (sound.sum() > len(points) / 2)
-        free &= not self.subsampled  # other data may depend on it
+        free = (linear | ~sound[:, None]).all(0) & (2 * sound[: len(points)].sum() > len(points))
+        free &= not self.subsampled
         return free.astype(slopes.dtype), jnp.where(free, first, 0.0)
 
     def _evaluated(self, latent: Array, weight: float) -> Array:

@@ -1,7 +1,8 @@
 """A guide of any flow: its start, its parameters and its posterior."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.utils._pytree import tree_map
 
 from pyroflows.distribution import FlowDistribution
 from pyroflows.guides import store
@@ -55,9 +57,10 @@ class AutoFlow(AutoContinuous):
     values.
 
     Some latent numbers may have no posterior, because the model does not depend on them: a site
-    under a mask, or the observed entries of a site with `obs_mask`. The search finds them, and the
-    guide's density is relative to a standard normal there: the bound is that of the model without
-    them, and their draws mean nothing.
+    under a mask, or the observed entries of a site with `obs_mask`. The search finds them at the
+    first call, whose masks count from then on. The guide's density is relative to a standard
+    normal there: the bound is that of the model without them, and their draws mean nothing. A
+    sampler has no such reference: hide the sites from it, by `poutine.block`.
 
     Everything else is as in Pyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
@@ -134,7 +137,7 @@ class AutoFlow(AutoContinuous):
         self.seed = as_count(seed, "seed", 0)
         self.transform: Any = None
         self._copied = False
-        # Sites whose supports depend on others, and the arguments of the model that tells them.
+        # Sites whose supports depend on others, and the last arguments: the model tells them.
         self._moving: list[str] = []
         self._inputs: Inputs | None = None
 
@@ -221,16 +224,23 @@ class AutoFlow(AutoContinuous):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw each site, as in Pyro's guides."""
-        if self._moving:
-            self._inputs = args, kwargs
-        return super().forward(*args, **kwargs)
-
-    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Yield each site, with the support that it has at these latent numbers, and its own."""
-        unpacked = list(super()._unpack_latent(latent))
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
         if not self._moving:
-            yield from unpacked
-            return
+            return super().forward(*args, **kwargs)
+        self._inputs = args, kwargs
+        values = self._followed(self.sample_latent(*args, **kwargs))
+        plates, result = self._create_plates(*args, **kwargs), {}
+        for name, (value, ladj) in values.items():
+            event_dim = value.dim() - ladj.dim()
+            with contextlib.ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                result[name] = pyro.sample(name, dist.Delta(value, -ladj, event_dim=event_dim))
+        return result
+
+    def _followed(self, latent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each site in the support that it has at the sites before it, with its ladj."""
         if self._model is None or self._inputs is None:
             raise RuntimeError(
                 f"the supports of {self._moving} depend on other sites, and a guide that is "
@@ -238,11 +248,29 @@ class AutoFlow(AutoContinuous):
             )
         args, kwargs = self._inputs
         model = without(self.model, InitMessenger)
-        points = {site["name"]: unconstrained for site, unconstrained in unpacked}
-        with poutine.block():
-            trace = placed(model, points, *args, **kwargs)
-        for site, unconstrained in unpacked:
-            yield {**site, "fn": trace.nodes[site["name"]]["fn"]}, unconstrained
+
+        def one(latent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+            points = {site["name"]: point for site, point in self._unpack_latent(latent)}
+            with poutine.block():
+                trace = placed(model, points, *args, **kwargs)
+            result = {}
+            for name, point in points.items():
+                fn, value = trace.nodes[name]["fn"], trace.nodes[name]["value"]
+                ladj = biject_to(fn.support).log_abs_det_jacobian(point, value)
+                batch = value.shape[: value.dim() - fn.event_dim]
+                result[name] = value, ladj.reshape(*batch, -1).sum(-1)
+            return result
+
+        with seeded(0):  # sites that the guide does not draw
+            if latent.dim() == 1:
+                return one(latent)
+            each = _mapped(one, latent.reshape(-1, latent.shape[-1]))
+        result, outer = {}, latent.shape[:-1]
+        for name, (value, ladj) in each.items():
+            inner, event_shape = ladj.shape[1:], value.shape[ladj.dim() :]
+            batch = torch.broadcast_shapes(inner, outer)
+            result[name] = value.reshape(batch + event_shape), ladj.reshape(batch)
+        return result
 
     def get_base_dist(self) -> dist.Distribution:
         """Return the distribution of z: Student-t or normal."""
@@ -280,26 +308,26 @@ class AutoFlow(AutoContinuous):
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         # The dimensions of the plates lie between those of the draws and of the latent numbers.
         plates = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
-        spread = draws[(slice(None), *[None] * plates)]
-        values = _each(self._constrained, draws) if self._moving else self._constrained(spread)
+        draws = draws[(slice(None), *[None] * plates)]
+        if self._moving:
+            values = {name: value for name, (value, _) in self._followed(draws).items()}
+        else:
+            sites = self._unpack_latent(draws)
+            values = {site["name"]: biject_to(site["fn"].support)(x) for site, x in sites}
         result = {}
         for name, value in values.items():
             value = value.reshape(DRAWS, *self.prototype_trace.nodes[name]["value"].shape)
             result[name] = torch.quantile(value, levels, dim=0)
         return result
 
-    def _constrained(self, latent: Tensor) -> dict[str, Tensor]:
-        sites = self._unpack_latent(latent)
-        return {site["name"]: biject_to(site["fn"].support)(point) for site, point in sites}
 
-
-def _each(function: Callable[[Tensor], dict[str, Tensor]], points: Tensor) -> dict[str, Tensor]:
+def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
     """Map a function over points, at once if it can be."""
     try:
         return torch.func.vmap(function, randomness="same")(points)
     except Exception:  # a model that cannot be batched may raise anything
         results = [function(point) for point in points]
-        return {name: torch.stack([r[name] for r in results]) for name in results[0]}
+        return tree_map(lambda *parts: torch.stack(parts), *results)
 
 
 def _start(loc: Tensor, scale: float) -> Start:

@@ -222,7 +222,6 @@ class _Ascent(Ascent):
         seed: int,
     ) -> None:
         self.loss, self.factors, self.seed = loss, factors, seed
-        self.cause = ""
         self.inputs = (model, guide, *inputs[0]), inputs[1]
         with poutine.trace(param_only=True) as capture:
             self.evaluate()
@@ -235,6 +234,7 @@ class _Ascent(Ascent):
         torch.manual_seed(self.seed)
         self.adam = torch.optim.Adam(self.parameters, foreach=True)
         self.skipped = self.done = 0
+        self.cause = ""
 
     def climb(self, rate: float, length: int) -> Iterator[np.ndarray]:
         for _ in range(length):
@@ -274,20 +274,24 @@ class _Ascent(Ascent):
         return all(map(torch.equal, self.parameters, before))
 
     def blind(self) -> bool:
-        (model, guide, *args), kwargs = self.inputs
         with alone():
-            for _ in range(PARTICLES):
-                sites = latent_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-                values = {name: site["value"].detach() for name, site in sites.items()}
-                leaves = [v.requires_grad_() for v in values.values() if v.is_floating_point()]
-                if not leaves:
-                    return False
-                trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
-                density = trace.log_prob_sum() + 0.0 * sum(leaf.sum() for leaf in leaves)
-                slopes = torch.autograd.grad(density, leaves)
-                if all(slope.isfinite().all() for slope in slopes):
-                    return False
-        return True
+            return not any(self.guides() for _ in range(PARTICLES))
+
+    def guides(self) -> bool:
+        """Return whether the model's gradient is finite at a draw of the guide."""
+        (model, guide, *args), kwargs = self.inputs
+        sites = latent_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        values = {name: site["value"].detach() for name, site in sites.items()}
+        leaves = [v.requires_grad_() for v in values.values() if v.is_floating_point()]
+        if not leaves:
+            return True
+        try:
+            trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
+            density = trace.log_prob_sum() + 0.0 * sum(leaf.sum() for leaf in leaves)
+        except (ArithmeticError, RuntimeError, ValueError):  # as in `attempt`
+            return False
+        slopes = torch.autograd.grad(density, leaves)
+        return all(bool(slope.isfinite().all()) for slope in slopes)
 
     @torch.no_grad()
     def restore(self, values: list[Tensor]) -> None:

@@ -24,6 +24,7 @@ from torch.distributions import Distribution, biject_to
 from pyroflows.rng import seeded
 from pyroflows_common import guides
 from pyroflows_common.guides import foreign_support
+from pyroflows_common.search import FAR
 
 LogDensity = Callable[[Float[Tensor, "n D"]], Float[Tensor, " n"]]
 
@@ -46,14 +47,17 @@ class Latents(NamedTuple):
         proper, as for a bounded support, it is not free. Otherwise its log-density is linear.
 
         Args:
-            points: where the density is looked at. None is free unless most of them have one.
+            points: where the density is looked at, and far out in their directions. None is free
+                unless most of them have a density, nor if the data are a part of a whole, because
+                another part may depend on it.
 
         Returns:
             The ones and zeros, and the slopes of the free coordinates, 0 for others.
         """
-        own, slopes = (gradients(f, points) for f in (self.log_model, self.log_density))
-        sound = self.log_density(points).isfinite() & slopes.isfinite().all(1)
-        if 2 * sound.sum() <= len(points) or self.subsampled:  # other data may depend on it
+        probes = torch.cat([scale * points for scale in FAR])
+        own, slopes = (gradients(f, probes) for f in (self.log_model, self.log_density))
+        sound = self.log_density(probes).isfinite() & slopes.isfinite().all(1)
+        if 2 * sound[: len(points)].sum() <= len(points) or self.subsampled:
             return torch.zeros_like(self.loc), torch.zeros_like(self.loc)
         own, slopes = own[sound], slopes[sound]
         free = ((own == 0) & (slopes == slopes[0])).all(0)
@@ -97,11 +101,11 @@ def latents(
     nesting, sites = plate_nesting(trace), latent_sites(trace)
     subsampled = any(frame.size != frame.full_size for frame in plates(trace))
     discrete = {name for name, site in sites.items() if site["fn"].support.is_discrete}
+    starts = unconstrained(site for name, site in sites.items() if name not in discrete)
     if discrete:
         model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
         trace = poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
     evaluator = TraceEinsumEvaluator(trace, bool(discrete), nesting)
-    starts = unconstrained(site for n, site in latent_sites(trace).items() if n not in discrete)
     loc = torch.cat([start.reshape(-1) for start in starts.values()])
     ends = torch.tensor([start.numel() for start in starts.values()]).cumsum(0)[:-1]
     where = dict(zip(starts, torch.arange(len(loc)).tensor_split(ends), strict=True))
@@ -181,15 +185,23 @@ def moving(model: Callable[..., Any], trace: Trace, *args: Any, **kwargs: Any) -
     """
     sites = latent_sites(trace)
     points = unconstrained(sites.values())
-    with torch.enable_grad(), seeded(len(points)):
-        traced = {name: point.clone().requires_grad_() for name, point in points.items()}
-        run = placed(without(model, InitMessenger), traced, *args, **kwargs)
+
+    def supported(start: float) -> dict[str, Any]:
+        moved = {n: (point + start).requires_grad_() for n, point in points.items()}
+        with torch.enable_grad(), seeded(len(points)):
+            run = placed(without(model, InitMessenger), moved, *args, **kwargs)
+        return {name: run.nodes[name] for name in points}
+
+    def reached(site: dict[str, Any]) -> Tensor:
+        return biject_to(site["fn"].support)(points[site["name"]])
+
     found = []
-    for name, point in points.items():
-        before, now = (biject_to(t.nodes[name]["fn"].support)(point) for t in (trace, run))
+    here, there = supported(0.0), supported(0.5)
+    for name in points:
+        before, now, moved = map(reached, (trace.nodes[name], here[name], there[name]))
         if not torch.allclose(before, now, rtol=1e-3, equal_nan=True):
             raise ValueError(foreign_support(name))
-        if now.requires_grad:
+        if now.requires_grad or not torch.allclose(now, moved, rtol=1e-3, equal_nan=True):
             found.append(name)
     return found
 
@@ -257,9 +269,13 @@ class _Masked(dist.MaskedDistribution):
     """A distribution that sees some value of its support wherever it is masked."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        kept = self._mask[(..., *[None] * self.event_dim)]
+        support, event = self.base_dist.support, [None] * self.event_dim
         with contextlib.suppress(NotImplementedError):  # the support is not known
-            value = torch.where(kept, value, _inside(self.base_dist, value.device).to(value))
+            shown, value = self._mask, torch.as_tensor(value)
+            if support.is_discrete:  # no gradient: a value that is valid can stay
+                shown = shown | support.check(value)
+            inside = _inside(self.base_dist, value.device).to(value)
+            value = torch.where(shown[(..., *event)], value, inside)
         return super().log_prob(value)
 
 

@@ -307,6 +307,23 @@ def test_fit_guide_refuses_discrete_sites():
         fit_guide(guide, progress=False)
 
 
+def test_a_guide_of_a_discrete_site_that_does_not_move():
+    """It has no gradient in the site, and ends as it began."""
+
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=0.3)
+
+    def guide():
+        logits = numpyro.param("logits", 0.0)
+        numpyro.sample("z", dist.Bernoulli(logits=logits))
+
+    result = fit_guide(
+        guide, model, steps=4, schedule=lambda _: 0.0, loss=TraceGraph_ELBO(), progress=False
+    )
+    assert (result.stopped, result.skipped) == ("steps", 0)
+
+
 def test_discrete_sites_without_funsor(monkeypatch):
     """The guide starts as the host's would."""
     monkeypatch.setitem(sys.modules, "numpyro.contrib.funsor", None)

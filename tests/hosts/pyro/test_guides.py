@@ -390,3 +390,26 @@ def test_a_start_of_ones_own():
         line, straight, init="location", init_loc_fn=init_to_value(values=values), init_scale=1e-6
     )
     assert_close(guide(), values, atol=1e-4, rtol=0.0)
+
+
+def test_data_under_a_mask_may_be_of_any_kind():
+    """What is masked counts for nothing, valid or not; validation sees no harm in it."""
+    kept = torch.tensor([True, True, False])
+    rows = {
+        "one_hot": (dist.OneHotCategorical, torch.eye(3)),
+        "category": (dist.Categorical, torch.tensor([0, 1, -1])),
+    }
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("rows", 3), poutine.mask(mask=kept):
+            for name, (kind, y) in rows.items():
+                pyro.sample(name, kind(logits=x), obs=y)
+            rate = x[..., 0].exp()
+            pyro.sample("count", dist.Poisson(rate), obs=torch.tensor([1.0, 2.0, float("nan")]))
+
+    guide = AutoNormal(model)
+    with pyro.validation_enabled(True):
+        result = fit_guide(guide, steps=50, learning_rate=1e-2, progress=False)
+    assert (result.skipped, result.stopped) == (0, "steps")
+    assert np.isfinite(result.losses).all()
