@@ -17,7 +17,12 @@ SCRATCH = Path(tempfile.gettempdir()) / "pyroflows-docs"
 # The flows here are small: more threads than one only get into each other's way.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+# And each program runs a few times: compile it quickly, as `tests/conftest.py` does.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 

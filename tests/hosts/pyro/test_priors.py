@@ -193,8 +193,8 @@ def test_neutra_is_right_whatever_the_guide():
     misses += [levels.std() / 2.0 - 1.0, rates.std() / 3.0**0.5 - 1.0]
     assert max(map(abs, misses)) > 0.3, misses  # the guide itself would not pass
     neutra = NeuTraReparam(guide.requires_grad_(False))
-    (z,) = sampled(neutra.reparam(model), draws=250).values()
-    assert z.shape == (250, 2)
+    (z,) = sampled(neutra.reparam(model), draws=400, warmup=100).values()
+    assert z.shape == (400, 2)
     draws = neutra.transform_sample(z)
     assert (draws["rate"] > 0).all()
     assert_allclose([draws["level"].mean(), draws["rate"].mean()], [1.0, 3.0], atol=0.4)
