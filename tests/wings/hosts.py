@@ -164,12 +164,8 @@ class NumPyroFitted:
         return jax.tree.map(np.asarray, jax.jit(self.guide.median)(self.params))
 
     def quantiles(self, levels):
-        found = self._quantiles(self.params, tuple(levels))
+        found = jax.jit(lambda params: self.guide.quantiles(params, levels))(self.params)
         return jax.tree.map(np.asarray, found)
-
-    @functools.cached_property
-    def _quantiles(self):
-        return jax.jit(lambda params, levels: self.guide.quantiles(params, levels), static_argnums=1)
 
 
 class NumPyroHost:
