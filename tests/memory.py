@@ -20,15 +20,26 @@ def resident():
 
 
 class Keeper:
-    """Drops compiled programs and flows whenever the process has grown by `GROWTH`."""
+    """Collects garbage whenever the process has grown by `GROWTH`.
+
+    Where that gives back less than half of it, compiled programs and flows are dropped as well.
+    Otherwise Python's collector would look through all programs again and again.
+    """
 
     def __init__(self):
         self.before = resident()
+        if self.before:
+            gc.disable()
 
     def check(self):
         if resident() > self.before + GROWTH:
-            NumPyroWing.build.cache_clear()
-            jax.clear_caches()
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)  # glibc would keep what is freed
-            self.before = resident()
+            self.collect()
+            if resident() > self.before + GROWTH / 2:
+                NumPyroWing.build.cache_clear()
+                jax.clear_caches()
+                self.collect()
+                self.before = resident()
+
+    def collect(self):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # glibc would keep what is freed

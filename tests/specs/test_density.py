@@ -79,7 +79,10 @@ def test_log_prob_agrees_with_the_host(wing, case):
     for density in (ours, host):
         assert_allclose(wing.log_prob(density, points), expected, rtol=1e-10, atol=1e-10)
     assert isinstance(ours, type(host))
-    assert_allclose(wing.sample(ours, (3,)), wing.sample(host, (3,)))
+    shape = (3,) if context is None else ()  # three events: JAX has the program
+    drawn = wing.sample(ours, shape)
+    assert drawn.dtype == "float64"
+    assert_allclose(drawn, wing.sample(host, shape))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,7 @@ def test_a_sample_and_its_density_in_one_go(wing, case, shape):
     sample, log_prob = wing.sample_and_log_prob(density, shape)
     assert sample.shape == (*shape, *case.shape)
     assert log_prob.shape == shape
+    assert sample.dtype == log_prob.dtype == "float64"
     fresh = wing.density(flow, None, context)
     assert_allclose(log_prob, wing.log_prob(fresh, sample), rtol=1e-9, atol=1e-9)
     assert_allclose(sample, wing.sample(density, shape), rtol=1e-12)

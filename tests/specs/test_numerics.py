@@ -19,14 +19,14 @@ def everything(flow, density, x, y):
     return [there, back, *ladjs, *pairs, density.log_prob(y)]
 
 
-@pytest.mark.parametrize(
-    ("flow_dtype", "dtype"),
-    [("float32", "float32"), ("float32", "float64"), ("float64", "float64")],
-)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_dtypes(wing, case, flow_dtype, dtype):
-    """The wider of the two dtypes comes out, and a flow keeps its own."""
-    flow = wing.build(case, dtype=flow_dtype)
+def test_dtypes(wing, case, dtype):
+    """The wider of the two dtypes comes out, and a flow keeps its own.
+
+    That of float64 stays in float64: no narrower number meets the tolerances of the other laws.
+    """
+    flow = wing.build(case, dtype="float32")
     points, context = case.points(3, dtype=dtype), case.context(3, dtype=dtype)
     latents = case.latents(3, dtype=dtype)
     # A flow without numbers of its own cannot tell the base its dtype.
@@ -34,7 +34,7 @@ def test_dtypes(wing, case, flow_dtype, dtype):
     base = None if numbers else wing.normal_base(case.base_shape, 0.0, 1.0, dtype)
     density = wing.density(flow, base, context)
     found = wing.dtypes(everything, wing.given(flow, context), density, latents, points)
-    if flow_dtype == dtype in wing.drawn_dtypes:
+    if dtype == "float32" and wing.draws_float32:
         found += [str(array.dtype) for array in wing.sample_and_log_prob(density, (3,))]
     assert set(found) == {dtype}
     before = {name: value.dtype for name, value in wing.state(flow).items()}
@@ -251,7 +251,7 @@ def test_two_moons(wing, name, seed):
 @pytest.mark.parametrize("name", ["realnvp", "glow"])
 def test_two_moons_in_short(wing, name):
     """Better than the best Gaussian (2.51 nats) after a few steps."""
-    flow = wing.build(case(name, 2, hidden=(64, 64)), 0, dtype="float32", noise=0)
+    flow = wing.build(case(name, 2, layers=4, hidden=(32,)), 0, dtype="float32", noise=0)
     flow, losses = wing.train(flow, batches(two_moons(), 100, 256, 0), 1e-2)
     assert np.isfinite(losses).all()
-    assert held_out_nats(wing, flow) < 2.45
+    assert held_out_nats(wing, flow) < 2.4

@@ -1,6 +1,7 @@
 """The two hosts, as far as tests of guides need them: arrays in, arrays out."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -109,8 +110,8 @@ class PyroHost:
         return pyroflows.nice(size, layers=2, hidden=(4,), init_scale=0.0)
 
 
-def drawn(guide, params):
-    """Draws of the latent numbers of a NumPyro guide and their log-densities."""
+def draws_of(guide):
+    """A program for draws of the latent numbers of a NumPyro guide and their log-densities."""
 
     @jax.jit
     def draws(params):
@@ -119,7 +120,7 @@ def drawn(guide, params):
         # The host's own posteriors may have one density for each number.
         return x, posterior.log_prob(x).reshape(DRAWS, -1).sum(1)
 
-    return tuple(map(np.asarray, draws(params)))
+    return draws
 
 
 class NumPyroFitted:
@@ -132,13 +133,24 @@ class NumPyroFitted:
     def train(self, steps, rate=1e-2, particles=16):
         loss = numpyro.infer.Trace_ELBO(particles)
         svi = numpyro.infer.SVI(self.model, self.guide, numpyro.optim.Adam(rate), loss)
-        options = {"progress_bar": False, "init_params": self.params}
-        result = svi.run(jax.random.key(0), steps, *self.args, **options)
-        self.params = result.params
-        return np.asarray(result.losses)
+
+        @jax.jit
+        def run(params):  # `svi.run` sets up outside of its program, in a hundred small ones
+            state = svi.init(jax.random.key(0), *self.args, init_params=params)
+            state, losses = jax.lax.scan(
+                lambda state, _: svi.update(state, *self.args), state, None, steps
+            )
+            return svi.get_params(state), losses
+
+        self.params, losses = run(self.params)
+        return np.asarray(losses)
 
     def draws(self):
-        return drawn(self.guide, self.params)
+        return tuple(map(np.asarray, self._draws(self.params)))
+
+    @functools.cached_property
+    def _draws(self):
+        return draws_of(self.guide)
 
     def gradient(self, particles=1, seed=0):
         loss = numpyro.infer.Trace_ELBO(particles)
@@ -212,7 +224,7 @@ class NumPyroHost:
 
     def drawn(self, guide, result):
         """As Pyro's."""
-        return drawn(guide, result.params)
+        return tuple(map(np.asarray, draws_of(guide)(result.params)))
 
     def straight(self, size, key):
         """As Pyro's."""

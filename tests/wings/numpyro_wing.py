@@ -102,7 +102,7 @@ class NumPyroWing(base.Wing):
     name = "numpyro"
     # Two where nothing is compiled; XLA merges the two under `jit`.
     evaluations_of_sample_and_log_prob, evaluations_of_log_prob = 1, 2
-    drawn_dtypes = ("float64",)  # where JAX has float64 enabled, the host draws in nothing else
+    draws_float32 = False  # where JAX has float64 enabled, the host draws in nothing else
     package = numpyro_flows
     own_network = OwnNetwork
     own_convolution = OwnConvolution

@@ -38,7 +38,7 @@ class PyroWing(base.Wing):
     name = "pyro"
     # The host's distribution keeps nothing of a sample for its density.
     evaluations_of_sample_and_log_prob, evaluations_of_log_prob = 2, 1
-    drawn_dtypes = ("float32", "float64")
+    draws_float32 = True
     package = pyroflows
     own_network = OwnNetwork
     own_convolution = OwnConvolution

@@ -57,7 +57,7 @@ def integrated(flow):
     return mean, (weights @ (places - mean) ** 2).sqrt()
 
 
-def sampled(model, draws=300, warmup=100):
+def sampled(model, draws=200, warmup=60):
     kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
     mcmc = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
     mcmc.run()
@@ -193,7 +193,7 @@ def test_neutra_is_right_whatever_the_guide():
     misses += [levels.std() / 2.0 - 1.0, rates.std() / 3.0**0.5 - 1.0]
     assert max(map(abs, misses)) > 0.3, misses  # the guide itself would not pass
     neutra = NeuTraReparam(guide.requires_grad_(False))
-    (z,) = sampled(neutra.reparam(model), draws=400).values()
+    (z,) = sampled(neutra.reparam(model), draws=400, warmup=100).values()
     assert z.shape == (400, 2)
     draws = neutra.transform_sample(z)
     assert (draws["rate"] > 0).all()
