@@ -12,19 +12,12 @@ from pathlib import Path
 from mkdocs.exceptions import PluginError
 
 HERE = Path(__file__).parent
-# Pages of deep flows that take few steps. Those that train for long are quicker when optimised.
-MOSTLY_COMPILED = {f"tutorials/{name}.md" for name in ("images", "glow", "neutra")}
 SCRATCH = Path(tempfile.gettempdir()) / "pyroflows-docs"
 
 # The flows here are small: more threads than one only get into each other's way.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-# And each program runs a few times: compile it quickly, as `tests/conftest.py` does.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1 "
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
@@ -32,13 +25,6 @@ def on_config(config):
     """Let the pages import this module, and the tutorials' modules."""
     sys.path[:0] = [str(HERE), str(HERE / "tutorials")]
     return config
-
-
-def on_page_markdown(markdown, page, **_):
-    """Compile a page's programs without optimisations where that is most of its time."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", page.file.src_uri in MOSTLY_COMPILED)
 
 
 def on_page_content(html, page, **_):

@@ -208,7 +208,7 @@ IMAGE_FLOWS = [
     case("realnvp", (2, 4, 2), scales=2, channels=2, blocks=1, norm="instance", scale="sigmoid"),
     case("realnvp", (1, 2, 4), scales=1, channels=3, blocks=0, norm="batch", context_dim=1),
     case("realnvp", (1, 3, 2), scales=1, channels=3, blocks=0, norm=None, batch_norm=True),
-    case("glow", (1, 4, 4), levels=2, steps=1, channels=4),
+    case("glow", (1, 4, 4), levels=2, steps=2, channels=4),
     case("glow", (1, 2, 4), levels=1, steps=1, channels=3, coupling="additive", logit=0.1),
     case("glow", (2, 2, 2), levels=1, steps=2, channels=3, context_dim=2, robust=False),
     case("glow", (1, 4, 4), levels=2, steps=1, channels=3, learned_prior=False, scale="tanh"),
