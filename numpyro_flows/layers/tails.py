@@ -34,6 +34,7 @@ class SinhArcsinh(TransformModule):
 
     Args:
         event_shape: D, `(D,)` or `(C, H, W)`.
+        tails: whether to learn the weight of the tails, too; w is 0 otherwise.
 
     References:
         Jones and Pewsey, "Sinh-arcsinh distributions", Biometrika 96 (2009), equation 2.
@@ -46,26 +47,33 @@ class SinhArcsinh(TransformModule):
     """
 
     skewness: Float[Array, "..."]
-    log_weight: Float[Array, "..."]
+    log_weight: Float[Array, "..."] | None
 
-    def __init__(self, event_shape: int | Sequence[int]) -> None:
+    def __init__(self, event_shape: int | Sequence[int], *, tails: bool = True) -> None:
         super().__init__(event_shape)
         self.skewness = jnp.zeros(self.event_shape)
-        self.log_weight = jnp.zeros(self.event_shape)
+        self.log_weight = jnp.zeros(self.event_shape) if tails else None
 
     @override
     def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
-        weight, s = self.log_weight.astype(x.dtype), self.skewness.astype(x.dtype)
-        a = jnp.exp(weight) * jnp.arcsinh(x / WIDTH) + s
-        y = WIDTH * jnp.exp(-weight) * (jnp.sinh(a) / jnp.cosh(s) - jnp.tanh(s))
+        s, weight = self._shape(x)
+        a = weight * jnp.arcsinh(x / WIDTH) + s
+        y = WIDTH / weight * (jnp.sinh(a) / jnp.cosh(s) - jnp.tanh(s))
         return y, self._ladj(x, a, s)
 
     @override
     def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
-        weight, s = self.log_weight.astype(y.dtype), self.skewness.astype(y.dtype)
-        a = jnp.arcsinh(jnp.cosh(s) * (jnp.exp(weight) * y / WIDTH + jnp.tanh(s)))
-        x = WIDTH * jnp.sinh(jnp.exp(-weight) * (a - s))
+        s, weight = self._shape(y)
+        a = jnp.arcsinh(jnp.cosh(s) * (weight * y / WIDTH + jnp.tanh(s)))
+        x = WIDTH * jnp.sinh((a - s) / weight)
         return x, -self._ladj(x, a, s)
+
+    def _shape(self, like: Array) -> tuple[Array, Array]:
+        """Return s and exp(w) in the precision of the input."""
+        s = self.skewness.astype(like.dtype)
+        if self.log_weight is None:
+            return s, jnp.ones_like(s)
+        return s, jnp.exp(self.log_weight.astype(like.dtype))
 
     def _ladj(self, x: Array, a: Array, s: Array) -> Array:
         # hypot, since squares overflow.

@@ -47,11 +47,10 @@ class AutoFlow(AutoContinuous):
 
     for z from a Student-t distribution. A search for the Gaussian that fits best finds location m
     and scale L when the guide is set up. They stay fixed, so that one learning rate suits every
-    model, whatever its units. Shift b, lower-triangular A and the skewness and tails of each
-    coordinate, which a `SinhArcsinh` t gives it, are learned with the flow, from 0 and the
-    identity. In more than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A flow
-    needs at least two coordinates: the guide of a single latent number learns a monotone function
-    instead.
+    model, whatever its units. Shift b, lower-triangular A and the skewness of each coordinate,
+    which a `SinhArcsinh` t gives it, are learned with the flow, from 0 and the identity. In more
+    than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A flow needs at least two
+    coordinates: the guide of a single latent number learns a monotone function instead.
 
     The support of a site may depend on other sites of the guide: it is that of the model at their
     values.
@@ -178,7 +177,7 @@ class AutoFlow(AutoContinuous):
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _start(loc, self.init_scale)
-        transform = Chain([Chain([SinhArcsinh(size), flow, affine]), start]).to(loc)
+        transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
         found = self._is_stored(transform)
         if not found and self.init == "search":
             found = self._search(start, *args, **kwargs)

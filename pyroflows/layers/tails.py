@@ -33,6 +33,7 @@ class SinhArcsinh(TransformModule):
 
     Args:
         event_shape: D, `(D,)` or `(C, H, W)`.
+        tails: whether to learn the weight of the tails, too; w is 0 otherwise.
 
     References:
         Jones and Pewsey, "Sinh-arcsinh distributions", Biometrika 96 (2009), equation 2.
@@ -44,24 +45,32 @@ class SinhArcsinh(TransformModule):
         [1.0, 1.0]
     """
 
-    def __init__(self, event_shape: int | Sequence[int]) -> None:
+    def __init__(self, event_shape: int | Sequence[int], *, tails: bool = True) -> None:
         super().__init__(event_shape)
         self.skewness = nn.Parameter(torch.zeros(self.event_shape))
-        self.log_weight = nn.Parameter(torch.zeros(self.event_shape))
+        weight = nn.Parameter(torch.zeros(self.event_shape)) if tails else None
+        self.register_parameter("log_weight", weight)
 
     @override
     def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
-        weight, s = self.log_weight.to(x.dtype), self.skewness.to(x.dtype)
-        a = weight.exp() * torch.asinh(x / WIDTH) + s
-        y = WIDTH * (-weight).exp() * (torch.sinh(a) / torch.cosh(s) - torch.tanh(s))
+        s, weight = self._shape(x)
+        a = weight * torch.asinh(x / WIDTH) + s
+        y = WIDTH / weight * (torch.sinh(a) / torch.cosh(s) - torch.tanh(s))
         return y, self._ladj(x, a, s)
 
     @override
     def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
-        weight, s = self.log_weight.to(y.dtype), self.skewness.to(y.dtype)
-        a = torch.asinh(torch.cosh(s) * (weight.exp() * y / WIDTH + torch.tanh(s)))
-        x = WIDTH * torch.sinh((-weight).exp() * (a - s))
+        s, weight = self._shape(y)
+        a = torch.asinh(torch.cosh(s) * (weight * y / WIDTH + torch.tanh(s)))
+        x = WIDTH * torch.sinh((a - s) / weight)
         return x, -self._ladj(x, a, s)
+
+    def _shape(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s and exp(w) in the precision of the input."""
+        s = self.skewness.to(like.dtype)
+        if self.log_weight is None:
+            return s, torch.ones_like(s)
+        return s, self.log_weight.to(like.dtype).exp()
 
     def _ladj(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
         # hypot, since squares overflow.

@@ -84,7 +84,9 @@ LAYERS = {
     "Preconditioner": lambda state, prefix, size, rank=None: by_equation.preconditioner(
         state, prefix
     ),
-    "SinhArcsinh": lambda state, prefix, size: by_equation.sinh_arcsinh(state, prefix, 1),
+    "SinhArcsinh": lambda state, prefix, size, tails=True: by_equation.sinh_arcsinh(
+        state, prefix, 1
+    ),
     "LogTails": lambda state, prefix, size, threshold=100.0: by_equation.log_tails(threshold, 1),
 }
 

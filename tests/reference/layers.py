@@ -183,7 +183,8 @@ def sinh_arcsinh(state, prefix, ndim):
 
     Shifted and scaled so that zero, and the slope there, stay.
     """
-    delta, epsilon = np.exp(state[f"{prefix}log_weight"]), state[f"{prefix}skewness"]
+    epsilon = state[f"{prefix}skewness"]
+    delta = np.exp(state.get(f"{prefix}log_weight", 0.0))
     zero, slope = np.sinh(epsilon), delta * np.cosh(epsilon)
 
     def derivative(x):

@@ -141,6 +141,7 @@ LAYERS = [
     case("Preconditioner", 4),
     case("Preconditioner", 5, rank=2),
     case("SinhArcsinh", 3),
+    case("SinhArcsinh", 2, tails=False),
     case("LogTails", 3, threshold=0.5),
     case(
         "Chain",
