@@ -178,7 +178,7 @@ def test_neutra_is_right_whatever_the_guide():
     guide = AutoRealNVP(model, layers=2, hidden=(4,), init="location")
     svi = SVI(model, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
     params = svi.get_params(svi.init(jax.random.key(0)))
-    params = noisy(params, 1, 0.3)
+    params = noisy(params, 2, 0.3)
     guess = Predictive(guide, params=params, num_samples=500)(jax.random.key(2))
     misses = [guess["level"].std() / 2.0 - 1.0, guess["rate"].std() / 3.0**0.5 - 1.0]
     assert max(map(abs, misses)) > 0.3, misses  # the guide itself would not pass
