@@ -80,6 +80,7 @@ def main() -> None:
 def measured(wing: str, guide: str, posterior: Posterior, options: Any) -> dict[str, Any]:
     """Train a guide and compare it with the reference."""
     run: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
         "wing": wing,
         "guide": guide,
         "posterior": posterior.name,
@@ -214,7 +215,6 @@ def keep(run: dict[str, Any]) -> None:
     all_["runs"].append(run)
     all_["runs"].sort(key=lambda r: tuple(r[field] for field in same))
     all_["machine"] = {
-        "date": datetime.date.today().isoformat(),
         "machine": platform.machine(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
@@ -244,11 +244,8 @@ def write(kept: Mapping[str, Any]) -> None:
 def report(kept: Mapping[str, Any]) -> str:
     """Return all tables."""
     versions = kept["machine"]["versions"]
-    parts = [
-        f"Measured on {kept['machine']['date']} with "
-        + ", ".join(f"{package} {version}" for package, version in versions.items())
-        + "."
-    ]
+    installed = ", ".join(f"{package} {version}" for package, version in versions.items())
+    parts = [f"Measured with {installed}."]
     for wing, title in (("numpyro", "NumPyro"), ("pyro", "Pyro")):
         runs = [run for run in kept["runs"] if run["wing"] == wing]
         if runs:
@@ -258,12 +255,15 @@ def report(kept: Mapping[str, Any]) -> str:
 
 def summary(wing: str, runs: list[dict[str, Any]]) -> str:
     """Return how many posteriors each guide gets right."""
-    rows = ["| guide | passes | seconds, median |", "|---|---|---|"]
+    rows = ["| guide | passes | seconds, median | measured |", "|---|---|---|---|"]
     for guide in GUIDES[wing]:
         own = [run for run in runs if run["guide"] == guide]
         if own:
+            days = [run["date"] for run in own]
             seconds = np.median([run["seconds"] for run in own if "seconds" in run])
-            rows.append(f"| {guide} | {sum(map(passes, own))} of {len(own)} | {seconds:.0f} |")
+            dates = " to ".join(sorted({min(days), max(days)}))
+            passed = f"{sum(map(passes, own))} of {len(own)}"
+            rows.append(f"| {guide} | {passed} | {seconds:.0f} | {dates} |")
     return "\n".join(rows)
 
 

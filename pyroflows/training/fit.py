@@ -67,7 +67,8 @@ def fit(
             batches such as a DataLoader. Datasets and iterables need not fit in memory; those for
             a conditional flow yield pairs (x, context). Batches are converted to the dtype and
             device of the flow.
-        context: contexts `(n, context_dim)` of the rows of an array.
+        context: contexts `(n, context_dim)` of the rows of an array, on a scale of about one:
+            `standardize` leaves them as they are.
         weights: weights `(n,)` of the rows of an array, from 0 on, such as importance or survey
             weights. A row of weight 2 counts as two rows, in the losses and in `standardize`, but
             only the ratios of the weights matter. Layers that start from the first batch (ActNorm,
