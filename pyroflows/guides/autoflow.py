@@ -176,7 +176,7 @@ class AutoFlow(AutoContinuous):
             flow = self.build(size) if size > 1 else _monotone()
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
-        start = _start(loc, self.init_scale)
+        start = _new_start(loc, self.init_scale)
         transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
         found = self._is_stored(transform)
         if not found and self.init == "search":
@@ -197,7 +197,7 @@ class AutoFlow(AutoContinuous):
             uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
             starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
             with torch.enable_grad():
-                whole = _start(loc, self.init_scale).relative(*found.free(starts))
+                whole = _new_start(loc, self.init_scale).relative(*found.free(starts))
                 target = whole.target(found.log_density)
                 gaussian, elbo = search(target, whole, starts, budget)
         except Exception as error:  # the model may do anything outside of a Pyro run
@@ -329,7 +329,7 @@ def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
         return tree_map(lambda *parts: torch.stack(parts), *results)
 
 
-def _start(loc: Tensor, scale: float) -> Start:
+def _new_start(loc: Tensor, scale: float) -> Start:
     rank = None if len(loc) <= DENSE else 2 * HISTORY
     return Start(len(loc), rank=rank).to(loc).at(loc, scale)
 

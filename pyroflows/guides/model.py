@@ -269,13 +269,14 @@ class _Masked(dist.MaskedDistribution):
     """A distribution that sees some value of its support wherever it is masked."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        support, event = self.base_dist.support, [None] * self.event_dim
-        with contextlib.suppress(NotImplementedError):  # the support is not known
-            shown, value = self._mask, torch.as_tensor(value)
+        shown, value = self._mask, torch.as_tensor(value)
+        # A distribution may not tell its support: then there is nothing to put in.
+        with contextlib.suppress(NotImplementedError):
+            support = self.base_dist.support
             if support.is_discrete:  # no gradient: a value that is valid can stay
                 shown = shown | support.check(value)
             inside = _inside(self.base_dist, value.device).to(value)
-            value = torch.where(shown[(..., *event)], value, inside)
+            value = torch.where(shown[(..., *[None] * self.event_dim)], value, inside)
         return super().log_prob(value)
 
 

@@ -392,6 +392,14 @@ def test_a_start_of_ones_own():
     assert_close(guide(), values, atol=1e-4, rtol=0.0)
 
 
+class Untold(dist.Normal):
+    """A distribution that does not tell its support."""
+
+    @property
+    def support(self):
+        raise NotImplementedError
+
+
 def test_data_under_a_mask_may_be_of_any_kind():
     """What is masked counts for nothing, valid or not; validation sees no harm in it."""
     kept = torch.tensor([True, True, False])
@@ -407,6 +415,7 @@ def test_data_under_a_mask_may_be_of_any_kind():
                 pyro.sample(name, kind(logits=x), obs=y)
             rate = x[..., 0].exp()
             pyro.sample("count", dist.Poisson(rate), obs=torch.tensor([1.0, 2.0, float("nan")]))
+            pyro.sample("untold", Untold(x[..., 0], 1.0, validate_args=False), obs=torch.ones(3))
 
     guide = AutoNormal(model)
     with pyro.validation_enabled(True):
