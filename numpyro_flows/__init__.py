@@ -10,6 +10,15 @@ except ImportError as error:
         "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
     ) from error
 
+from numpyro_flows.applications import (
+    corrupt,
+    inpaint,
+    inpaint_draws,
+    interpolate,
+    outlier_scores,
+    plot_density,
+    resample,
+)
 from numpyro_flows.diagnostics import check_invertible
 from numpyro_flows.distribution import FlowDistribution, flow_distribution
 from numpyro_flows.flows import glow, nice, realnvp
@@ -51,6 +60,7 @@ from numpyro_flows.training import FitResult, fit
 from numpyro_flows.transform import Conditioned, TransformModule
 from numpyro_flows.tree import trainable
 from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.outliers import threshold
 from pyroflows_common.partition import (
     Checkerboard,
     Partition,
@@ -59,6 +69,7 @@ from pyroflows_common.partition import (
     checkerboard,
     halves,
 )
+from pyroflows_common.pictures import plot_images, plot_pairs
 
 __all__ = [
     "ActNorm",
@@ -100,16 +111,26 @@ __all__ = [
     "channels",
     "check_invertible",
     "checkerboard",
+    "corrupt",
     "dequantize",
     "fit",
     "fit_guide",
     "flow_distribution",
     "glow",
     "halves",
+    "inpaint",
+    "inpaint_draws",
+    "interpolate",
     "load",
     "nice",
+    "outlier_scores",
+    "plot_density",
+    "plot_images",
+    "plot_pairs",
     "realnvp",
+    "resample",
     "save",
+    "threshold",
     "to_arviz",
     "trainable",
 ]

@@ -6,6 +6,15 @@ try:
 except ImportError as error:
     raise ImportError("pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'") from error
 
+from pyroflows.applications import (
+    corrupt,
+    inpaint,
+    inpaint_draws,
+    interpolate,
+    outlier_scores,
+    plot_density,
+    resample,
+)
 from pyroflows.diagnostics import check_invertible
 from pyroflows.distribution import FlowDistribution, flow_distribution
 from pyroflows.flows import glow, nice, realnvp
@@ -46,6 +55,7 @@ from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import Conditioned, TransformModule
 from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.outliers import threshold
 from pyroflows_common.partition import (
     Checkerboard,
     Partition,
@@ -54,6 +64,7 @@ from pyroflows_common.partition import (
     checkerboard,
     halves,
 )
+from pyroflows_common.pictures import plot_images, plot_pairs
 
 __all__ = [
     "ActNorm",
@@ -95,15 +106,25 @@ __all__ = [
     "channels",
     "check_invertible",
     "checkerboard",
+    "corrupt",
     "dequantize",
     "fit",
     "fit_guide",
     "flow_distribution",
     "glow",
     "halves",
+    "inpaint",
+    "inpaint_draws",
+    "interpolate",
     "load",
     "nice",
+    "outlier_scores",
+    "plot_density",
+    "plot_images",
+    "plot_pairs",
     "realnvp",
+    "resample",
     "save",
+    "threshold",
     "to_arviz",
 ]

@@ -13,6 +13,7 @@ COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "loop", "sites",
     "guides", "search", "ascent", "verdict", "arviz",
+    "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [
     "tree", "rng", "inputs", "support", "convolutions", "networks", "transform",
@@ -26,6 +27,8 @@ WING = [
     "guides.model", "guides.preconditioner", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
     "guides.fit", "guides.arviz",
+    "applications.inputs", "applications.inpainting", "applications.outliers",
+    "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip
 PACKAGES = {"pyroflows_common": COMMON, "pyroflows": WING, "numpyro_flows": WING}
 

@@ -63,6 +63,20 @@ class Wing:
             options["key"] = self.key(seed)
         return maker(*args, **options)
 
+    def apply(self, name, *args, seed=0, **options):
+        """Call a public function with NumPy's arrays, and return what it gives as one."""
+        function = getattr(self.package, name)
+        taken = inspect.signature(function).parameters
+        if "key" in taken:
+            options.setdefault("key", self.key(seed))
+        elif "seed" in taken:
+            options.setdefault("seed", seed)
+        args = [self.array(a) if isinstance(a, np.ndarray) else a for a in args]
+        options = {
+            name: self.array(a) if isinstance(a, np.ndarray) else a for name, a in options.items()
+        }
+        return self.numpy(function(*args, **options))
+
     def build(self, case, seed=0, dtype="float64", noise=0.3):
         """Make the flow of a case, in a dtype, with noise on its weights."""
         flow = self.cast(self._make(case.name, case.size, case.layers, case.options, seed), dtype)

@@ -215,6 +215,12 @@ class NumPyroWing(base.Wing):
         low, high = (jnp.full(shape, bound, dtype) for bound in (low, high))
         return dist.Uniform(low, high).to_event(len(shape))
 
+    def two_peaks(self, *places, weights):
+        """A base over vectors of one number: a mixture of two normals."""
+        weights, places = (jnp.array(numbers, jnp.float32) for numbers in (weights, places))
+        peaks = dist.Normal(places[:, None], jnp.array(0.5, jnp.float32)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(weights), peaks)
+
     def poisson_base(self, shape):
         return dist.Poisson(jnp.ones(shape)).to_event(len(shape))
 

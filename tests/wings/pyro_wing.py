@@ -145,6 +145,12 @@ class PyroWing(base.Wing):
         low, high = (torch.full(shape, bound, dtype=getattr(torch, dtype)) for bound in (low, high))
         return dist.Uniform(low, high).to_event(len(shape))
 
+    def two_peaks(self, *places, weights):
+        """A base over vectors of one number: a mixture of two normals."""
+        weights, places = (torch.tensor(numbers) for numbers in (weights, places))
+        peaks = dist.Normal(places[:, None], torch.tensor(0.5)).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(weights), peaks)
+
     def poisson_base(self, shape):
         return dist.Poisson(torch.ones(shape)).to_event(len(shape))
 
