@@ -5,14 +5,25 @@ import io
 import os
 import re
 import sys
-import tempfile
-from html import escape
+from html import escape, unescape
+from importlib.resources import as_file, files
 from pathlib import Path
 
+import latex2mathml.converter
+from fontTools.subset import Options, Subsetter
+from fontTools.ttLib import TTFont
 from mkdocs.exceptions import PluginError
 
 HERE = Path(__file__).parent
-SCRATCH = Path(tempfile.gettempdir()) / "pyroflows-docs"
+KEPT = HERE.parent / ".cache" / "docs"
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>', re.DOTALL)
+
+# Unicode's letters, Greek, punctuation, operators, arrows, brackets and mathematical alphabets.
+BLOCKS = [
+    (0x20, 0x180), (0x300, 0x400), (0x2000, 0x2070), (0x20D0, 0x2400), (0x27C0, 0x2A00),
+    (0x1D400, 0x1D800),
+]  # fmt: skip
 
 # The flows here are small: more threads than one only get into each other's way.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -22,19 +33,45 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def on_config(config):
-    """Let the pages import this module, and the tutorials' modules."""
-    sys.path[:0] = [str(HERE), str(HERE / "tutorials")]
+    """Let the pages import this module and the tutorials' modules; keep what their code prints."""
+    for folder in (HERE, HERE / "tutorials"):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    import cache
+
+    cache.install(KEPT / "outputs")
     return config
 
 
 def on_page_content(html, page, **_):
-    """Refuse what no reader should see: tabs that run together, and boxes of output without any."""
+    """Refuse what no reader should see, tabs that run together and empty boxes; set formulas."""
     for labels in re.findall(r'<div class="tabbed-labels">(.*?)</div>', html, re.DOTALL):
         names = re.findall(r"<label[^>]*>(.*?)</label>", labels, re.DOTALL)
         if len(set(names)) < len(names):
             raise PluginError(f"{page.file.src_uri}: tabs {names} are two groups: use `===!`")
     if re.search(r"<code[^>]*>(\s|<[^>]*>)*</code>", html):
         raise PluginError(f"{page.file.src_uri}: a block shows no output: drop its `result`")
+    return FORMULA.sub(as_mathml, html)
+
+
+def on_post_build(config, **_):
+    """Give the site a font for formulas: browsers stretch brackets with no other kind."""
+    source = files("ziamath.fonts") / "STIXTwoMath-Regular.ttf"
+    with as_file(source) as path:
+        font = TTFont(path)
+    subsetter = Subsetter(Options(layout_features=["*"], notdef_outline=True))
+    subsetter.populate(unicodes=[code for block in BLOCKS for code in range(*block)])
+    subsetter.subset(font)
+    font.flavor = "woff"
+    font.save(Path(config.site_dir) / "assets" / "math.woff")
+
+
+def as_mathml(match):
+    """Return a formula that pymdownx.arithmatex has marked as MathML, which browsers set."""
+    tag, delimiter, tex = match.groups()
+    display = "inline" if delimiter == "(" else "block"
+    formula = latex2mathml.converter.convert(unescape(tex).strip(), display=display)
+    return f'<{tag} class="formula">{formula}</{tag}>'
 
 
 def figure(fig, alt, caption):
@@ -55,5 +92,6 @@ def figure(fig, alt, caption):
 
 def scratch(name):
     """Return a path for a file that an example writes."""
-    SCRATCH.mkdir(exist_ok=True)
-    return SCRATCH / name
+    folder = KEPT / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
