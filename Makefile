@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all mutants lint format docs serve bench bare clean
+.PHONY: help install demo test test-all mutants lint format docs browse serve bench bare clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,9 @@ format: $(VENV)/installed ## repair what ruff can repair
 docs: $(VENV)/installed ## build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
+browse: $(VENV)/installed-browser ## test the built site in Chromium; writes screenshots into out/site/
+	$(BIN)/python -m pytest tests/site -p no:cacheprovider -m "" $(ARGS)
+
 serve: $(VENV)/installed ## serve the site while writing it
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs serve
 
@@ -68,6 +71,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/python $(PIP_INSTALL) --editable ".[bench]"
+	@touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed
+	$(BIN)/python $(PIP_INSTALL) --editable ".[browser]"
 	@touch $@
 
 $(VENV)/installed-mutants: $(VENV)/installed

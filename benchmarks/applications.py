@@ -28,7 +28,7 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 import pyroflows
 from pyroflows_common.corruption import KINDS
 
-GLOW = {"levels": 2, "steps": 8, "channels": 64, "logit": 1e-6}
+GLOW = {"levels": 2, "steps": 4, "channels": 32, "logit": 1e-6}
 TRAINING = {"batch_size": 64, "learning_rate": 5e-3, "schedule": "cosine"}
 # Share of the pixels that a background flow sees drawn anew (Ren et al., section 4: 0.1 to 0.3).
 MUTATED = 0.2

@@ -19,6 +19,11 @@ KEPT = HERE.parent / ".cache" / "docs"
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>', re.DOTALL)
 
+# A function's name, and not a bracket after it: TeX sets a thin space between them.
+NAMES = "arcsinh|asinh|cos|cosh|det|exp|log|max|min|sin|sinh"
+FUNCTION = re.compile(rf"(<mi>(?:{NAMES})</mi>)(?=<m[ins])")
+SEARCH = 'data-md-component="search" role="dialog" aria-label="Search"'
+
 # Unicode's letters, Greek, punctuation, operators, arrows, brackets and mathematical alphabets.
 BLOCKS = [
     (0x20, 0x180), (0x300, 0x400), (0x2000, 0x2070), (0x20D0, 0x2400), (0x27C0, 0x2A00),
@@ -54,6 +59,11 @@ def on_page_content(html, page, **_):
     return FORMULA.sub(as_mathml, html)
 
 
+def on_post_page(output, **_):
+    """Name the theme's search for readers of the screen."""
+    return output.replace('data-md-component="search" role="dialog"', SEARCH, 1)
+
+
 def on_post_build(config, **_):
     """Give the site a font for formulas: browsers stretch brackets with no other kind."""
     source = files("ziamath.fonts") / "STIXTwoMath-Regular.ttf"
@@ -71,7 +81,10 @@ def as_mathml(match):
     tag, delimiter, tex = match.groups()
     display = "inline" if delimiter == "(" else "block"
     formula = latex2mathml.converter.convert(unescape(tex).strip(), display=display)
-    return f'<{tag} class="formula">{formula}</{tag}>'
+    formula = FUNCTION.sub(r'\1<mspace width="0.17em"/>', formula)
+    # What may scroll has to be in the keyboard's reach.
+    reach = ' tabindex="0"' if tag == "div" else ""
+    return f'<{tag} class="formula"{reach}>{formula}</{tag}>'
 
 
 def figure(fig, alt, caption):
