@@ -58,6 +58,7 @@ from pyroflows_common.partition import (
     checkerboard,
     halves,
 )
+from pyroflows_common.version import __version__ as __version__
 
 __all__ = [
     "ActNorm",

@@ -12,7 +12,7 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "guides", "search", "ascent", "verdict", "arviz",
+    "sites", "guides", "search", "ascent", "verdict", "arviz", "version",
 ]  # fmt: skip
 WING = [
     "tree", "rng", "inputs", "support", "convolutions", "networks", "transform",
