@@ -25,3 +25,8 @@ def test_the_licence_is_the_same_in_the_citation():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert found(r"^license: (.*)$", "CITATION.cff") == project["license"]
     assert project["name"] in found(r"^title: (.*)$", "CITATION.cff")
+
+
+def test_type_checkers_may_look_into_each_package():
+    for package in ("pyroflows", "numpyro_flows", "pyroflows_common"):
+        assert (ROOT / package / "py.typed").is_file()
