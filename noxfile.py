@@ -37,19 +37,22 @@ def built(pattern):
     return str(path)
 
 
-def lowest(session, wing):
-    """Write down the lowest versions that the metadata allows."""
-    pins = Path(session.create_tmp()) / "lowest.txt"
+def pinned(session, wing, versions):
+    """Write down what pip must install: the lowest versions, and the chosen PyTorch."""
+    folder = Path(session.create_tmp())
+    pins, torch = folder / "pins.txt", folder / "torch.txt"
+    torch.write_text(f"torch=={TORCH}\n" if TORCH else "")
+    if versions == "newest":
+        return f"--constraint={torch}"
     extras = [f"--extra={extra}" for extra in (wing, "arviz", "plot")]
     session.run(
         *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header"),
         *("--resolution=lowest-direct", "--only-binary=:all:", f"--python={session.python}"),
-        *("--no-annotate", f"--output-file={pins}", *extras, str(ROOT / "pyproject.toml")),
+        *("--no-annotate", f"--constraint={torch}", f"--output-file={pins}"),
+        *(*extras, str(ROOT / "pyproject.toml")),
         external=True,
     )
-    lines = pins.read_text().splitlines()
-    pins.write_text("\n".join(line for line in lines if not (TORCH and line[:7] == "torch==")))
-    return [f"--constraint={pins}"]
+    return f"--constraint={pins}"
 
 
 @nox.session(python=PYTHONS)
@@ -57,14 +60,12 @@ def lowest(session, wing):
 @nox.parametrize("wing", list(PACKAGES))
 def wing(session, wing, versions):
     """Install the wheel for one host: imports, a fit, a guide, types, and laws."""
-    pins = lowest(session, wing) if versions == "lowest" else []
-    if wing == "pyro" and TORCH:
-        session.install(f"torch=={TORCH}")
-    session.install("--only-binary=:all:", *pins, f"{built('*.whl')}[{wing},arviz,plot]")
+    pins = pinned(session, wing, versions)
+    session.install("--only-binary=:all:", pins, f"{built('*.whl')}[{wing},arviz,plot]")
     package, other = PACKAGES[wing], *set(PACKAGES.values()) - {PACKAGES[wing]}
     session.run("python", "-I", ROOT / ".ci" / "bare.py", package, other)
     session.run("python", "-I", ROOT / ".ci" / "smoke.py", package)
-    session.install(*pins, "pytest", "hypothesis", "scipy")
+    session.install(pins, "pytest", "hypothesis", "scipy")
     laws(session)
     if versions == "newest":
         session.install("mypy")
