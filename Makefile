@@ -3,7 +3,8 @@
 #   PYTHON    the interpreter that makes the environments (3.11 or newer)
 #   VENV      where the environment goes
 #   WORKERS   how many test processes; `auto` is one for each core
-#   ARGS      extra arguments for pytest, for the demo or for the benchmark
+#   ARGS      extra arguments for pytest, for the demo, for the benchmark or for nox
+#   TORCH     with `make matrix`, the version of PyTorch in every corner
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +21,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all mutants lint format docs browse serve bench bare clean
+.PHONY: help install demo test test-all mutants lint format docs browse serve bench bare \
+    package matrix audit clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -93,7 +95,25 @@ bare: ## prove that either wing installs without the other
 	$(VENV)-bare/pyro/bin/python -I .ci/bare.py pyroflows numpyro_flows
 	rm -rf $(VENV)-bare
 
+$(VENV)-release/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-release
+	@$(VENV)-release/bin/python -m pip install --quiet --disable-pip-version-check \
+	    "build>=1.2" "cffconvert>=2" "nox>=2024.10" "pip-audit>=2.7" "twine>=6.1" "uv>=0.5"
+	@touch $@
+
+package: $(VENV)-release/installed ## build wheel and sdist into dist/, and check their metadata
+	rm -rf dist
+	$(VENV)-release/bin/python -m build
+	$(VENV)-release/bin/twine check --strict dist/*
+	$(VENV)-release/bin/cffconvert --validate
+
+matrix: package ## the wheel on each Python, with the lowest and the newest versions; an hour
+	$(VENV)-release/bin/nox $(ARGS)
+
+audit: $(VENV)-release/installed ## known vulnerabilities of the pinned versions; needs a network
+	$(VENV)-release/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
 clean: ## remove the environments and everything that was built
-	rm -rf $(VENV) $(VENV)-bare build dist site out .cache
+	rm -rf $(VENV) $(VENV)-bare $(VENV)-release .nox build dist site out .cache
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pyroflows_common pyroflows numpyro_flows tests benchmarks -name __pycache__ -type d -exec rm -rf {} +

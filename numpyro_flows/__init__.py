@@ -3,11 +3,13 @@
 try:
     import equinox as _equinox  # noqa: F401
     import jax as _jax  # noqa: F401
+    import jaxtyping as _jaxtyping  # noqa: F401
     import numpyro as _numpyro  # noqa: F401
     import optax as _optax  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "numpyro_flows needs JAX, NumPyro, Equinox and Optax: pip install 'pyroflows[numpyro]'"
+        "numpyro_flows needs JAX, NumPyro, Equinox, Optax and jaxtyping, which the extra "
+        "pyroflows[numpyro] installs; for Pyro, install pyroflows[pyro] and import pyroflows"
     ) from error
 
 from numpyro_flows.applications import (
@@ -70,6 +72,7 @@ from pyroflows_common.partition import (
     halves,
 )
 from pyroflows_common.pictures import plot_images, plot_pairs
+from pyroflows_common.version import __version__ as __version__
 
 __all__ = [
     "ActNorm",

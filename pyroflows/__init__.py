@@ -1,10 +1,14 @@
 """Normalizing flows for Pyro: NICE, RealNVP and Glow as transforms with parameters."""
 
 try:
+    import jaxtyping as _jaxtyping  # noqa: F401
     import pyro as _pyro  # noqa: F401
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("pyroflows needs PyTorch and Pyro: pip install 'pyroflows[pyro]'") from error
+    raise ImportError(
+        "pyroflows needs PyTorch, Pyro and jaxtyping, which the extra pyroflows[pyro] installs; "
+        "for NumPyro, install pyroflows[numpyro] and import numpyro_flows"
+    ) from error
 
 from pyroflows.applications import (
     corrupt,
@@ -65,6 +69,7 @@ from pyroflows_common.partition import (
     halves,
 )
 from pyroflows_common.pictures import plot_images, plot_pairs
+from pyroflows_common.version import __version__ as __version__
 
 __all__ = [
     "ActNorm",

@@ -23,7 +23,9 @@ class ArviZ:
         try:
             self.module = importlib.import_module("arviz")
         except ImportError as error:
-            raise ImportError("to_arviz needs ArviZ: pip install 'pyroflows[arviz]'") from error
+            raise ImportError(
+                "to_arviz needs ArviZ, which the extra pyroflows[arviz] installs"
+            ) from error
         self.old = self.module.__version__.startswith("0.")
 
     def smooth(self, log_ratio: np.ndarray) -> tuple[np.ndarray, float]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from pyroflows_common.progress import bar
 from pyroflows_common.schedule import SHORTEST, mean_loss, stretches
 
 # Draws of the guide at each step, by default.
@@ -88,14 +88,14 @@ class Ascent(ABC):
     def best(self, rates: Sequence[float], steps: int, progress: bool) -> Run:
         """Run once for each learning rate, and return the best run; Ctrl-C ends all runs."""
         runs = []
-        with tqdm(total=steps * len(rates), disable=not progress, desc="fit_guide") as bar:
+        with bar(steps * len(rates), title="fit_guide", shown=progress) as shown:
             for rate in rates:
-                runs.append(self._run(rate, steps, bar))
+                runs.append(self._run(rate, steps, shown))
                 if runs[-1].stopped == "interrupted":
                     break
         return min(runs, key=lambda run: run.loss)
 
-    def _run(self, rate: float, steps: int, bar: Any) -> Run:
+    def _run(self, rate: float, steps: int, shown: Any) -> Run:
         self.begin()
         best, loss, losses, stopped = self.state_now(), math.inf, [np.array([])], "steps"
         for length in stretches(steps):
@@ -104,7 +104,7 @@ class Ascent(ABC):
             try:
                 for part in self.climb(rate, length):
                     parts.append(part)
-                    bar.update(len(part))
+                    shown.update(len(part))
             except KeyboardInterrupt:
                 stopped = "interrupted"
             stretch = np.concatenate(parts) if parts else np.array([])
@@ -119,5 +119,5 @@ class Ascent(ABC):
                 self.skipped += taken
                 stopped = "not finite"
                 break
-            bar.set_postfix_str(f"ELBO {-mean:.2f}")
+            shown.set_postfix_str(f"ELBO {-mean:.2f}")
         return Run(best, np.concatenate(losses), loss, rate, self.skipped, stopped)

@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, Generic, TypeVar
 
-from tqdm.auto import tqdm
-
 from pyroflows_common.batches import AUGMENT, AUGMENT_ALL, AUGMENT_VALIDATION, Part
 from pyroflows_common.checkpoint import Checkpoint
 from pyroflows_common.history import History, Settings
+from pyroflows_common.progress import bar
 from pyroflows_common.rows import Batch, Batches, rows_at_once
 
 # Number of skipped steps in a row after which training stops.
@@ -200,15 +199,10 @@ class Loop(ABC, Generic[A, P]):
                 self.best, self.history.best_step = self.parameters_now(), self.history.made
             self.last = None
 
-    def _bar(self) -> tqdm:
+    def _bar(self) -> Any:
         self.shown = 0.0
-        return tqdm(
-            total=self.settings.steps,
-            initial=self.history.step,
-            disable=not self.progress,
-            desc="fit",
-            unit="step",
-        )
+        steps, initial = self.settings.steps, self.history.step
+        return bar(steps, title="fit", unit="step", initial=initial, shown=self.progress)
 
     def _show(self) -> None:
         """Update the bar; its text changes at most ten times a second, because that is slow."""

@@ -78,6 +78,7 @@ NEAR = {
     "levels": ("images reference errors", "images or levels or scales or errors"),
     "loop": ("training checkpoints failures", ""),
     "partition": ("reference errors storage", "partition or Coupling or errors or storage"),
+    "progress": ("progress ascent", ""),
     "recipe": ("storage errors old_files", ""),
     "rows": ("sources training failures checkpoints errors", ""),
     "schedule": ("training evidence errors", ""),

@@ -11,8 +11,8 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 # A module imports only those before it; a package, as it runs all its modules, only where it ends.
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
-    "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "loop", "sites",
-    "guides", "search", "ascent", "verdict", "arviz",
+    "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
+    "sites", "guides", "search", "ascent", "verdict", "arviz", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [

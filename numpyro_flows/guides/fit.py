@@ -87,7 +87,7 @@ def fit_guide(
         schedule: `"cosine"`, None, or a function of the number of steps done, from 0, that gives a
             factor on the learning rate.
         loss: one of NumPyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles.
-        progress: whether to show a bar.
+        progress: whether to show a bar; where standard error is no terminal, it is a few lines.
         key: random key; by default always the same one.
 
     Returns:

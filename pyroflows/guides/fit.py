@@ -92,7 +92,7 @@ def fit_guide(
         loss: one of Pyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles, as a
             batch if the model can be batched, or `TraceEnum_ELBO` if the guide leaves discrete
             sites to be summed out.
-        progress: whether to show a bar.
+        progress: whether to show a bar; where standard error is no terminal, it is a few lines.
         seed: seed of all random numbers; the global ones are left alone.
 
     Returns:

@@ -94,7 +94,8 @@ def fit(
             gives the numbers of an uninterrupted run; `steps` and the other arguments must be the
             same. To train a finished flow further, call `fit` on its `result.flow`.
         progress: whether to show a bar, or a function that formats the loss in it; for pixels
-            `lambda loss: f"{bits_per_dim(-loss, event_shape):.3f} bits/dim"`.
+            `lambda loss: f"{bits_per_dim(-loss, event_shape):.3f} bits/dim"`. Where standard error
+            is no terminal, the bar is a few lines.
         standardize: whether to set the flow's `Standardization` from the training data, or from
             the first batch of an iterable.
         schedule: `"cosine"` (zero at the last step), or a function that maps the number of steps

@@ -82,3 +82,5 @@ def test_the_bar_counts_the_steps_of_all_runs(capsys):
     assert "fit_guide: 100%" in shown
     assert "80/80" in shown
     assert "ELBO -2.00" in shown
+    assert shown.count("\n") == 1
+    assert "\r" not in shown
