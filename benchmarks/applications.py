@@ -236,9 +236,12 @@ def inpainting(models: dict[str, Any], digits: torch.Tensor) -> Figure:
     rows, labels = [x, torch.where(known, x, torch.nan)], ["truth", "given"]
     for name, (flow, support) in models.items():
         begin = time.perf_counter()
-        rows.append(pyroflows.inpaint(flow, x, known, support=support, steps=400))
+        # NICE has the same mode in both spaces.
+        space = "latent" if support is None else "data"
+        mode = pyroflows.inpaint(flow, x, known, support=support, space=space, restarts=8)
+        rows.append(mode)
         draws = pyroflows.inpaint_draws(
-            flow, x, known, support=support, num_samples=8, num_warmup=150, chains=2,
+            flow, x, known, support=support, num_samples=8, num_warmup=100, chains=2,
             max_tree_depth=5,
         )  # fmt: skip
         rows += [draws[3].clamp(0, 1), draws[7].clamp(0, 1)]

@@ -12,8 +12,12 @@ from pyroflows_common.checks import check_rows
 DECAYS, TINY = (0.9, 0.99), 1e-12
 # Share of the steps, at the end, without noise.
 SETTLING = 0.25
-# Steps of the ascent to the starts of chains, and the fewest draws of a chain, for its two halves.
-STEPS_TO_STARTS, FEWEST_DRAWS = 100, 4
+# Steps of the search for the starts of chains, and the fewest draws of a chain, for its two halves.
+STEPS_TO_STARTS, FEWEST_DRAWS = 300, 4
+# First and last step of the search for latents, and the first and last deviation that it allows
+# what is known, in units of their spread.
+LATENT_STEPS, DEVIATIONS = (0.05, 0.005), (1.0, 0.01)
+SPACES = ("data", "latent")
 # Events by which the numbers are scaled, at least and at most; the least scale, in units of the
 # median one.
 SCALING, LEAST_SCALE = (64, 512), 1e-3
@@ -37,8 +41,23 @@ def schedule(steps: int, noise: float) -> np.ndarray:
     return np.stack([left * 10 / (100 + i), noise * (left == 1), *corrections], -1)
 
 
-def ends(support: Any, event_shape: tuple[int, ...]) -> Ends:
-    """Return the ends of the interval of each number of an event, from a support as in files."""
+def latent_schedule(steps: int) -> np.ndarray:
+    """Return four numbers for each step: its size, the deviation, and Adam's two corrections."""
+    share = np.linspace(0, 1, steps)
+    falling = (first * (last / first) ** share for first, last in (LATENT_STEPS, DEVIATIONS))
+    corrections = (1 - decay ** (np.arange(steps) + 1) for decay in DECAYS)
+    return np.stack([*falling, *corrections], -1)
+
+
+def check_space(space: str) -> None:
+    """Check the name of the space in which to search."""
+    if space not in SPACES:
+        raise ValueError(f"`space` is {space!r}, expected one of {', '.join(SPACES)}")
+
+
+def ends(bijection: Any, event_shape: tuple[int, ...]) -> Ends:
+    """Return the ends of the interval of each number that a `BijectTo`, or None, maps onto."""
+    support = None if bijection is None else bijection.support
     if isinstance(support, str):
         raise ValueError(
             f"`support` is {support}, whose numbers depend on each other: a part of them cannot "

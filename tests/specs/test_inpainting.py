@@ -47,9 +47,12 @@ def test_the_mode_of_a_gaussian_is_its_conditional_mean(wing):
     found, again = (wing.apply("inpaint", flow, given, MASK, steps=300) for _ in range(2))
     assert_array_equal(found, again)
     assert_array_equal(found[MASK], x[MASK])
-    for row, known, got in zip(x, MASK, found, strict=True):
+    latent = wing.apply("inpaint", flow, given, MASK, steps=300, space="latent")
+    assert_array_equal(latent[MASK], x[MASK])
+    for row, known, got, other in zip(x, MASK, found, latent, strict=True):
         expected, deviation = conditional(mean, covariance, row, known)
         assert_allclose((got[~known] - expected) / deviation, 0.0, atol=0.02)
+        assert_allclose((other[~known] - expected) / deviation, 0.0, atol=0.1)
 
 
 def test_draws_of_a_gaussian_are_from_its_conditional(wing):
@@ -167,6 +170,7 @@ ERRORS = {
         ValueError, "1 of 2 rows outside the support where `known`",
     ),
     "simplex": (np.array([False, True, True]), {"support": "ordered_vector"}, ValueError, "alone"),
+    "space": (np.array([False, True, True]), {"space": "base"}, ValueError, "`space` is 'base'"),
     "steps": (np.array([False, True, True]), {"steps": 0}, ValueError, "`steps` is 0"),
     "context": (
         np.array([False, True, True]), {"context": np.ones(2, np.float32)}, ValueError,
