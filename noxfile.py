@@ -61,9 +61,8 @@ def pinned(session, wing, versions):
 def wing(session, wing, versions):
     """Install the wheel for one host: imports, a fit, a guide, types, and laws."""
     pins = pinned(session, wing, versions)
-    session.install(
-        "--only-binary=:all:", pins, f"{built('*.whl')}[{wing},arviz,plot,applications]"
-    )
+    extras = f"[{wing},arviz,plot,applications]"
+    session.install("--only-binary=:all:", pins, built("*.whl") + extras)
     package, other = PACKAGES[wing], *set(PACKAGES.values()) - {PACKAGES[wing]}
     session.run("python", "-I", ROOT / ".ci" / "bare.py", package, other)
     session.run("python", "-I", ROOT / ".ci" / "smoke.py", package)
