@@ -60,7 +60,7 @@ def on_page_content(html, page, **_):
 
 
 def on_post_page(output, **_):
-    """Name the theme's search for readers of the screen."""
+    """Name the theme's search for screen readers."""
     return output.replace('data-md-component="search" role="dialog"', SEARCH, 1)
 
 

@@ -54,6 +54,11 @@ def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
+def as_numpy(x: Any) -> np.ndarray:
+    """Return an array of either host, or what NumPy can read, as NumPy's."""
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
 def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = "x") -> None:
     """Check that a shape ends in the shape of an event."""
     shape = tuple(shape)

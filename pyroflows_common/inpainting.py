@@ -71,8 +71,15 @@ def ends(bijection: Any, event_shape: tuple[int, ...]) -> Ends:
     return np.broadcast_to(low, event_shape), np.broadcast_to(high, event_shape)
 
 
-def check_known(known: np.ndarray, x: np.ndarray, ends: Ends) -> np.ndarray:
-    """Check a mask and the numbers it calls known; return it in the shape of the events."""
+def check_known(known: np.ndarray, x: np.ndarray, ends: Ends, own: Ends) -> np.ndarray:
+    """Check a mask and the numbers it calls known; return it in the shape of the events.
+
+    Args:
+        known: the mask.
+        x: the events.
+        ends: the ends of the support to stay in.
+        own: those of the flow's own support, on which it has no density.
+    """
     if known.dtype != bool:
         raise TypeError(f"`known` has dtype {known.dtype}, expected a mask of booleans")
     try:
@@ -82,10 +89,12 @@ def check_known(known: np.ndarray, x: np.ndarray, ends: Ends) -> np.ndarray:
             f"`known` has shape {known.shape}, which does not broadcast to that of `x`, {x.shape}"
         ) from None
     low, high = ends
-    for good, fault in (
+    faults = (
         (np.isfinite(x), "with NaN or inf where `known` is true"),
         ((x >= low) & (x <= high), "outside the support where `known` is true"),
-    ):
+        ((x > own[0]) & (x < own[1]), "on the edge of the flow's support where `known` is true"),
+    )
+    for good, fault in faults:
         check_rows((good | ~mask).reshape(-1, low.size).all(-1), "`x`", fault)
     return mask
 
@@ -101,15 +110,15 @@ def draws_to_scale_by(count: int, batch: Sequence[int]) -> int:
     return max(count, math.ceil(SCALING[0] / max(math.prod(batch), 1)))
 
 
-def between(y: np.ndarray, ends: Ends) -> np.ndarray:
-    """Move draws of a flow on all real numbers inside the intervals."""
+def inner(draws: np.ndarray, ends: Ends) -> Ends:
+    """Return intervals a little inside of others; half-lines by the spread of draws of the flow."""
     low, high = ends
-    events = y.reshape(-1, *low.shape)
+    events = draws.reshape(-1, *low.shape)
     with np.errstate(invalid="ignore"):
         spread = np.median(np.abs(events - np.where(np.isfinite(low), low, high)), 0)
-    margin = MARGIN * np.where(np.isfinite(high - low), high - low, spread)
+        margin = MARGIN * np.where(np.isfinite(high - low), high - low, spread)
     margin = np.where(np.isfinite(margin), margin, 0)
-    return y.clip(low + margin, high - margin).astype(y.dtype)
+    return low + margin, high - margin
 
 
 def location_and_scale(u: np.ndarray, event_shape: tuple[int, ...]) -> Ends:
@@ -132,9 +141,10 @@ def disagreement(rhat: np.ndarray) -> str | None:
     apart = ~(rhat <= RHAT_LIMIT)  # NaN: a chain did not move
     if not apart.any():
         return None
+    high = rhat[np.isfinite(rhat)].max(initial=0)
+    worst = f"R-hat is up to {high:.2f}, above {RHAT_LIMIT}" if high > 0 else "they do not move"
     return (
-        f"the chains disagree on {apart.sum()} of {rhat.size} unknown numbers: R-hat is up to "
-        f"{np.nanmax(rhat, initial=0):.2f}, above {RHAT_LIMIT}, so these draws are not yet draws "
-        "of the whole distribution; raise `num_warmup` and `num_samples`, and more `chains` show "
-        "whether there are several modes"
+        f"the chains disagree on {apart.sum()} of {rhat.size} unknown numbers ({worst}), so these "
+        "draws are not yet draws of the whole distribution; raise `num_warmup` and `num_samples`, "
+        "and more `chains` show whether there are several modes"
     )

@@ -1,5 +1,6 @@
 """Latents: checks of paths between them and of the scales to draw anew."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +15,16 @@ def check_path(path: str) -> None:
         raise ValueError(f"`path` is {path!r}, expected one of {', '.join(PATHS)}")
 
 
-def as_levels(levels: int | Sequence[int], shapes: Sequence[Any]) -> set[int]:
+def as_levels(levels: Any, shapes: Sequence[Any]) -> set[int]:
     """Return the places of some of a flow's scales, counted from the coarsest."""
-    given = [levels] if isinstance(levels, int) else list(levels)
+    given = [levels] if hasattr(levels, "__index__") else list(levels)
     count = len(shapes)
-    if not given or not all(isinstance(i, int) and -count <= i < count for i in given):
+    whole = all(hasattr(i, "__index__") and -count <= operator.index(i) < count for i in given)
+    if not given or not whole:
         raise ValueError(
             f"`scales` is {levels!r}, expected one or several of 0 (the coarsest) to {count - 1}"
         )
-    return {i % count for i in given}
+    return {operator.index(i) % count for i in given}
 
 
 def one_scale(event_shape: tuple[int, ...]) -> str:

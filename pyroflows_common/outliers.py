@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pyroflows_common.checks import as_numpy, check_rows
+
 # Each kind of score, and the argument without which it means nothing.
 KINDS = {"log_density": None, "typicality": "reference", "complexity": None, "ratio": "background"}
 
@@ -24,6 +26,17 @@ def check_kind(kind: str, given: Mapping[str, Any]) -> None:
         if name != KINDS[kind] and value is not None:
             owner = next(other for other, needed in KINDS.items() if needed == name)
             raise ValueError(f"`{name}` is given, but is for kind={owner!r}, not for {kind!r}")
+
+
+def check_flow(flow: Any, kind: type, name: str) -> None:
+    """Check that a flow, if there is one, is one."""
+    if flow is not None and not isinstance(flow, kind):
+        raise TypeError(f"`{name}` is a {type(flow).__name__}, expected a {kind.__name__}")
+
+
+def check_regular(log_probs: np.ndarray) -> None:
+    """Check that the flow gives all reference events a density."""
+    check_rows(np.isfinite(log_probs), "`reference`", "to which the flow gives no density")
 
 
 def check_coded(event_shape: tuple[int, ...], levels: int) -> None:
@@ -103,7 +116,7 @@ def threshold(scores: Any, *, false_positive_rate: float = 0.05) -> float:
         raise ValueError(
             f"`false_positive_rate` is {false_positive_rate!r}, expected a number between 0 and 1"
         )
-    values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    values = np.sort(as_numpy(scores).astype(np.float64).ravel())
     if np.isnan(values).any():
         raise ValueError(f"`scores` has {np.isnan(values).sum()} of {len(values)} values NaN")
     # The small number undoes the rounding of, say, 10 · (1 − 0.1).

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyroflows_common.checks import as_count
+from pyroflows_common.checks import as_count, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,8 @@ def plot_images(
     if labels is not None and len(labels) != len(rows):
         raise ValueError(f"`labels` has {len(labels)} entries for {len(rows)} rows of images")
     width = columns or max(map(len, rows))
+    if width < max(map(len, rows)):
+        raise ValueError(f"`columns` is {columns}, but a row has {max(map(len, rows))} images")
     height, breadth = rows[0].shape[1:3]
     size = (0.8 * width + (1.6 if labels else 0.0), 0.8 * len(rows) * height / breadth)
     figure, axes = _subplots(len(rows), width, size)
@@ -128,6 +130,10 @@ def draw_density(
     log_prob: Callable[[np.ndarray], np.ndarray], about: np.ndarray, data: Any, size: int
 ) -> "Figure":
     """Shade a density in the plane where the points `about` lie, and draw data on it."""
+    cloud = None if data is None else _cloud(data, "data")
+    if cloud is not None and cloud.shape[1] != 2:
+        raise ValueError(f"`data` has shape {as_numpy(data).shape}, expected (n, 2)")
+    about = about if cloud is None else cloud
     low, high = np.quantile(about, [0.005, 0.995], axis=0)
     half = 0.65 * (high - low).max()
     low, high = (low + high) / 2 - half, (low + high) / 2 + half
@@ -137,16 +143,10 @@ def draw_density(
     figure, axes = _subplots(1, 1, (4.0, 4.0))
     panel = axes[0, 0]
     panel.imshow(image, extent=(low[0], high[0], low[1], high[1]), origin="lower", cmap=DENSITY)
-    if data is not None:
-        cloud = _cloud(data, "data")
+    if cloud is not None:
         panel.plot(*cloud.T, ".", ms=2, alpha=0.4, color=DATA)
     panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
-
-
-def as_numpy(x: Any) -> np.ndarray:
-    """Return an array of either host, or what NumPy can read, as NumPy's."""
-    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
 def _images(images: Any) -> np.ndarray:

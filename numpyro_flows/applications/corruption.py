@@ -23,7 +23,7 @@ def corrupt(
     | kind | at strength s |
     |---|---|
     | `"noise"` | normal noise of standard deviation s is added |
-    | `"pixels"` | a share s of the pixels is drawn anew, uniformly |
+    | `"pixels"` | a share s of the numbers is drawn anew, uniformly |
     | `"rotation"` | turned by s times a right angle |
     | `"shear"` | rows are shifted by s times their distance from the middle |
     | `"contrast"` | (1 − s) of the image, s of its mean |
@@ -42,7 +42,7 @@ def corrupt(
         key: random key, for `"noise"` and `"pixels"`.
 
     Returns:
-        Images of the shape and dtype of `x`.
+        Images of the shape of `x`, and of its dtype as JAX has it.
 
     Raises:
         ValueError: if an argument is out of range, if `x` has no shape of images, or if `other`

@@ -105,9 +105,7 @@ def inpaint(
     ends, log_probs = unknown.start(z, steps)
     if space == "data":
         ends, log_probs = unknown.climb(ends, steps, noise, climb_key)
-    best = log_probs.reshape(restarts, -1).argmax(0)
-    rows = ends.reshape(restarts, len(best), *flow.event_shape)[best, jnp.arange(len(best))]
-    return unknown.complete(rows.reshape(unknown.x.shape))[0]
+    return unknown.complete(unknown.best(ends, log_probs))[0]
 
 
 def inpaint_draws(
@@ -129,7 +127,8 @@ def inpaint_draws(
     $$x_U \sim p(x_U \mid x_K) \propto p(x_K, x_U)$$
 
     The sampler is NumPyro's NUTS. All chains of all events move as one state, from the ends of a
-    search in latent space as that of `inpaint`. A warning says where chains of one event disagree.
+    search in latent space as that of `inpaint`. A warning says on how many numbers the chains
+    disagree.
 
     Args:
         flow: the flow; a conditional one with `context`.
@@ -174,7 +173,12 @@ def inpaint_draws(
     length = max(math.ceil(num_samples / chains), common.FEWEST_DRAWS)
     starts, _ = unknown.start(z, common.STEPS_TO_STARTS)
     log_probs = unknown.log_prob(unknown.complete(starts)[0])
-    common.check_density(np.asarray(log_probs).max(0))
+    # Chains cannot start where there is no density: they start from the event's best start.
+    good = jnp.isfinite(log_probs)
+    best = unknown.best(starts, jnp.where(good, log_probs, -jnp.inf))
+    wide = (..., *(None for _ in unknown.flow.event_shape))
+    starts = jnp.where(good[wide], starts, best)
+    log_probs = jnp.where(good, log_probs, unknown.log_prob(unknown.complete(best)[0]))
     places = np.nonzero(np.broadcast_to(~np.asarray(unknown.known), starts.shape))
     if not len(places[0]):
         return jnp.broadcast_to(unknown.x, (num_samples, *unknown.x.shape))
@@ -184,7 +188,8 @@ def inpaint_draws(
 
     def potential(v: Array) -> Array:
         y, ladj = unknown.complete(starts.at[places].set(v.astype(starts.dtype)))
-        return (log_probs - unknown.log_prob(y) - ladj).sum().astype(v.dtype)
+        energy = log_probs - unknown.log_prob(y) - ladj
+        return jnp.where(jnp.isnan(energy), jnp.inf, energy).sum().astype(v.dtype)
 
     kernel = NUTS(potential_fn=potential, max_tree_depth=max_tree_depth)
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=length, progress_bar=False)
@@ -207,7 +212,7 @@ class _Unknown(eqx.Module):
     base: dist.Distribution
     own: BijectTo | None  # the bijection onto the flow's support
     bijection: BijectTo | None  # that onto the support to stay in
-    ends: common.Ends
+    inner: common.Ends  # of that support, a little inside
     x: Array
     known: Array
     location: Array
@@ -236,20 +241,21 @@ class _Unknown(eqx.Module):
         density = flow_distribution(flow, base)
         own = _bounds(flow, flow.codomain)
         bijection = own if support is None else _bounds(flow, support)
-        ends = common.ends(bijection, flow.event_shape)
-        mask = common.check_known(np.asarray(known), np.asarray(x), ends)
+        ends, own_ends = (common.ends(b, flow.event_shape) for b in (bijection, own))
+        mask = common.check_known(np.asarray(known), np.asarray(x), ends, own_ends)
         batch = x.shape[: x.ndim - len(flow.event_shape)]
         rows = () if density.batch_shape else batch
         z = density.base_dist.sample(key, (common.draws_to_scale_by(count, batch), *rows))
         z = z.astype(x.dtype)
         y = flow(z)
+        inner = common.inner(np.asarray(y), ends)
         moments = (
-            *_moments(_coordinates(y, bijection, ends), flow.event_shape),
+            *_moments(_coordinates(y, own, bijection, inner), flow.event_shape),
             _moments(y if own is None else own.inv(y), flow.event_shape)[1],
             *_moments(z, flow.base_shape),
         )
         of_x = (x, jnp.asarray(mask))
-        return cls(flow, density.base_dist, own, bijection, ends, *of_x, *moments), z[:count]
+        return cls(flow, density.base_dist, own, bijection, inner, *of_x, *moments), z[:count]
 
     def complete(self, v: Float[Array, "..."]) -> Pair:
         """Return the events with these coordinates, and the log-determinant up to a constant."""
@@ -272,8 +278,9 @@ class _Unknown(eqx.Module):
         and what the search has maximised.
         """
         y, value = self._start(z, jnp.asarray(common.latent_schedule(steps), z.dtype))
-        u = _coordinates(y, self.bijection, self.ends)
-        return (u - self.location) / self.scale, value
+        u = _coordinates(y, self.own, self.bijection, self.inner)
+        # A search that failed is not the best of an event.
+        return (u - self.location) / self.scale, jnp.where(jnp.isnan(value), -jnp.inf, value)
 
     @eqx.filter_jit
     def _start(self, z: Array, schedule: Array) -> tuple[Array, Array]:
@@ -306,14 +313,22 @@ class _Unknown(eqx.Module):
         (w, *_, value), _ = jax.lax.scan(step, state, schedule)
         return self.flow(self.middle + self.width * w), value
 
+    def best(
+        self, ends: Float[Array, "count ..."], values: Float[Array, "count ..."]
+    ) -> Float[Array, "..."]:
+        """Return the coordinates with the highest value for each event, if they have a density."""
+        places = values.reshape(len(values), -1).argmax(0)
+        rows = ends.reshape(len(ends), len(places), *self.flow.event_shape)
+        best = rows[places, jnp.arange(len(places))].reshape(self.x.shape)
+        common.check_density(np.asarray(self.log_prob(self.complete(best)[0])))
+        return best
+
     def climb(
         self, starts: Float[Array, "count ..."], steps: int, noise: float, key: RandomKey
     ) -> tuple[Float[Array, "count ..."], Float[Array, "count ..."]]:
         """Climb from the starts; return the highest points met and their log-densities."""
         schedule = jnp.asarray(common.schedule(steps, noise), starts.dtype)
-        best, highest = self._climb(starts, schedule, key)
-        common.check_density(np.asarray(highest).max(0))
-        return best, highest
+        return self._climb(starts, schedule, key)
 
     @eqx.filter_jit
     def _climb(self, starts: Array, schedule: Array, key: RandomKey) -> tuple[Array, Array]:
@@ -351,9 +366,12 @@ def _bounds(flow: TransformModule, support: Any) -> BijectTo | None:
     return None if is_real(support) else BijectTo(flow.event_shape, support)
 
 
-def _coordinates(y: Array, bijection: BijectTo | None, ends: common.Ends) -> Array:
-    """Return events in real coordinates, those beyond the support from within it."""
-    y = jnp.asarray(common.between(np.asarray(y), ends), y.dtype)
+def _coordinates(
+    y: Array, own: BijectTo | None, bijection: BijectTo | None, inner: common.Ends
+) -> Array:
+    """Return events in real coordinates, those beyond a narrower support from within it."""
+    if bijection is not own:
+        y = jnp.clip(y, *(jnp.asarray(end, y.dtype) for end in inner))
     return y if bijection is None else bijection.inv(y)
 
 

@@ -42,7 +42,7 @@ def interpolate(
         num: number of events on the path, both ends among them; at least 2.
         path: `"linear"`, as in Glow's figures, or `"arc"`, a great circle. In many dimensions, a
             normal base has its mass at one distance from the origin, which an arc keeps and a line
-            does not.
+            does not. Ends in opposite directions have a line through the origin on either path.
         context: contexts `(*batch, context_dim)` of a conditional flow.
 
     Returns:

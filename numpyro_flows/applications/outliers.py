@@ -62,7 +62,8 @@ def outlier_scores(
 
     Raises:
         ValueError: if an argument does not suit the flow or the kind of score, if `x` or
-            `reference` has NaN or inf, or if pixels are not on the unit interval.
+            `reference` has NaN or inf, if the flow gives a reference event no density, or if pixels
+            are not on the unit interval.
         TypeError: if `flow` is not a `TransformModule`, or `x` not an array of real numbers.
         ImportError: if `kind` is `"complexity"` and Pillow is not installed.
 
@@ -84,26 +85,34 @@ def outlier_scores(
         [False, True]
     """
     common.check_kind(kind, {"reference": reference, "background": background})
+    common.check_flow(background, TransformModule, "background")
     batch_size = as_count(batch_size, "batch_size")
     log_p = _log_probs(flow, x, base, context, batch_size, "x")
     if kind == "log_density":
         return -log_p
     if reference is not None:
         known, given = reference if isinstance(reference, tuple) else (reference, None)
-        mean = _log_probs(flow, known, base, given, batch_size, "reference").mean()
-        return jnp.abs(log_p - mean)
+        if given is None and flow.context_dim:
+            raise ValueError("`reference` has no contexts: pass (events, contexts)")
+        regular = _log_probs(flow, known, base, given, batch_size, "reference")
+        common.check_regular(np.asarray(regular).reshape(-1))
+        return jnp.abs(log_p - regular.mean())
     if background is not None:
         if background.event_shape != flow.event_shape:
             raise ValueError(
                 f"`background` has events of shape {background.event_shape}, but `flow` has "
                 f"{flow.event_shape}"
             )
-        return _log_probs(background, x, None, context, batch_size, "x") - log_p
+        given = context if background.context_dim else None
+        ratio = _log_probs(background, x, None, given, batch_size, "x") - log_p
+        # Outside of both supports this is infinity less infinity.
+        return jnp.where(log_p == -jnp.inf, jnp.inf, ratio)
     common.check_coded(flow.event_shape, levels)
     images = np.asarray(x).reshape(-1, *flow.event_shape)
     lengths = common.code_lengths(images, levels) / math.prod(flow.event_shape)
     bits = bits_per_dim(log_p, flow.event_shape, levels=levels)
-    return bits - jnp.asarray(lengths.reshape(bits.shape), bits.dtype)
+    batch = x.shape[: x.ndim - len(flow.event_shape)]
+    return bits - jnp.asarray(lengths.reshape(batch), bits.dtype)
 
 
 def _log_probs(

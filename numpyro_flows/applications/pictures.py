@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution
 
-from pyroflows_common.checks import as_count
-from pyroflows_common.pictures import as_numpy, draw_density
+from pyroflows_common.checks import as_count, as_numpy
+from pyroflows_common.pictures import draw_density
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def plot_density(density: Distribution, data: Any = None, *, size: int = 150) ->
         >>> len(figure.axes)
         1
     """
-    if (*density.batch_shape, *density.event_shape) != (2,):
+    if (density.batch_shape, density.event_shape) != ((), (2,)):
         raise ValueError(
             f"`density` has batch shape {density.batch_shape} and event shape "
             f"{density.event_shape}, expected () and (2,)"
@@ -47,5 +47,4 @@ def plot_density(density: Distribution, data: Any = None, *, size: int = 150) ->
     def log_prob(points: np.ndarray) -> np.ndarray:
         return np.asarray(density.log_prob(jnp.asarray(points, some.dtype)))
 
-    about = as_numpy(some if data is None else data)
-    return draw_density(log_prob, about, data, as_count(size, "size", 2))
+    return draw_density(log_prob, as_numpy(some), data, as_count(size, "size", 2))

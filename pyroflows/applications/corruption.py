@@ -23,7 +23,7 @@ def corrupt(
     | kind | at strength s |
     |---|---|
     | `"noise"` | normal noise of standard deviation s is added |
-    | `"pixels"` | a share s of the pixels is drawn anew, uniformly |
+    | `"pixels"` | a share s of the numbers is drawn anew, uniformly |
     | `"rotation"` | turned by s times a right angle |
     | `"shear"` | rows are shifted by s times their distance from the middle |
     | `"contrast"` | (1 − s) of the image, s of its mean |

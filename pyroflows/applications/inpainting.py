@@ -99,9 +99,7 @@ def inpaint(
         ends, log_probs = unknown.start(restarts, steps)
         if space == "data":
             ends, log_probs = unknown.climb(ends, steps, noise)
-    best = log_probs.reshape(restarts, -1).argmax(0)
-    rows = ends.reshape(restarts, len(best), *flow.event_shape)[best, torch.arange(len(best))]
-    return unknown.complete(rows.reshape(unknown.x.shape))[0]
+    return unknown.complete(unknown.best(ends, log_probs))[0]
 
 
 def inpaint_draws(
@@ -123,7 +121,8 @@ def inpaint_draws(
     $$x_U \sim p(x_U \mid x_K) \propto p(x_K, x_U)$$
 
     The sampler is Pyro's NUTS. All chains of all events move as one state, from the ends of a
-    search in latent space as that of `inpaint`. A warning says where chains of one event disagree.
+    search in latent space as that of `inpaint`. A warning says on how many numbers the chains
+    disagree.
 
     Args:
         flow: the flow; a conditional one with `context`.
@@ -168,14 +167,21 @@ def inpaint_draws(
     with seeded(seed):
         starts, _ = unknown.start(chains, common.STEPS_TO_STARTS)
         log_probs = unknown.log_prob(unknown.complete(starts)[0]).detach()
-        common.check_density(log_probs.amax(0).cpu().numpy())
+        # Chains cannot start where there is no density: they start from the event's best start.
+        good = log_probs.isfinite()
+        best = unknown.best(starts, torch.where(good, log_probs, -math.inf))
+        wide = (..., *(None for _ in unknown.flow.event_shape))
+        starts = torch.where(good[wide], starts, best)
+        log_probs = torch.where(good, log_probs, unknown.log_prob(unknown.complete(best)[0]))
+        log_probs = log_probs.detach()
         places = (~unknown.known).expand_as(starts)
         if not places.any():
             return unknown.x.expand(num_samples, *unknown.x.shape).clone()
 
         def potential(parameters: dict[str, Tensor]) -> Tensor:
             y, ladj = unknown.complete(starts.masked_scatter(places, parameters["unknown"]))
-            return (log_probs - unknown.log_prob(y) - ladj).sum()
+            energy = log_probs - unknown.log_prob(y) - ladj
+            return torch.where(energy.isnan(), math.inf, energy).sum()
 
         kernel = NUTS(potential_fn=potential, max_tree_depth=max_tree_depth)
         initial = {"unknown": starts[places]}
@@ -210,8 +216,10 @@ class _Unknown:
         self.density = flow_distribution(self.flow, base)
         self.own = _bounds(flow, flow.codomain)
         self.bijection = self.own if support is None else _bounds(flow, support)
-        self.ends = common.ends(self.bijection, flow.event_shape)
-        mask = common.check_known(known.cpu().numpy(), x.cpu().numpy(), self.ends)
+        ends, own = (common.ends(b, flow.event_shape) for b in (self.bijection, self.own))
+        mask = common.check_known(known.cpu().numpy(), x.cpu().numpy(), ends, own)
+        self.ends = ends
+        self.inner: list[Tensor] = []
         self.x, self.known = x, torch.from_numpy(mask).to(x.device)
         self.batch = x.shape[: x.ndim - len(flow.event_shape)]
         self.location, self.scale = x.new_zeros(()), x.new_ones(())
@@ -242,6 +250,8 @@ class _Unknown:
         with torch.no_grad():
             z = base.sample(draws).to(self.x)
             y = self.flow(z)
+            inner = common.inner(y.cpu().numpy(), self.ends)
+            self.inner = [torch.from_numpy(end).to(y) for end in inner]
             self.location, self.scale = self._moments(self._coordinates(y), shape)
             u = y if self.own is None else self.own.inv(y)
             _, spread = self._moments(u, shape)
@@ -268,16 +278,29 @@ class _Unknown:
             w = w.detach() + size * step
         with torch.no_grad():
             u = self._coordinates(self.flow(middle + width * w))
-            return (u - self.location) / self.scale, value.detach()
+            # A search that failed is not the best of an event.
+            return (u - self.location) / self.scale, value.detach().nan_to_num(nan=-math.inf)
 
     def _coordinates(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return events in real coordinates, those beyond the support from within it."""
-        y = torch.from_numpy(common.between(y.cpu().numpy(), self.ends)).to(y)
+        """Return events in real coordinates, those beyond a narrower support from within it."""
+        if self.bijection is not self.own:
+            y = y.clamp(*self.inner)
         return y if self.bijection is None else self.bijection.inv(y)
 
     def _moments(self, u: Float[Tensor, "..."], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         location, scale = common.location_and_scale(u.cpu().numpy(), shape)
         return torch.from_numpy(location).to(u), torch.from_numpy(scale).to(u)
+
+    def best(
+        self, ends: Float[Tensor, "count ..."], values: Float[Tensor, "count ..."]
+    ) -> Float[Tensor, "..."]:
+        """Return the coordinates with the highest value for each event, if they have a density."""
+        places = values.reshape(len(values), -1).argmax(0)
+        rows = ends.reshape(len(ends), len(places), *self.flow.event_shape)
+        best = rows[places, torch.arange(len(places))].reshape(self.x.shape)
+        with torch.no_grad():
+            common.check_density(self.log_prob(self.complete(best)[0]).cpu().numpy())
+        return best
 
     def climb(
         self, starts: Float[Tensor, "count ..."], steps: int, noise: float
@@ -303,7 +326,6 @@ class _Unknown:
             if jitter:
                 direction = direction + jitter * torch.randn_like(v)
             v = v.detach() + size * direction
-        common.check_density(highest.amax(0).cpu().numpy())
         return best, highest
 
 

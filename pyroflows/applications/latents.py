@@ -43,12 +43,12 @@ def interpolate(
         num: number of events on the path, both ends among them; at least 2.
         path: `"linear"`, as in Glow's figures, or `"arc"`, a great circle. In many dimensions, a
             normal base has its mass at one distance from the origin, which an arc keeps and a line
-            does not.
+            does not. Ends in opposite directions have a line through the origin on either path.
         context: contexts `(*batch, context_dim)` of a conditional flow.
 
     Returns:
-        Events `(num, *batch, *event_shape)`, the first and last of which are `start` and `end` but
-        for rounding.
+        Events `(num, *batch, *event_shape)`, without gradients, the first and last of which are
+        `start` and `end` but for rounding.
 
     Raises:
         ValueError: if shapes do not fit, if an event is not finite, or if `path` is unknown.

@@ -58,11 +58,13 @@ def outlier_scores(
         batch_size: number of events to evaluate at a time.
 
     Returns:
-        Scores `(*batch,)`; infinity for events to which the flow gives no density.
+        Scores `(*batch,)`, without gradients; infinity for events to which the flow gives no
+        density.
 
     Raises:
         ValueError: if an argument does not suit the flow or the kind of score, if `x` or
-            `reference` has NaN or inf, or if pixels are not on the unit interval.
+            `reference` has NaN or inf, if the flow gives a reference event no density, or if pixels
+            are not on the unit interval.
         TypeError: if `flow` is not a `TransformModule`, or `x` not a tensor of real numbers.
         ImportError: if `kind` is `"complexity"` and Pillow is not installed.
 
@@ -83,25 +85,34 @@ def outlier_scores(
         [False, True]
     """
     common.check_kind(kind, {"reference": reference, "background": background})
+    common.check_flow(background, TransformModule, "background")
     batch_size = as_count(batch_size, "batch_size")
     log_p = _log_probs(flow, x, base, context, batch_size, "x")
     if kind == "log_density":
         return -log_p
     if reference is not None:
         known, given = reference if isinstance(reference, tuple) else (reference, None)
-        return (log_p - _log_probs(flow, known, base, given, batch_size, "reference").mean()).abs()
+        if given is None and flow.context_dim:
+            raise ValueError("`reference` has no contexts: pass (events, contexts)")
+        regular = _log_probs(flow, known, base, given, batch_size, "reference")
+        common.check_regular(regular.reshape(-1).cpu().numpy())
+        return (log_p - regular.mean()).abs()
     if background is not None:
         if background.event_shape != flow.event_shape:
             raise ValueError(
                 f"`background` has events of shape {background.event_shape}, but `flow` has "
                 f"{flow.event_shape}"
             )
-        return _log_probs(background, x, None, context, batch_size, "x") - log_p
+        given = context if background.context_dim else None
+        ratio = _log_probs(background, x, None, given, batch_size, "x") - log_p
+        # Outside of both supports this is infinity less infinity.
+        return torch.where(log_p == -math.inf, math.inf, ratio)
     common.check_coded(flow.event_shape, levels)
     images = x.reshape(-1, *flow.event_shape).cpu().numpy()
     lengths = common.code_lengths(images, levels) / math.prod(flow.event_shape)
     bits = bits_per_dim(log_p, flow.event_shape, levels=levels)
-    return bits - torch.from_numpy(lengths).to(bits).reshape(bits.shape)
+    batch = x.shape[: x.ndim - len(flow.event_shape)]
+    return bits - torch.from_numpy(lengths).to(bits).reshape(batch)
 
 
 def _log_probs(

@@ -63,7 +63,7 @@ def test_only_the_latents_of_the_given_scales_change(wing, case):
         return [wing.numpy(part) for part in flow.split_latent(z)]
 
     before = latents(x)
-    for scales in (0, [-1], list(range(len(before)))):
+    for scales in (0, [np.int64(-1)], list(range(len(before)))):
         after = latents(wing.apply("resample", flow, x, scales, **options))
         drawn = {i % len(before) for i in ([scales] if isinstance(scales, int) else scales)}
         for i, (old, new) in enumerate(zip(before, after, strict=True)):

@@ -83,6 +83,25 @@ def test_what_has_no_density_scores_infinity(wing):
     assert_array_equal(np.isinf(wing.apply("outlier_scores", flow, x)), [False, True])
 
 
+def test_what_has_no_density_anywhere_is_no_regular_event(wing):
+    flow = wing.new("BijectTo", 2, ((0.0, 1.0),))
+    x = np.array([[0.5, 0.5], [0.5, 2.0]], np.float32)
+    found = wing.apply("outlier_scores", flow, x, kind="ratio", background=flow)
+    assert_array_equal(found, [0.0, np.inf])
+    with pytest.raises(ValueError, match="`reference` has 1 of 2 rows to which the flow gives no"):
+        wing.apply("outlier_scores", flow, x, kind="typicality", reference=x)
+
+
+def test_one_image_under_several_contexts(wing):
+    of_images = case("glow", (1, 4, 4), levels=1, steps=1, channels=3, context_dim=2, logit=0.05)
+    flow, x, context = wing.build(of_images), of_images.points(), of_images.context(3)
+    found = wing.apply("outlier_scores", flow, x, kind="complexity", context=context)
+    each = [
+        wing.apply("outlier_scores", flow, x, kind="complexity", context=one) for one in context
+    ]
+    assert_allclose(found, each)
+
+
 def test_a_condition_made_before_is_the_context(wing):
     flow, x = wing.build(FLOWS[1]), FLOWS[1].points(5)
     context = FLOWS[1].context(5)
@@ -122,6 +141,16 @@ def test_errors(wing, name):
         wing.apply("outlier_scores", wing.new("Standardization", 3), X, **options)
 
 
+def test_errors_of_other_flows(wing):
+    flow = wing.new("Standardization", 3)
+    with pytest.raises(TypeError, match="`background` is a str"):
+        wing.apply("outlier_scores", flow, X, kind="ratio", background="x")
+    flow, x, context = wing.build(FLOWS[1]), FLOWS[1].points(2), FLOWS[1].context(2)
+    options = {"kind": "typicality", "reference": x, "context": context}
+    with pytest.raises(ValueError, match="`reference` has no contexts"):
+        wing.apply("outlier_scores", flow, x, **options)
+
+
 def test_errors_of_images(wing):
     flow, x = wing.new("Standardization", (1, 2, 2)), np.full((1, 1, 2, 2), 1.5, np.float32)
     with pytest.raises(ValueError, match="from 1.5 to 1.5, but kind='complexity' is for pixels"):
@@ -154,6 +183,9 @@ def test_at_most_so_many_regular_events_score_above(count, rate):
 
 def test_a_threshold_takes_the_hosts_arrays(wing):
     assert threshold(wing.array(np.arange(9.0)), false_positive_rate=0.2) == 7.0
+    if wing.name == "pyro":  # with a gradient
+        scores = wing.array(np.arange(9.0)).requires_grad_()
+        assert threshold(scores, false_positive_rate=0.2) == 7.0
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_a_density_is_drawn_where_it_is(wing):
         (lambda: plot_images(np.ones((3, 4, 4))), r"`images` has shape \(3, 4, 4\)"),
         (lambda: plot_images(np.ones((3, 2, 4, 4))), "one channel or three"),
         (lambda: plot_images([np.ones((1, 1, 2, 2))], ["a", "b"]), "`labels` has 2 entries for 1"),
+        (lambda: plot_images([np.ones((5, 1, 2, 2))], columns=2), "`columns` is 2, but a row has"),
         (lambda: plot_pairs(np.ones(3)), r"`draws` has shape \(3,\)"),
         (lambda: plot_pairs(np.ones((3, 2)), np.ones((3, 3))), r"different sizes: \[2, 3\]"),
         (lambda: plot_pairs(np.ones((3, 2)), names=["a"]), r"different sizes: \[1, 2\]"),
@@ -80,3 +81,6 @@ def test_errors_of_densities(wing):
     density = wing.density(wing.new("Standardization", 3))
     with pytest.raises(ValueError, match=r"event shape \(3,\), expected \(\) and \(2,\)"):
         wing.package.plot_density(density)
+    density = wing.density(wing.new("Standardization", 2))
+    with pytest.raises(ValueError, match=r"`data` has shape \(9, 3\), expected \(n, 2\)"):
+        wing.package.plot_density(density, np.ones((9, 3)))
