@@ -97,16 +97,15 @@ def draw(package):
             )
             axes.add_patch(arrow)
     for room, (x, y) in places.items():
-        inner = "  ".join(known[room])
-        box(axes, x, y, room, wrapped(inner), 0.62 if inner else 0.5)
+        box(axes, x, y, room, wrapped("  ".join(known[room])))
     names = "  ".join(name for name, _ in modules(FLOOR))
-    box(axes, 5, -0.05, FLOOR, wrapped(names, 112), 0.8)
+    box(axes, 5, 0.0, FLOOR, wrapped(names, 112))
     axes.set(xlim=(-0.1, 10.1), ylim=(-0.6, len(rows) + 0.5))
     axes.axis("off")
     return fig
 
 
-def wrapped(names, width=36):
+def wrapped(names, width=42):
     """Break a list of names into lines."""
     lines = [""]
     for name in names.split():
@@ -116,15 +115,14 @@ def wrapped(names, width=36):
     return "\n".join(line.strip() for line in lines)
 
 
-def box(axes, x, y, title, inner, height):
+def box(axes, x, y, title, inner):
     """Draw a room with its name and what is in it."""
-    longest = max(len(title) * 1.7, *(len(line) for line in inner.split("\n")))
-    width = 0.072 * longest + 0.35
+    lines = inner.split("\n") if inner else []
+    longest = max(len(title) * 1.7, *map(len, lines), 0)
+    width, height = 0.072 * longest + 0.35, 0.36 + 0.13 * len(lines)
     style = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "fc": "#fff3ec", "ec": "#b3410e"}
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(FancyBboxPatch(corner, width, height, **style, zorder=2))
-    shift = 0.05 * (inner.count("\n") + 1) if inner else 0
-    axes.text(x, y + shift + 0.06 * bool(inner), title, ha="center", va="center", fontsize=10,
-              weight="bold", zorder=3)  # fmt: skip
-    if inner:
-        axes.text(x, y - 0.12, inner, ha="center", va="center", fontsize=7, zorder=3)
+    text = {"ha": "center", "va": "center", "zorder": 3}
+    axes.text(x, y + 0.065 * len(lines), title, fontsize=10, weight="bold", **text)
+    axes.text(x, y - 0.11, inner, fontsize=7, **text)
