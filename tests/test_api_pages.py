@@ -1,4 +1,4 @@
-"""The reference pages show every public name, once, and none that is gone."""
+"""The pages show every public name, once, and name nothing that is gone."""
 
 import re
 from collections import Counter
@@ -27,3 +27,11 @@ def test_both_pages_have_one_order():
         for text in [(ROOT / "docs" / "api" / f"{package.__name__}.md").read_text("utf-8")]
     ]
     assert pages[0] == [name for name in pages[1] if name != "trainable"]
+
+
+def test_the_tests_that_a_page_names_are_there():
+    text = (ROOT / "docs" / "trouble.md").read_text("utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) == text.count("::")
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / "specs" / file).read_text("utf-8"), name
