@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")  # of the extra `browser`
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "site"
 PICTURES = ROOT / "out" / "site"
@@ -47,7 +44,9 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    with playwright.sync_playwright() as host:
+    from playwright.sync_api import sync_playwright  # of the extra `browser`
+
+    with sync_playwright() as host:
         browser = host.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -120,9 +119,11 @@ def test_a_page_fits_a_phone(visit, page):
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_accessible(visit, page, scheme):
     """No serious finding of axe-core, such as too little contrast."""
+    from axe_playwright_python.sync_playwright import Axe
+
     seen = visit(page, viewport=DESK, color_scheme=scheme)
     assert seen.tab.evaluate("document.body.dataset.mdColorScheme") == SCHEMES[scheme]
-    found = axe.Axe().run(seen.tab).response["violations"]
+    found = Axe().run(seen.tab).response["violations"]
     serious = {
         finding["id"]: [node["html"][:120] for node in finding["nodes"][:3]]
         for finding in found
