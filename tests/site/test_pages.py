@@ -93,7 +93,9 @@ def visit(browser, address):
 def picture(tab, page, name):
     """Keep a screenshot, for eyes."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    tab.screenshot(path=PICTURES / f"{page.replace('/', '-')}-{name}.png", full_page=True)
+    tab.screenshot(
+        path=PICTURES / f"{page.replace('/', '-').replace('.', 'index')}-{name}.png", full_page=True
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
