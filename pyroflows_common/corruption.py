@@ -107,6 +107,6 @@ def _filters() -> Any:
         from scipy import ndimage
     except ImportError as error:
         raise ImportError(
-            "this corruption needs SciPy: pip install 'pyroflows[applications]'"
+            "this corruption needs SciPy, which the extra pyroflows[applications] installs"
         ) from error
     return ndimage

@@ -49,6 +49,16 @@ def latent_schedule(steps: int) -> np.ndarray:
     return np.stack([*falling, *corrections], -1)
 
 
+def direction(
+    gradient: Any, first: Any, second: Any, once: Any, twice: Any
+) -> tuple[Any, Any, Any]:
+    """Return Adam's direction and its two moments, of either host's arrays."""
+    early, late = DECAYS
+    first = early * first + (1 - early) * gradient
+    second = late * second + (1 - late) * gradient * gradient
+    return first / once / ((second / twice) ** 0.5 + TINY), first, second
+
+
 def check_space(space: str) -> None:
     """Check the name of the space in which to search."""
     if space not in SPACES:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyroflows_common.checks import as_numpy, check_rows
+from pyroflows_common.checks import as_count, as_numpy, check_rows
 
 # Each kind of score, and the argument without which it means nothing.
 KINDS = {"log_density": None, "typicality": "reference", "complexity": None, "ratio": "background"}
@@ -46,7 +46,7 @@ def check_coded(event_shape: tuple[int, ...], levels: int) -> None:
             f"kind='complexity' is for images (C, H, W), but the flow's events have shape "
             f"{event_shape}"
         )
-    if not 2 <= levels <= 256:
+    if as_count(levels, "levels", 2) > 256:
         raise ValueError(f"`levels` is {levels!r}, expected 2 to 256")
 
 
@@ -71,7 +71,7 @@ def _code_length(image: np.ndarray) -> float:
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            "kind='complexity' needs Pillow: pip install 'pyroflows[applications]'"
+            "kind='complexity' needs Pillow, which the extra pyroflows[applications] installs"
         ) from error
     # Other numbers of channels than one and three become one tall grey image.
     plane = np.moveaxis(image, 0, -1) if len(image) == 3 else image.reshape(-1, image.shape[-1])

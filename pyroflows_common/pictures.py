@@ -176,6 +176,8 @@ def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need Matplotlib: pip install 'pyroflows[plot]'") from error
+        raise ImportError(
+            "pictures need Matplotlib, which the extra pyroflows[plot] installs"
+        ) from error
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)

@@ -175,10 +175,10 @@ def inpaint_draws(
     log_probs = unknown.log_prob(unknown.complete(starts)[0])
     # Chains cannot start where there is no density: they start from the event's best start.
     good = jnp.isfinite(log_probs)
-    best = unknown.best(starts, jnp.where(good, log_probs, -jnp.inf))
+    log_probs = jnp.where(good, log_probs, -jnp.inf)
     wide = (..., *(None for _ in unknown.flow.event_shape))
-    starts = jnp.where(good[wide], starts, best)
-    log_probs = jnp.where(good, log_probs, unknown.log_prob(unknown.complete(best)[0]))
+    starts = jnp.where(good[wide], starts, unknown.best(starts, log_probs))
+    log_probs = jnp.where(good, log_probs, log_probs.max(0))
     places = np.nonzero(np.broadcast_to(~np.asarray(unknown.known), starts.shape))
     if not len(places[0]):
         return jnp.broadcast_to(unknown.x, (num_samples, *unknown.x.shape))
@@ -284,7 +284,6 @@ class _Unknown(eqx.Module):
 
     @eqx.filter_jit
     def _start(self, z: Array, schedule: Array) -> tuple[Array, Array]:
-        early, late = common.DECAYS
         given = jnp.where(self.known, self.x, self.flow(z[0]))
         target = given if self.own is None else self.own.inv(given)
         axes = tuple(range(-len(self.flow.event_shape), 0))
@@ -302,9 +301,8 @@ class _Unknown(eqx.Module):
             size, deviation, once, twice = step
             gradient, value = jax.grad(total, has_aux=True)(w, deviation)
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-            first = early * first + (1 - early) * gradient
-            second = late * second + (1 - late) * jnp.square(gradient)
-            w = w + size * first / once / (jnp.sqrt(second / twice) + common.TINY)
+            change, first, second = common.direction(gradient, first, second, once, twice)
+            w = w + size * change
             return (w, first, second, value), None
 
         batch = z.shape[: z.ndim - len(self.flow.base_shape)]
@@ -332,7 +330,6 @@ class _Unknown(eqx.Module):
 
     @eqx.filter_jit
     def _climb(self, starts: Array, schedule: Array, key: RandomKey) -> tuple[Array, Array]:
-        early, late = common.DECAYS
         batch = starts.shape[: starts.ndim - len(self.flow.event_shape)]
         wide = (..., *(None for _ in self.flow.event_shape))
 
@@ -348,10 +345,8 @@ class _Unknown(eqx.Module):
             best = jnp.where(higher[wide], v, best)
             highest = jnp.where(higher, value, highest)
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
-            first = early * first + (1 - early) * gradient
-            second = late * second + (1 - late) * jnp.square(gradient)
-            direction = first / once / (jnp.sqrt(second / twice) + common.TINY)
-            v = v + size * (direction + jitter * jax.random.normal(key, v.shape, v.dtype))
+            change, first, second = common.direction(gradient, first, second, once, twice)
+            v = v + size * (change + jitter * jax.random.normal(key, v.shape, v.dtype))
             return (v, first, second, best, highest), None
 
         keys = jax.random.split(key, len(schedule))

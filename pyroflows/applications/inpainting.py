@@ -169,11 +169,10 @@ def inpaint_draws(
         log_probs = unknown.log_prob(unknown.complete(starts)[0]).detach()
         # Chains cannot start where there is no density: they start from the event's best start.
         good = log_probs.isfinite()
-        best = unknown.best(starts, torch.where(good, log_probs, -math.inf))
+        log_probs = torch.where(good, log_probs, -math.inf)
         wide = (..., *(None for _ in unknown.flow.event_shape))
-        starts = torch.where(good[wide], starts, best)
-        log_probs = torch.where(good, log_probs, unknown.log_prob(unknown.complete(best)[0]))
-        log_probs = log_probs.detach()
+        starts = torch.where(good[wide], starts, unknown.best(starts, log_probs))
+        log_probs = torch.where(good, log_probs, log_probs.amax(0))
         places = (~unknown.known).expand_as(starts)
         if not places.any():
             return unknown.x.expand(num_samples, *unknown.x.shape).clone()
@@ -260,7 +259,6 @@ class _Unknown:
             target = given if self.own is None else self.own.inv(given)
             w = (z[:count] - middle) / width
         first, second = torch.zeros_like(w), torch.zeros_like(w)
-        early, late = common.DECAYS
         axes = tuple(range(-len(shape), 0))
         for size, deviation, once, twice in common.latent_schedule(steps).tolist():
             w = w.detach().requires_grad_()
@@ -272,14 +270,12 @@ class _Unknown:
                 value = log_prob_inside(base, z) - 0.5 * apart.square().sum(axes)
                 (gradient,) = torch.autograd.grad(value.sum(), w)
             gradient = torch.where(gradient.isfinite(), gradient, 0.0)
-            first = early * first + (1 - early) * gradient
-            second = late * second + (1 - late) * gradient.square()
-            step = first / once / ((second / twice).sqrt() + common.TINY)
+            step, first, second = common.direction(gradient, first, second, once, twice)
             w = w.detach() + size * step
         with torch.no_grad():
             u = self._coordinates(self.flow(middle + width * w))
             # A search that failed is not the best of an event.
-            return (u - self.location) / self.scale, value.detach().nan_to_num(nan=-math.inf)
+            return (u - self.location) / self.scale, torch.where(value.isnan(), -math.inf, value)
 
     def _coordinates(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return events in real coordinates, those beyond a narrower support from within it."""
@@ -309,7 +305,6 @@ class _Unknown:
         v = best = starts
         highest = v.new_full((len(starts), *self.batch), -math.inf)
         first, second = torch.zeros_like(v), torch.zeros_like(v)
-        early, late = common.DECAYS
         wide = (..., *(None for _ in self.flow.event_shape))
         for size, jitter, once, twice in common.schedule(steps, noise).tolist():
             v = v.detach().requires_grad_()
@@ -320,12 +315,10 @@ class _Unknown:
             best = torch.where(higher[wide], v.detach(), best)
             highest = torch.where(higher, value.detach(), highest)
             gradient = torch.where(gradient.isfinite(), gradient, 0.0)
-            first = early * first + (1 - early) * gradient
-            second = late * second + (1 - late) * gradient.square()
-            direction = first / once / ((second / twice).sqrt() + common.TINY)
+            step, first, second = common.direction(gradient, first, second, once, twice)
             if jitter:
-                direction = direction + jitter * torch.randn_like(v)
-            v = v.detach() + size * direction
+                step = step + jitter * torch.randn_like(v)
+            v = v.detach() + size * step
         return best, highest
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +163,18 @@ def test_errors_of_images(wing):
     other = wing.new("Standardization", 3)
     with pytest.raises(ValueError, match=r"`background` has events of shape \(3,\)"):
         wing.apply("outlier_scores", flow, x / 2, kind="ratio", background=other)
+
+
+def test_what_is_not_installed_is_named(wing, monkeypatch):
+    x, other = np.full((1, 1, 4, 4), 0.5, np.float32), wing.new("Standardization", (1, 4, 4))
+    for module in ("PIL", "scipy", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"Pillow, which the extra pyroflows\[applications\] in"):
+        wing.apply("outlier_scores", other, x, kind="complexity")
+    with pytest.raises(ImportError, match=r"SciPy, which the extra pyroflows\[applications\] inst"):
+        wing.apply("corrupt", x, "blur", 0.5)
+    with pytest.raises(ImportError, match=r"Matplotlib, which the extra pyroflows\[plot\] inst"):
+        wing.package.plot_images(x)
 
 
 # Thresholds
