@@ -49,13 +49,13 @@ format: $(VENV)/installed ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/installed ## build the site into site/; a warning is an error
+docs: $(VENV)/installed-bench ## build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 browse: $(VENV)/installed-browser ## test the built site in Chromium; writes screenshots into out/site/
 	$(BIN)/python -m pytest tests/site -p no:cacheprovider -m "" $(ARGS)
 
-serve: $(VENV)/installed ## serve the site while writing it
+serve: $(VENV)/installed-bench ## serve the site while writing it
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs serve
 
 bench: $(VENV)/installed-bench ## speed beside the other libraries; writes docs/benchmarks.md

@@ -254,8 +254,10 @@ def report(kept: Mapping[str, Any]) -> str:
 
 
 def summary(wing: str, runs: list[dict[str, Any]]) -> str:
-    """Return how many posteriors each guide gets right."""
-    rows = ["| guide | passes | seconds, median | measured |", "|---|---|---|---|"]
+    """Return how many posteriors each guide gets right; another page includes the table."""
+    mark = f"<!-- --8<-- [{{}}:guides-{wing}] -->"
+    rows = [mark.format("start"), "", "| guide | passes | seconds, median | measured |"]
+    rows.append("|---|---|---|---|")
     for guide in GUIDES[wing]:
         own = [run for run in runs if run["guide"] == guide]
         if own:
@@ -264,7 +266,7 @@ def summary(wing: str, runs: list[dict[str, Any]]) -> str:
             dates = " to ".join(sorted({min(days), max(days)}))
             passed = f"{sum(map(passes, own))} of {len(own)}"
             rows.append(f"| {guide} | {passed} | {seconds:.0f} | {dates} |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", mark.format("end")])
 
 
 def details(runs: list[dict[str, Any]]) -> str:

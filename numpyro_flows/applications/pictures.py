@@ -45,6 +45,9 @@ def plot_density(density: Distribution, data: Any = None, *, size: int = 150) ->
     some = density.sample(jax.random.key(0), (1000,))
 
     def log_prob(points: np.ndarray) -> np.ndarray:
-        return np.asarray(density.log_prob(jnp.asarray(points, some.dtype)))
+        x = jnp.asarray(points, some.dtype)
+        inside = density.support.check(x)
+        found = jnp.full(len(x), -jnp.inf, some.dtype)
+        return np.asarray(found.at[inside].set(density.log_prob(x[inside])))
 
     return draw_density(log_prob, as_numpy(some), data, as_count(size, "size", 2))

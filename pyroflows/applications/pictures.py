@@ -45,6 +45,10 @@ def plot_density(density: Distribution, data: Any = None, *, size: int = 150) ->
         some = density.sample(torch.Size((1000,)))
 
         def log_prob(points: np.ndarray) -> np.ndarray:
-            return density.log_prob(torch.from_numpy(points).to(some)).cpu().numpy()
+            x = torch.from_numpy(points).to(some)
+            inside = density.support.check(x)
+            found = x.new_full((len(x),), -torch.inf)
+            found[inside] = density.log_prob(x[inside])
+            return found.cpu().numpy()
 
         return draw_density(log_prob, as_numpy(some), data, as_count(size, "size", 2))

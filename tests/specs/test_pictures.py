@@ -60,6 +60,19 @@ def test_a_density_is_drawn_where_it_is(wing):
     assert wing.package.plot_density(density, size=5).axes[0].images
 
 
+def test_a_density_with_bounds_is_zero_beyond_them(wing):
+    density = wing.density(wing.new("Logit", 2, alpha=1e-6))
+    data = np.random.default_rng(0).random((500, 2)).astype(np.float32)
+    (axes,) = wing.package.plot_density(density, wing.array(data), size=41).axes
+    image, (low, high) = np.asarray(axes.images[0].get_array()), axes.get_xlim()
+    assert low < 0 < 1 < high
+    grid = np.linspace(low, high, 41)
+    inside = (grid > 0) & (grid < 1)
+    assert (image[inside][:, inside] > 0).all()
+    assert (image[~inside] == 0).all()
+    assert (image[:, ~inside] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
