@@ -19,7 +19,7 @@ from numpyro_flows.inputs import Contexts, Events, as_context, check_event, chec
 from numpyro_flows.networks import DataDependent
 from numpyro_flows.support import check_support
 from numpyro_flows.tree import Module, dtype_of, fields, frozen, named, nodes, replace, restored
-from pyroflows_common.checks import as_count, as_event_shape, check_shape
+from pyroflows_common.checks import as_count, as_event_shape, check_shape, joint_batch
 from pyroflows_common.recipe import Recipe
 
 Fields = tuple[tuple[str, ...], dict[str, object]]  # names of arrays, static fields
@@ -232,7 +232,7 @@ class TransformModule(eqx.Module, _HostTransform):
         x = check_event(x, event_shape)
         if context is not None:
             context = as_context(context, self.context_dim, x.dtype)
-            joint = jnp.broadcast_shapes(x.shape[: x.ndim - len(event_shape)], context.shape[:-1])
+            joint = joint_batch(x.shape[: x.ndim - len(event_shape)], context.shape[:-1])
             x = jnp.broadcast_to(x, (*joint, *event_shape))
             context = jnp.broadcast_to(context, (*joint, self.context_dim))
         elif self.context_dim:
@@ -478,4 +478,4 @@ class Conditioned(TransformModule):
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> tuple[int, ...]:
         batch = super()._batch(shape, event_shape)
-        return jnp.broadcast_shapes(batch, self.context.shape[:-1])
+        return joint_batch(batch, self.context.shape[:-1])

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from pyroflows.inputs import as_context, check_event, check_finite
 from pyroflows.support import check_support
-from pyroflows_common.checks import as_count, as_event_shape, check_shape
+from pyroflows_common.checks import as_count, as_event_shape, check_shape, joint_batch
 from pyroflows_common.recipe import Recipe
 
 # A value and the log-determinant of the map that gave it; the context of a conditional layer,
@@ -206,7 +206,7 @@ class TransformModule(PyroTransformModule):
         if context is not None:
             context = as_context(context, self.context_dim, x.dtype)
             batch = len(x.shape) - len(event_shape)
-            joint = torch.broadcast_shapes(x.shape[:batch], context.shape[:-1])
+            joint = joint_batch(x.shape[:batch], context.shape[:-1])
             x = x.expand(*joint, *event_shape)
         elif self.context_dim:
             raise ValueError(
@@ -408,4 +408,4 @@ class Conditioned(TransformModule):
 
     def _batch(self, shape: Sequence[int], event_shape: tuple[int, ...]) -> torch.Size:
         batch = super()._batch(shape, event_shape)
-        return torch.broadcast_shapes(batch, self.context.shape[:-1])
+        return torch.Size(joint_batch(batch, self.context.shape[:-1]))

@@ -4,7 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -67,6 +67,17 @@ def check_shape(shape: Sequence[int], event_shape: tuple[int, ...], name: str = 
             f"`{name}` has shape {shape}, but this flow transforms events of shape "
             f"{event_shape}: expected (*batch, {', '.join(map(str, event_shape))})"
         )
+
+
+def joint_batch(batch: Sequence[int], contexts: Sequence[int]) -> tuple[int, ...]:
+    """Return the batch shape that events and contexts of these batch shapes have together."""
+    pairs = list(zip_longest(reversed(batch), reversed(contexts), fillvalue=1))
+    if any(a != b and a != 1 and b != 1 for a, b in pairs):
+        raise ValueError(
+            f"`context` has batch shape {tuple(contexts)}, which does not broadcast with the batch "
+            f"shape of the events, {tuple(batch)}"
+        )
+    return tuple(b if a == 1 else a for a, b in reversed(pairs))
 
 
 def check_vector(event_shape: tuple[int, ...]) -> int:

@@ -57,6 +57,24 @@ def test_broadcasting_is_looping(wing, case, batch, contexts):
         assert_allclose(found[index], wing.log_prob(alone, all_points[index]), rtol=1e-9)
 
 
+@pytest.mark.parametrize(("batch", "contexts"), [((5,), (3,)), ((2, 3), (2,)), ((1, 4), (2, 3))])
+def test_batches_that_do_not_fit(wing, batch, contexts):
+    """The error says which batch is whose, from each way into a flow."""
+    case = CONDITIONAL[0]
+    flow, x, context = wing.build(case), case.points(*batch), case.context(*contexts)
+    message = f"batch shape {contexts}.*{batch}".replace("(", r"\(").replace(")", r"\)")
+    transform = wing.given(flow, context)
+    for call in (
+        lambda: wing.inverse(flow, x, context),
+        lambda: wing.forward(flow, case.latents(*batch), context),
+        lambda: transform.forward_shape((*batch, *case.base_shape)),
+        lambda: transform.inverse_shape((*batch, *case.shape)),
+        lambda: wing.apply("outlier_scores", transform, x.astype("float32")),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 @pytest.mark.parametrize("kind", ["int64", "uint8", "bool"])
 def test_a_context_of_whole_numbers(wing, kind):
     """A category, given to the density as it is given to `fit`."""
