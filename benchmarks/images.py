@@ -56,10 +56,15 @@ FLOWS = {
 TRAINING = {
     "quick": {"steps": 200, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"},
     "small": {"steps": 500, "batch_size": 64, "learning_rate": 3e-3, "schedule": "cosine"},
-    "long": {"steps": 10_000, "batch_size": 64, "learning_rate": 5e-3, "schedule": "cosine"},
+    "long": {"steps": 16_000, "batch_size": 64, "learning_rate": 5e-3, "schedule": "cosine"},
     "paper": {"steps": 200_000, "batch_size": 64, "learning_rate": 1e-3, "schedule": None},
 }
-NICE = {"long": {"steps": 8000, "batch_size": 256, "learning_rate": 1e-3}}
+# What each flow does in that time.
+LONG = {
+    "nice": {"steps": 8000, "batch_size": 256, "learning_rate": 1e-3},
+    "realnvp": {"steps": 18_000},
+    "glow": {},
+}
 
 
 def main() -> None:
@@ -69,8 +74,8 @@ def main() -> None:
     test = middle(test, options.crop)
     shape = test.shape[1:]
     training = dict(TRAINING[options.preset])
-    if options.flow == "nice":
-        training.update(NICE.get(options.preset, {}))
+    if options.preset == "long":
+        training.update(LONG[options.flow])
     for name in training:
         if getattr(options, name, None) is not None:
             training[name] = getattr(options, name)

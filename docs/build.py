@@ -89,17 +89,6 @@ def as_mathml(match):
 
 def figure(fig, alt, caption):
     """Return a matplotlib figure as an HTML figure that holds the picture itself."""
-    below = f"<figcaption>{escape(caption)}</figcaption>"
-    return f'<figure class="run">{image(fig, alt)}{below}</figure>'
-
-
-def card(fig, alt):
-    """Return a matplotlib figure as the picture of a card, which has its name beside it."""
-    return f'<figure class="run">{image(fig, alt)}</figure>'
-
-
-def image(fig, alt):
-    """Return a matplotlib figure as an image in HTML."""
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()
@@ -108,8 +97,9 @@ def image(fig, alt):
     width, height = (round(120 * inches) for inches in fig.get_size_inches())
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}" '
+        f'<figure class="run"><img src="data:image/webp;base64,{data}" alt="{escape(alt)}" '
         f'width="{width}" height="{height}" loading="lazy">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

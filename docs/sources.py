@@ -8,12 +8,15 @@ ROOT = Path(__file__).parents[1]
 WINGS = {"Pyro": "pyroflows", "NumPyro": "numpyro_flows"}
 
 
-def show(file, *names):
-    """Return functions, methods or classes of a file of both wings: `Class.method`, `function`."""
+def show(file, *names, **alone):
+    """Return functions, methods or classes of a file of both wings: `Class.method`, `function`.
+
+    `pyroflows` and `numpyro_flows` name further ones, which one wing has alone.
+    """
     tabs = []
     for host, package in WINGS.items():
         path = ROOT / package / file
-        pieces = "\n\n".join(piece(path, name) for name in names)
+        pieces = "\n\n".join(piece(path, name) for name in (*names, *alone.get(package, ())))
         block = f'```python title="{package}/{file}"\n{pieces}\n```'
         tabs.append(f'=== "{host}"\n\n{textwrap.indent(block, "    ")}\n')
     return "\n".join(tabs)
