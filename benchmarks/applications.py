@@ -64,7 +64,7 @@ def main() -> None:
     path = ROOT / "docs/tutorials/outliers.json"
     path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     bands(figures["corruption"]["log_density"]).savefig(
-        ROOT / "docs/assets/mnist-corruption.webp", dpi=120
+        ROOT / "docs/assets/mnist-corruption.webp", dpi=150
     )
     models = {"Glow": (flows["MNIST"], None)}
     if options.nice is not None:
@@ -195,7 +195,7 @@ def against(
 
 def bands(table: dict[str, Any]) -> Figure:
     """Draw the log-density of digits against the strength of each corruption."""
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True, sharey=True)
     lowest = min(-row["quantiles"][2] for rows in table.values() for row in rows)
     for panel, (kind, rows) in zip(axes.flat, table.items(), strict=False):

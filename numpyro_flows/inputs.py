@@ -24,7 +24,8 @@ def check_event(x: Any, event_shape: tuple[int, ...], name: str = "x") -> Float[
         raise TypeError(f"`{name}` is a {type(x).__name__}, expected a jax.Array")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"`{name}` has dtype {x.dtype}, expected a real floating-point array such as float32"
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point array such as float32; "
+            "pixels of whole numbers go through `dequantize`"
         )
     check_shape(x.shape, event_shape, name)
     return jnp.asarray(x)

@@ -15,7 +15,8 @@ def check_event(x: Float[Tensor, "..."], event_shape: tuple[int, ...], name: str
         raise TypeError(f"`{name}` is a {type(x).__name__}, expected a torch.Tensor")
     if not x.dtype.is_floating_point:
         raise TypeError(
-            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32"
+            f"`{name}` has dtype {x.dtype}, expected a real floating-point tensor such as float32; "
+            "pixels of whole numbers go through `dequantize`"
         )
     check_shape(x.shape, event_shape, name)
 
