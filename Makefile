@@ -2,7 +2,7 @@
 #
 #   PYTHON    the interpreter that makes the environments (3.11 or newer)
 #   VENV      where the environment goes
-#   WORKERS   how many test processes; `auto` is one for each core
+#   WORKERS   how many processes test, or run the pages' code; `auto` is one for each core
 #   ARGS      extra arguments for pytest, for the demo, for the benchmark or for nox
 #   TORCH     with `make matrix`, the version of PyTorch in every corner
 
@@ -19,6 +19,8 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $
 # small matrices wait for each other for most of the time.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+MKDOCS := NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all mutants lint format docs browse serve bench bare \
@@ -50,13 +52,16 @@ format: $(VENV)/installed ## repair what ruff can repair
 	$(BIN)/ruff format .
 
 docs: $(VENV)/installed-bench ## build the site into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@count=$(WORKERS); test $$count != auto || count=$$(nproc); test $$count = 1 || \
+	    for i in $$(seq $$count); do DOCS_SHARE=$$i/$$count $(MKDOCS) build --no-strict --quiet \
+	    --site-dir $(abspath .cache)/docs/share-$$i > /dev/null 2>&1 & done; wait
+	$(MKDOCS) build --strict
 
 browse: $(VENV)/installed-browser ## test the built site in Chromium; writes screenshots into out/site/
-	$(BIN)/python -m pytest tests/site -p no:cacheprovider -m "" $(ARGS)
+	$(PYTEST) tests/site -p no:cacheprovider -m "" $(ARGS)
 
 serve: $(VENV)/installed-bench ## serve the site while writing it
-	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs serve
+	$(MKDOCS) serve
 
 bench: $(VENV)/installed-bench ## speed beside the other libraries; writes docs/benchmarks.md
 	$(BIN)/python benchmarks/speed.py $(ARGS)

@@ -48,6 +48,19 @@ def on_config(config):
     return config
 
 
+def on_files(files, config):
+    """Leave one of several processes its share of the pages: `DOCS_SHARE=2/3` is the second's.
+
+    What their code prints is on file for the build of the whole.
+    """
+    number, count = map(int, os.environ.get("DOCS_SHARE", "1/1").split("/"))
+    pages = sorted(files.documentation_pages(), key=lambda page: -len(page.content_string))
+    for i, page in enumerate(pages):
+        if i % count != number - 1:
+            files.remove(page)
+    return files
+
+
 def on_page_content(html, page, **_):
     """Refuse what no reader should see, tabs that run together and empty boxes; set formulas."""
     for labels in re.findall(r'<div class="tabbed-labels">(.*?)</div>', html, re.DOTALL):
@@ -81,6 +94,8 @@ def as_mathml(match):
     tag, delimiter, tex = match.groups()
     display = "inline" if delimiter == "(" else "block"
     formula = latex2mathml.converter.convert(unescape(tex).strip(), display=display)
+    if ">&<" in formula:
+        raise PluginError(f"columns outside of a table, such as `align*`, in {tex}")
     formula = FUNCTION.sub(r'\1<mspace width="0.17em"/>', formula)
     # What may scroll has to be in the keyboard's reach.
     reach = ' tabindex="0"' if tag == "div" else ""

@@ -87,13 +87,14 @@ def draw(package):
         }
         for i, room in enumerate(sorted(row, key=lambda room: (middle[room], -used[room], room))):
             places[room] = (10 * (i + 0.5) / len(row), height + 1)
+    half = {room: size(room, wrapped("  ".join(known[room])))[1] / 2 for room in places}
     for room, others in below.items():
         for other in others:
             (x, y), (to_x, to_y) = places[room], places[other]
-            style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#90a4ae", "lw": 1.2}
+            style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#78909c", "lw": 1.2, "zorder": 4}
             bend = "arc3" if y - to_y == 1 else "arc3,rad=0.25"  # round the rooms between
             arrow = FancyArrowPatch(
-                (x, y - 0.3), (to_x, to_y + 0.3), connectionstyle=bend, zorder=1, **style
+                (x, y - half[room]), (to_x, to_y + half[other]), connectionstyle=bend, **style
             )
             axes.add_patch(arrow)
     for room, (x, y) in places.items():
@@ -115,14 +116,19 @@ def wrapped(names, width=42):
     return "\n".join(line.strip() for line in lines)
 
 
-def box(axes, x, y, title, inner):
-    """Draw a room with its name and what is in it."""
+def size(title, inner):
+    """Return how wide and high a box is."""
     lines = inner.split("\n") if inner else []
     longest = max(len(title) * 1.7, *map(len, lines), 0)
-    width, height = 0.072 * longest + 0.35, 0.36 + 0.13 * len(lines)
+    return 0.072 * longest + 0.35, 0.36 + 0.13 * len(lines)
+
+
+def box(axes, x, y, title, inner):
+    """Draw a room with its name and what is in it."""
+    (width, height), lines = size(title, inner), inner.split("\n") if inner else []
     style = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "fc": "#fff3ec", "ec": "#b3410e"}
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(FancyBboxPatch(corner, width, height, **style, zorder=2))
-    text = {"ha": "center", "va": "center", "zorder": 3}
+    text = {"ha": "center", "va": "center", "zorder": 5}
     axes.text(x, y + 0.065 * len(lines), title, fontsize=10, weight="bold", **text)
     axes.text(x, y - 0.11, inner, fontsize=7, **text)
