@@ -87,11 +87,12 @@ def draw(package):
         }
         for i, room in enumerate(sorted(row, key=lambda room: (middle[room], -used[room], room))):
             places[room] = (10 * (i + 0.5) / len(row), height + 1)
+    # Arrows lie over the boxes that they pass, so that each can be followed.
+    style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#78909c", "lw": 1.2, "zorder": 4}
     half = {room: size(room, wrapped("  ".join(known[room])))[1] / 2 for room in places}
     for room, others in below.items():
         for other in others:
             (x, y), (to_x, to_y) = places[room], places[other]
-            style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#78909c", "lw": 1.2, "zorder": 4}
             bend = "arc3" if y - to_y == 1 else "arc3,rad=0.25"  # round the rooms between
             arrow = FancyArrowPatch(
                 (x, y - half[room]), (to_x, to_y + half[other]), connectionstyle=bend, **style
