@@ -59,11 +59,10 @@ TRAINING = {
     "long": {"steps": 16_000, "batch_size": 64, "learning_rate": 5e-3, "schedule": "cosine"},
     "paper": {"steps": 200_000, "batch_size": 64, "learning_rate": 1e-3, "schedule": None},
 }
-# What each flow does in that time.
+# Where "long" differs from that.
 LONG = {
     "nice": {"steps": 8000, "batch_size": 256, "learning_rate": 1e-3},
     "realnvp": {"steps": 18_000},
-    "glow": {},
 }
 
 
@@ -75,7 +74,7 @@ def main() -> None:
     shape = test.shape[1:]
     training = dict(TRAINING[options.preset])
     if options.preset == "long":
-        training.update(LONG[options.flow])
+        training.update(LONG.get(options.flow, {}))
     for name in training:
         if getattr(options, name, None) is not None:
             training[name] = getattr(options, name)

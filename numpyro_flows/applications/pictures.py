@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution
 
+from numpyro_flows.support import log_prob_inside
 from pyroflows_common.checks import as_count, as_numpy
 from pyroflows_common.pictures import draw_density
 
@@ -45,9 +46,6 @@ def plot_density(density: Distribution, data: Any = None, *, size: int = 150) ->
     some = density.sample(jax.random.key(0), (1000,))
 
     def log_prob(points: np.ndarray) -> np.ndarray:
-        x = jnp.asarray(points, some.dtype)
-        inside = density.support.check(x)
-        found = jnp.full(len(x), -jnp.inf, some.dtype)
-        return np.asarray(found.at[inside].set(density.log_prob(x[inside])))
+        return np.asarray(log_prob_inside(density, jnp.asarray(points, some.dtype)))
 
     return draw_density(log_prob, as_numpy(some), data, as_count(size, "size", 2))

@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import Distribution
 
 from pyroflows.rng import seeded
+from pyroflows.support import log_prob_inside
 from pyroflows_common.checks import as_count, as_numpy
 from pyroflows_common.pictures import draw_density
 
@@ -45,10 +46,6 @@ def plot_density(density: Distribution, data: Any = None, *, size: int = 150) ->
         some = density.sample(torch.Size((1000,)))
 
         def log_prob(points: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(points).to(some)
-            inside = density.support.check(x)
-            found = x.new_full((len(x),), -torch.inf)
-            found[inside] = density.log_prob(x[inside])
-            return found.cpu().numpy()
+            return log_prob_inside(density, torch.from_numpy(points).to(some)).cpu().numpy()
 
         return draw_density(log_prob, as_numpy(some), data, as_count(size, "size", 2))
