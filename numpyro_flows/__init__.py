@@ -30,7 +30,6 @@ from numpyro_flows.guides import (
     AutoNICE,
     AutoRealNVP,
     GuideFitResult,
-    Preconditioner,
     fit_guide,
     to_arviz,
 )
@@ -50,6 +49,7 @@ from numpyro_flows.layers import (
     LowerTriangular,
     MultiScale,
     Permutation,
+    Preconditioner,
     SinhArcsinh,
     Squeeze,
     Stack,

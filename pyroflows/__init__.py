@@ -28,7 +28,6 @@ from pyroflows.guides import (
     AutoNICE,
     AutoRealNVP,
     GuideFitResult,
-    Preconditioner,
     fit_guide,
     to_arviz,
 )
@@ -48,6 +47,7 @@ from pyroflows.layers import (
     LowerTriangular,
     MultiScale,
     Permutation,
+    Preconditioner,
     SinhArcsinh,
     Squeeze,
     Stack,

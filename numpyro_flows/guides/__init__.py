@@ -4,7 +4,6 @@ from numpyro_flows.guides.arviz import to_arviz
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from numpyro_flows.guides.fit import GuideFitResult, fit_guide
-from numpyro_flows.guides.preconditioner import Preconditioner
 
 __all__ = [
     "AutoFlow",
@@ -12,7 +11,6 @@ __all__ = [
     "AutoNICE",
     "AutoRealNVP",
     "GuideFitResult",
-    "Preconditioner",
     "fit_guide",
     "to_arviz",
 ]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.guides.model import LogDensity
-from numpyro_flows.guides.preconditioner import Preconditioner
+from numpyro_flows.layers.preconditioner import Preconditioner
 from numpyro_flows.tree import frozen, replace
 
 

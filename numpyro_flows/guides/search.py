@@ -11,7 +11,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from numpyro_flows.guides.model import LogDensity
-from numpyro_flows.guides.preconditioner import Preconditioner
+from numpyro_flows.layers.preconditioner import Preconditioner
 from numpyro_flows.tree import replace, select
 from pyroflows_common.search import DENSE, DOUBT, HALVINGS, HISTORY, LARGE, NO_HESSIAN, PROBES
 

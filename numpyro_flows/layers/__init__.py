@@ -12,6 +12,7 @@ from numpyro_flows.layers.linear import (
 )
 from numpyro_flows.layers.multiscale import Flatten, MultiScale, Squeeze
 from numpyro_flows.layers.pixels import Logit, dequantize
+from numpyro_flows.layers.preconditioner import Preconditioner
 from numpyro_flows.layers.tails import LogTails, SinhArcsinh
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LowerTriangular",
     "MultiScale",
     "Permutation",
+    "Preconditioner",
     "SinhArcsinh",
     "Squeeze",
     "Stack",

@@ -4,7 +4,6 @@ from pyroflows.guides.arviz import to_arviz
 from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.guides.fit import GuideFitResult, fit_guide
-from pyroflows.guides.preconditioner import Preconditioner
 
 __all__ = [
     "AutoFlow",
@@ -12,7 +11,6 @@ __all__ = [
     "AutoNICE",
     "AutoRealNVP",
     "GuideFitResult",
-    "Preconditioner",
     "fit_guide",
     "to_arviz",
 ]

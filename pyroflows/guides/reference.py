@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyroflows.distribution import FlowDistribution
 from pyroflows.guides.model import LogDensity
-from pyroflows.guides.preconditioner import Preconditioner
+from pyroflows.layers.preconditioner import Preconditioner
 
 
 class Start(Preconditioner):

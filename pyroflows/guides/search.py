@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyroflows.guides.model import LogDensity, gradients
-from pyroflows.guides.preconditioner import Preconditioner
+from pyroflows.layers.preconditioner import Preconditioner
 from pyroflows_common.search import (
     DENSE,
     DOUBT,

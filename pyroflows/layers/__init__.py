@@ -12,6 +12,7 @@ from pyroflows.layers.linear import (
 )
 from pyroflows.layers.multiscale import Flatten, MultiScale, Squeeze
 from pyroflows.layers.pixels import Logit, dequantize
+from pyroflows.layers.preconditioner import Preconditioner
 from pyroflows.layers.tails import LogTails, SinhArcsinh
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LowerTriangular",
     "MultiScale",
     "Permutation",
+    "Preconditioner",
     "SinhArcsinh",
     "Squeeze",
     "Stack",

@@ -1,4 +1,4 @@
-"""The fixed affine map from which a guide starts: location, scale and correlations."""
+"""A fixed affine map: location, scale and correlations, from which guides and priors start."""
 
 from collections.abc import Sequence
 from typing import ClassVar
