@@ -31,6 +31,7 @@ from numpyro_flows.guides import (
     AutoRealNVP,
     GuideFitResult,
     fit_guide,
+    fit_prior,
     to_arviz,
 )
 from numpyro_flows.layers import (
@@ -57,6 +58,7 @@ from numpyro_flows.layers import (
     dequantize,
 )
 from numpyro_flows.networks import ConvNet, DenseNet, ResNet
+from numpyro_flows.prior import FlowPrior
 from numpyro_flows.storage import load, save
 from numpyro_flows.training import FitResult, fit
 from numpyro_flows.transform import Conditioned, TransformModule
@@ -93,6 +95,7 @@ __all__ = [
     "FitResult",
     "Flatten",
     "FlowDistribution",
+    "FlowPrior",
     "GuideFitResult",
     "InvertibleConv1x1",
     "InvertibleLinear",
@@ -118,6 +121,7 @@ __all__ = [
     "dequantize",
     "fit",
     "fit_guide",
+    "fit_prior",
     "flow_distribution",
     "glow",
     "halves",

@@ -71,9 +71,9 @@ def inverse_inside(
     Outside the support or on its edge, the inverse is 0 and the log-slope ∞. NaN stays NaN.
     """
     nan = jnp.isnan(y)
-    outside = ~(inside(y, support) | (nan.any(-1) if support.event_dim else nan))
+    outside = ~(inside(y, support) | nan.any(tuple(range(-support.event_dim, 0))))
     harmless = bijection(jnp.zeros(bijection.inverse_shape(y.shape), y.dtype))
-    y = jnp.where(outside[..., None] if support.event_dim else outside, harmless, y)
+    y = jnp.where(outside[(..., *[None] * support.event_dim)], harmless, y)
     x = bijection._inverse(y)
     return x, jnp.where(outside, jnp.inf, bijection.log_abs_det_jacobian(x, y))
 

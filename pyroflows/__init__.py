@@ -29,6 +29,7 @@ from pyroflows.guides import (
     AutoRealNVP,
     GuideFitResult,
     fit_guide,
+    fit_prior,
     to_arviz,
 )
 from pyroflows.layers import (
@@ -55,6 +56,7 @@ from pyroflows.layers import (
     dequantize,
 )
 from pyroflows.networks import ConvNet, DenseNet, ResNet
+from pyroflows.prior import FlowPrior
 from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import Conditioned, TransformModule
@@ -90,6 +92,7 @@ __all__ = [
     "FitResult",
     "Flatten",
     "FlowDistribution",
+    "FlowPrior",
     "GuideFitResult",
     "InvertibleConv1x1",
     "InvertibleLinear",
@@ -115,6 +118,7 @@ __all__ = [
     "dequantize",
     "fit",
     "fit_guide",
+    "fit_prior",
     "flow_distribution",
     "glow",
     "halves",

@@ -70,9 +70,10 @@ def inverse_inside(
     Outside the support or on its edge, the inverse is 0 and the log-slope ∞. NaN stays NaN.
     """
     nan = y.isnan()
-    outside = ~(inside(y, support) | (nan.any(-1) if support.event_dim else nan))
+    missing = nan.flatten(-support.event_dim).any(-1) if support.event_dim else nan
+    outside = ~(inside(y, support) | missing)
     harmless = bijection(y.new_zeros(bijection.inverse_shape(y.shape)))
-    y = torch.where(outside[..., None] if support.event_dim else outside, harmless, y)
+    y = torch.where(outside[(..., *[None] * support.event_dim)], harmless, y)
     x = bijection.inv(y)
     return x, torch.where(outside, torch.inf, bijection.log_abs_det_jacobian(x, y))
 

@@ -125,10 +125,12 @@ def stored_dtype(name: str) -> str:
     return "float32" if name == "bfloat16" else name
 
 
-def without_support(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Return a builder's arguments, and the support that `fit` has added, if any."""
-    given = dict(arguments)
-    return given, plain(given.pop("support", None))
+def without_ends(
+    arguments: Mapping[str, Any], ends: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a builder's arguments, and those of layers that were added at the data end."""
+    added = {name: plain(value) for name, value in arguments.items() if name in ends}
+    return {name: value for name, value in arguments.items() if name not in ends}, added
 
 
 def bfloats(about: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "guides", "search", "ascent", "verdict", "arviz", "version",
+    "sites", "guides", "search", "ascent", "verdict", "arviz", "priors", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [
@@ -20,13 +20,13 @@ WING = [
     "layers.scales", "layers.coupling", "layers.linear", "layers.elementwise", "layers.chain",
     "layers.multiscale", "layers.pixels", "layers.tails", "layers.preconditioner",
     "layers.constrained",
-    "flows.images", "flows.builders",
-    "distribution", "diagnostics",
+    "flows.images", "flows.builders", "flows.monotone",
+    "distribution", "prior", "diagnostics",
     "storage.checkpoint", "storage.flow",
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
-    "guides.fit", "guides.arviz",
+    "guides.fit", "guides.arviz", "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip

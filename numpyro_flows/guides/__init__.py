@@ -4,6 +4,7 @@ from numpyro_flows.guides.arviz import to_arviz
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from numpyro_flows.guides.fit import GuideFitResult, fit_guide
+from numpyro_flows.guides.prior import fit_prior
 
 __all__ = [
     "AutoFlow",
@@ -12,5 +13,6 @@ __all__ = [
     "AutoRealNVP",
     "GuideFitResult",
     "fit_guide",
+    "fit_prior",
     "to_arviz",
 ]

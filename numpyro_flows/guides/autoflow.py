@@ -20,6 +20,7 @@ from numpyro.infer.initialization import init_to_median, init_to_uniform
 from numpyro.infer.util import constrain_fn
 
 from numpyro_flows.distribution import FlowDistribution
+from numpyro_flows.flows.monotone import monotone
 from numpyro_flows.guides.model import Latents, latents, moving, placed, subsampled, unblocked
 from numpyro_flows.guides.path_gradient import PathDistribution
 from numpyro_flows.guides.reference import GuideDistribution, Start
@@ -151,7 +152,7 @@ class AutoFlow(AutoContinuous):
         size, dtype = self.latent_dim, self._init_latent.dtype
         # Not traced, because the guide keeps the arrays that are not parameters.
         with jax.ensure_compile_time_eval():
-            flow = self.build(size, key=self.key) if size > 1 else _monotone()
+            flow = self.build(size, key=self.key) if size > 1 else monotone()
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             inner = Chain([SinhArcsinh(size, tails=False), flow, affine])
@@ -342,8 +343,3 @@ class AutoFlow(AutoContinuous):
 
 def _new_start(size: int) -> Start:
     return Start(size, rank=None if size <= DENSE else 2 * HISTORY)
-
-
-def _monotone() -> TransformModule:
-    """Return a flexible bijection of one number, which no coupling can transform."""
-    return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

@@ -107,10 +107,10 @@ class BijectTo(TransformModule):
         if isinstance(self.support, str):
             yield KNOWN[self.support], slice(None)
         elif len(self.support) == 1:
-            yield _interval(*self.support[0]), slice(None)
+            yield between(*self.support[0]), slice(None)
         else:
             for pair, place in runs(self.support):
-                yield _interval(*pair), place
+                yield between(*pair), place
 
 
 def constrained(flow: TransformModule, support: Any) -> TransformModule:
@@ -125,7 +125,7 @@ def constrained(flow: TransformModule, support: Any) -> TransformModule:
     return replace(Chain([flow, BijectTo(shape, form)]), base=flow.base, recipe=recipe)
 
 
-def _interval(low: float | None, high: float | None) -> constraints.Constraint:
+def between(low: float | None, high: float | None) -> constraints.Constraint:
     """Return the constraint of an interval with these ends, if it has them."""
     if low is None:
         return constraints.real if high is None else constraints.less_than(high)

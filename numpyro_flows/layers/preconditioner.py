@@ -8,10 +8,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.linear import exact_product
 from numpyro_flows.transform import Pair, TransformModule
 from numpyro_flows.tree import rearranged, replace
 from pyroflows_common.checks import as_count, check_vector
+from pyroflows_common.recipe import Recipe
 
 
 class Preconditioner(TransformModule):
@@ -127,6 +129,15 @@ class Preconditioner(TransformModule):
 
     def _ladj(self, x: Array) -> Array:
         return self.log_scale.astype(x.dtype).sum() + self.log_values.astype(x.dtype).sum()
+
+
+def preconditioned(flow: TransformModule, rank: int | None = None) -> TransformModule:
+    """Return a flow with a `Preconditioner` at its data end, recorded for `save`."""
+    layer = Preconditioner(flow.event_shape, rank=rank)
+    recipe = flow.recipe
+    if recipe is not None:
+        recipe = Recipe(recipe.builder, (*recipe.arguments, ("rank", layer.basis.shape[1])))
+    return replace(Chain([flow, layer]), base=flow.base, recipe=recipe)
 
 
 def _stretched(x: Array, basis: Array, log_values: Array) -> Array:

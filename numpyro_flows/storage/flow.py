@@ -1,11 +1,10 @@
 """Saving and loading of flows in files that both wings write and read."""
 
-import functools
 import json
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
 
 import equinox as eqx
 import jax
@@ -15,16 +14,27 @@ from jax import Array
 
 from numpyro_flows.distribution import BASES
 from numpyro_flows.flows.builders import glow, nice, realnvp
+from numpyro_flows.flows.monotone import monotone
 from numpyro_flows.layers.constrained import constrained
+from numpyro_flows.layers.preconditioner import preconditioned
+from numpyro_flows.prior import FlowPrior
 from numpyro_flows.transform import Conditioned, TransformModule
 from numpyro_flows.tree import replace
-from pyroflows_common import archive
+from pyroflows_common import archive, priors
 
-BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow}
+BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow, "monotone": monotone}
+# What adds a layer at the data end, by the name of its argument in the recipe.
+ENDS: dict[str, Callable[..., TransformModule]] = {
+    "support": constrained,
+    "rank": preconditioned,
+}
 
 
-def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
-    """Write a flow to a safetensors file, which `load` of either wing reads.
+Saved = TypeVar("Saved", TransformModule, FlowPrior)
+
+
+def save(flow: TransformModule | FlowPrior, path: str | os.PathLike[str]) -> None:
+    """Write a flow, or a prior, to a safetensors file, which `load` of either wing reads.
 
     The file holds all parameters and state, the base, and the call of the builder. If no builder
     can rebuild the flow, because it has layers composed by hand, custom networks or custom scale
@@ -32,7 +42,7 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
     is unchanged.
 
     Args:
-        flow: the flow.
+        flow: the flow or prior.
         path: path of the file, by convention with the suffix `.safetensors`.
 
     Raises:
@@ -46,6 +56,10 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
         >>> load(path).event_shape
         (2,)
     """
+    prior = {}
+    if isinstance(flow, FlowPrior):
+        prior = {"prior": priors.describe(flow.sites, flow.draws, flow.name)}
+        flow = flow.flow
     _check_flow(flow, "flow")
     arrays = _arrays(flow)
     builder, arguments = _call(flow, arrays)
@@ -56,20 +70,27 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
         "event_shape": list(flow.event_shape),
         "context_dim": flow.context_dim,
         "bfloat16": [k for k, v in flow.state_dict().items() if v.dtype == jnp.bfloat16],
+        **prior,
     }
     archive.write(path, about, arrays)
 
 
-def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -> TransformModule:
-    """Read a flow from a file written by `save` of either wing. No code from it is run.
+@overload
+def load(path: str | os.PathLike[str], *, like: Saved) -> Saved: ...
+@overload
+def load(path: str | os.PathLike[str], *, like: None = None) -> Any: ...
+def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:
+    """Read a flow, or a prior, from a file written by `save` of either wing.
+
+    No code from the file is run.
 
     Args:
         path: path of the file.
-        like: a flow of the same structure, needed if no builder can rebuild the saved flow. Names
-            and shapes of its arrays are compared, but no settings. It is not changed.
+        like: a flow, or a prior, of the same structure, needed if no builder can rebuild the saved
+            flow. Names and shapes of its arrays are compared, but no settings. It is not changed.
 
     Returns:
-        A new flow, in the dtype of the saved flow.
+        A new flow or `FlowPrior`, in the dtype of the saved one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -86,6 +107,10 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
     """
     about, arrays = archive.read(path)
     try:
+        prior = priors.described(about)
+        if isinstance(like, FlowPrior):
+            priors.check_like(prior, like.sites)
+            like = like.flow
         if like is None:
             flow = _zeros(_built(about["builder"], about["arguments"], arrays), arrays)
             archive.check_values(arrays)
@@ -112,7 +137,8 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
             state[name] = arrays[name].astype(array.dtype)
         elif name in narrow:
             state[name] = arrays[name].astype(jnp.bfloat16)
-    return replace(flow.load_state_dict(state), base=base)
+    flow = replace(flow.load_state_dict(state), base=base)
+    return flow if prior is None else FlowPrior(flow, *prior)
 
 
 def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
@@ -155,12 +181,17 @@ def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
     """Call the builder for shapes only, which uses no memory and no random numbers."""
-    given, support = archive.without_support(arguments)
+    given, added = archive.without_ends(arguments, ENDS)
     call = archive.check_call(BUILDERS, builder, given, arrays)
+
+    def build(key: Array) -> TransformModule:
+        flow = BUILDERS[builder](**call, key=key)
+        for name, value in added.items():
+            flow = ENDS[name](flow, value)
+        return flow
+
     try:
-        build = functools.partial(BUILDERS[builder], **call)
-        flow = eqx.filter_eval_shape(build, key=jax.random.key(0))
-        return flow if support is None else constrained(flow, support)
+        return eqx.filter_eval_shape(build, jax.random.key(0))
     except Exception as error:
         raise ValueError(f"{builder} does not take its arguments: {error}") from error
 

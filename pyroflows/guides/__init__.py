@@ -4,6 +4,7 @@ from pyroflows.guides.arviz import to_arviz
 from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.guides.fit import GuideFitResult, fit_guide
+from pyroflows.guides.prior import fit_prior
 
 __all__ = [
     "AutoFlow",
@@ -12,5 +13,6 @@ __all__ = [
     "AutoRealNVP",
     "GuideFitResult",
     "fit_guide",
+    "fit_prior",
     "to_arviz",
 ]

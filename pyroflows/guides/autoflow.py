@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from torch.utils._pytree import tree_map
 
 from pyroflows.distribution import FlowDistribution
+from pyroflows.flows.monotone import monotone
 from pyroflows.guides import store
 from pyroflows.guides.model import alone, latents, moving, placed, without
 from pyroflows.guides.path_gradient import PathDistribution
@@ -173,7 +174,7 @@ class AutoFlow(AutoContinuous):
         """
         size, loc = self.latent_dim, self._init_loc()
         with seeded(self.seed):
-            flow = self.build(size) if size > 1 else _monotone()
+            flow = self.build(size) if size > 1 else monotone()
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _new_start(loc, self.init_scale)
@@ -332,8 +333,3 @@ def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
 def _new_start(loc: Tensor, scale: float) -> Start:
     rank = None if len(loc) <= DENSE else 2 * HISTORY
     return Start(len(loc), rank=rank).to(loc).at(loc, scale)
-
-
-def _monotone() -> TransformModule:
-    """Return a flexible bijection of one number, which no coupling can transform."""
-    return Chain([layer for _ in range(4) for layer in (SinhArcsinh(1), LowerTriangular(1))])

@@ -104,10 +104,10 @@ class BijectTo(TransformModule):
         if isinstance(self.support, str):
             yield KNOWN[self.support], slice(None)
         elif len(self.support) == 1:
-            yield _interval(*self.support[0]), slice(None)
+            yield between(*self.support[0]), slice(None)
         else:
             for pair, place in runs(self.support):
-                yield _interval(*pair), place
+                yield between(*pair), place
 
     def _sum(self, log_slope: Tensor) -> Tensor:
         if isinstance(self.support, str):
@@ -129,7 +129,7 @@ def constrained(flow: TransformModule, support: Any) -> TransformModule:
     return whole
 
 
-def _interval(low: float | None, high: float | None) -> constraints.Constraint:
+def between(low: float | None, high: float | None) -> constraints.Constraint:
     """Return the constraint of an interval with these ends, if it has them."""
     if low is None:
         return constraints.real if high is None else constraints.less_than(high)

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyroflows.layers.chain import Chain
 from pyroflows.layers.linear import exactly
 from pyroflows.transform import Pair, TransformModule
 from pyroflows_common.checks import as_count, check_vector
+from pyroflows_common.recipe import Recipe
 
 
 class Preconditioner(TransformModule):
@@ -134,6 +136,17 @@ class Preconditioner(TransformModule):
     def _ladj(self, x: Tensor) -> Tensor:
         ladj = self.log_scale.to(x.dtype).sum() + self.log_values.to(x.dtype).sum()
         return ladj.expand(x.shape[:-1])
+
+
+def preconditioned(flow: TransformModule, rank: int | None = None) -> TransformModule:
+    """Return a flow with a `Preconditioner` at its data end, recorded for `save`."""
+    layer = Preconditioner(flow.event_shape, rank=rank)
+    whole = Chain([flow, layer])
+    whole.base = flow.base
+    if flow.recipe is not None:
+        arguments = (*flow.recipe.arguments, ("rank", layer.basis.shape[1]))
+        whole.recipe = Recipe(flow.recipe.builder, arguments)
+    return whole
 
 
 def _stretched(x: Tensor, basis: Tensor, log_values: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import copy
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -13,15 +13,26 @@ from torch.nn.parameter import is_lazy
 
 from pyroflows.distribution import BASES
 from pyroflows.flows.builders import glow, nice, realnvp
+from pyroflows.flows.monotone import monotone
 from pyroflows.layers.constrained import constrained
+from pyroflows.layers.preconditioner import preconditioned
+from pyroflows.prior import FlowPrior
 from pyroflows.transform import Conditioned, TransformModule
-from pyroflows_common import archive
+from pyroflows_common import archive, priors
 
-BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow}
+BUILDERS = {"nice": nice, "realnvp": realnvp, "glow": glow, "monotone": monotone}
+# What adds a layer at the data end, by the name of its argument in the recipe.
+ENDS: dict[str, Callable[..., TransformModule]] = {
+    "support": constrained,
+    "rank": preconditioned,
+}
 
 
-def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
-    """Write a flow to a safetensors file, which `load` of either wing reads.
+Saved = TypeVar("Saved", TransformModule, FlowPrior)
+
+
+def save(flow: TransformModule | FlowPrior, path: str | os.PathLike[str]) -> None:
+    """Write a flow, or a prior, to a safetensors file, which `load` of either wing reads.
 
     The file holds all parameters and state, the base, and the call of the builder. If no builder
     can rebuild the flow, because it has layers composed by hand, custom networks or custom scale
@@ -29,7 +40,7 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
     is unchanged.
 
     Args:
-        flow: the flow, on any device.
+        flow: the flow or prior, on any device.
         path: path of the file, by convention with the suffix `.safetensors`.
 
     Raises:
@@ -43,6 +54,10 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
         >>> load(path).event_shape
         (2,)
     """
+    prior = {}
+    if isinstance(flow, FlowPrior):
+        prior = {"prior": priors.describe(flow.sites, flow.draws, flow.name)}
+        flow = flow.flow
     _check_flow(flow, "flow")
     arrays = _arrays(flow)
     builder, arguments = _call(flow, arrays)
@@ -53,20 +68,27 @@ def save(flow: TransformModule, path: str | os.PathLike[str]) -> None:
         "event_shape": list(flow.event_shape),
         "context_dim": flow.context_dim,
         "bfloat16": [k for k, v in flow.state_dict().items() if v.dtype == torch.bfloat16],
+        **prior,
     }
     archive.write(path, about, arrays)
 
 
-def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -> TransformModule:
-    """Read a flow from a file written by `save` of either wing. No code from it is run.
+@overload
+def load(path: str | os.PathLike[str], *, like: Saved) -> Saved: ...
+@overload
+def load(path: str | os.PathLike[str], *, like: None = None) -> Any: ...
+def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:
+    """Read a flow, or a prior, from a file written by `save` of either wing.
+
+    No code from the file is run.
 
     Args:
         path: path of the file.
-        like: a flow of the same structure, needed if no builder can rebuild the saved flow. Names
-            and shapes of its arrays are compared, but no settings. It is not changed.
+        like: a flow, or a prior, of the same structure, needed if no builder can rebuild the saved
+            flow. Names and shapes of its arrays are compared, but no settings. It is not changed.
 
     Returns:
-        A new flow on the CPU, in the dtype of the saved flow.
+        A new flow or `FlowPrior` on the CPU, in the dtype of the saved one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -82,6 +104,10 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
     """
     about, arrays = archive.read(path)
     try:
+        prior = priors.described(about)
+        if isinstance(like, FlowPrior):
+            priors.check_like(prior, like.sites)
+            like = like.flow
         if like is None:
             flow = _built(about["builder"], about["arguments"], arrays)
             archive.check_values(arrays)
@@ -102,7 +128,7 @@ def load(path: str | os.PathLike[str], *, like: TransformModule | None = None) -
             tensor.data = tensor.data.to(dtypes[name])
     flow.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     flow.base = base
-    return flow
+    return flow if prior is None else FlowPrior(flow, *prior)
 
 
 def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
@@ -149,12 +175,14 @@ def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
     """Call the builder on the meta device, which uses no memory and no random numbers."""
-    given, support = archive.without_support(arguments)
+    given, added = archive.without_ends(arguments, ENDS)
     call = archive.check_call(BUILDERS, builder, given, arrays)
     try:
         with torch.device("meta"):
             flow = BUILDERS[builder](**call)
-        return flow if support is None else constrained(flow, support)
+            for name, value in added.items():
+                flow = ENDS[name](flow, value)
+        return flow
     except Exception as error:
         raise ValueError(f"{builder} does not take its arguments: {error}") from error
 

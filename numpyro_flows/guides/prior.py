@@ -1,0 +1,187 @@
+"""`fit_prior`: learns a prior over named values from draws."""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+from numpyro_flows.flows.builders import realnvp
+from numpyro_flows.flows.monotone import monotone
+from numpyro_flows.guides.arviz import to_arviz
+from numpyro_flows.guides.model import is_latent
+from numpyro_flows.layers.preconditioner import preconditioned
+from numpyro_flows.prior import FlowPrior, as_form, unconstrained
+from numpyro_flows.rng import RandomKey, check_key
+from numpyro_flows.training.fit import fit
+from numpyro_flows.transform import TransformModule
+from numpyro_flows.tree import dtype_of, replace
+from pyroflows_common import priors
+from pyroflows_common.checks import Inputs, as_count, as_inputs, check_rows
+from pyroflows_common.guides import DRAWS, check_built, check_function, model_of
+from pyroflows_common.priors import Known, Site, check_sites
+from pyroflows_common.search import DENSE
+
+# SiLU, because samplers follow gradients, and those of ReLU networks jump.
+DEFAULT = functools.partial(realnvp, hidden=(32, 32), activation="silu")
+
+
+def fit_prior(
+    draws: Any,
+    model: Callable[..., Any] | None = None,
+    *,
+    params: Mapping[str, Any] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    supports: Mapping[str, Any] | None = None,
+    sites: Sequence[str] | None = None,
+    weights: Any = None,
+    build: Callable[..., TransformModule] | None = None,
+    steps: int = 2000,
+    learning_rate: float = 2e-3,
+    name: str = "prior",
+    progress: bool = True,
+    key: RandomKey | None = None,
+) -> FlowPrior:
+    r"""Learn a joint prior over named values from draws: today's posterior is tomorrow's prior.
+
+    Each site is mapped from its support to real numbers, \(x = c^{-1}(\theta)\). The flow starts
+    as the normal distribution with the mean and covariance of the draws, and maximum likelihood
+    improves on it:
+
+    $$x = m + L \cdot \mathrm{flow}(z), \qquad z \sim N(0, 1).$$
+
+    A tenth of the draws is held out, and the parameters that suit them best are kept: the prior
+    describes them no worse than the normal distribution does. With fewer than five draws for each
+    unconstrained number, or more than 256 numbers, L is diagonal at the start.
+
+    Args:
+        draws: draws of the values: a dictionary of arrays `(draws, *shape)`, such as
+            `mcmc.get_samples()`; the data of ArviZ (`InferenceData` or `DataTree`), whose weights
+            count if they are of `to_arviz`; a sampler that has run; or a guide, which is drawn from
+            and weighed as by `to_arviz`.
+        model: the model of the draws, whose latent sites give names, shapes and supports. Default:
+            that of an automatic guide.
+        params: parameters of a guide and its model, such as `svi_result.params`.
+        args: positional arguments of the model, and of a guide.
+        kwargs: keyword arguments of both.
+        supports: supports by name, which take precedence over those of the model: a constraint of
+            NumPyro on each number, such as `positive` or `interval(a, b)`; `simplex`,
+            `ordered_vector` or `corr_cholesky`; or a sequence of constraints, one for each number.
+            Without a model it has to have all values. That of values from a `FlowPrior` is
+            `prior.supports`.
+        sites: names of the values. Default: the latent sites of the model that are among the draws,
+            and those in `supports`.
+        weights: weights `(draws,)` of the draws, from 0 on.
+        build: makes the flow, given D and a `key`, such as a builder of this package. Default: a
+            RealNVP of 8 couplings, or a monotone function of a single number.
+        steps: maximum number of steps.
+        learning_rate: step size of Adam, which falls along a cosine.
+        name: name of the prior's latent site.
+        progress: whether to show a bar.
+        key: random key; by default always the same one.
+
+    Returns:
+        The prior, to call in a model.
+
+    Raises:
+        ValueError: if an argument is out of its range, if a support is missing, depends on other
+            sites or is discrete, or if draws are not finite or not inside of it.
+        TypeError: if an argument has the wrong type.
+
+    Examples:
+        >>> import jax
+        >>> from numpyro.distributions import constraints
+        >>> from numpyro_flows import fit_prior
+        >>> rate = jax.numpy.exp(jax.random.normal(jax.random.key(0), (500,)))
+        >>> supports = {"rate": constraints.positive}
+        >>> prior = fit_prior({"rate": rate}, supports=supports, steps=100, progress=False)
+        >>> prior.log_prob({"rate": jax.numpy.ones(3)}).shape
+        (3,)
+    """
+    key = jax.random.key(0) if key is None else key
+    check_key(key)
+    steps, inputs = as_count(steps, "steps"), as_inputs(args, kwargs)
+    build = (
+        functools.partial(realnvp, hidden=(32, 32), activation="silu") if build is None else build
+    )
+    check_function(build, "build", "a function of D and a key that makes a flow", TransformModule)
+    draw_key, build_key, fit_key = jax.random.split(key, 3)
+    if priors.is_guide(draws):
+        model = model_of(draws, model, "draws")
+        draws = to_arviz(
+            draws, model, params=params, args=args, kwargs=kwargs, draws=DRAWS, key=draw_key
+        )
+    known = {} if model is None else _known(model, params or {}, inputs)
+    sites_, named = priors.choose(draws, weights, known, supports, sites, as_form)
+    rows = np.concatenate([_rows(site, named.values[site.name]) for site in sites_], 1)
+    size = rows.shape[1]
+    inner = build(size, key=build_key) if size > 1 else monotone(1)
+    check_built(inner, size)
+    flow = _start(inner, *priors.moments(rows, named.weights))
+    check_sites(sites_, name)
+    settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
+    flow = _trained(flow, rows, named.weights, steps=steps, **settings, key=fit_key)
+    return FlowPrior(flow, sites_, named.effective, name)
+
+
+def _known(
+    model: Callable[..., Any], params: Mapping[str, Any], inputs: Inputs
+) -> dict[str, Known]:
+    """Return what a model says of its latent sites, in two runs."""
+    args, kwargs = inputs
+    with handlers.block():
+        seeds = (handlers.seed(handlers.substitute(model, params), seed) for seed in range(2))
+        one, other = (handlers.trace(run).get_trace(*args, **kwargs) for run in seeds)
+    return {
+        name: Known(
+            jnp.shape(site["value"]),
+            jnp.ndim(site["value"]) - site["fn"].event_dim,
+            (site["fn"].support, other[name]["fn"].support),
+        )
+        for name, site in one.items()
+        if is_latent(site)
+    }
+
+
+def _rows(site: Site, values: np.ndarray) -> np.ndarray:
+    """Return the unconstrained coordinates of a site's draws."""
+    x, ladj = unconstrained(site, jnp.asarray(values))
+    rows = np.asarray(x, float)
+    good = np.isfinite(rows).all(1) & np.isfinite(np.asarray(ladj))
+    check_rows(good, f"`draws` of site {site.name!r}", priors.bad_draws(site))
+    priors.check_moves(site.name, rows)
+    return rows
+
+
+def _start(
+    inner: TransformModule, mean: np.ndarray, deviation: np.ndarray, factor: np.ndarray | None
+) -> TransformModule:
+    """Return a flow that starts as the normal distribution of the draws."""
+    whole = factor is not None and len(mean) <= DENSE
+    flow = preconditioned(inner, len(mean) if whole else 0)
+    *front, layer = flow.layers
+    loc = jnp.asarray(mean)
+    if whole:
+        layer = layer.precondition(loc, jnp.asarray(factor))
+    else:
+        layer = layer.at(loc, jnp.asarray(deviation))
+    return replace(flow, layers=(*front, layer))
+
+
+def _trained(
+    flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None, **settings: Any
+) -> TransformModule:
+    """Train a flow, with a tenth of the rows held out."""
+    rows = rows.astype(dtype_of(flow))
+    held = priors.held_out(len(rows))
+    weigh = None if weights is None else weights[~held]
+    validation = rows[held] if weights is None else (rows[held], None, weights[held])
+    with warnings.catch_warnings():
+        # The draws of a normal posterior are those of the start.
+        warnings.filterwarnings("ignore", "training did not help")
+        return fit(flow, rows[~held], weights=weigh, validation=validation, **settings).flow

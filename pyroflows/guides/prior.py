@@ -1,0 +1,182 @@
+"""`fit_prior`: learns a prior over named values from draws."""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+
+from pyroflows.flows.builders import realnvp
+from pyroflows.flows.monotone import monotone
+from pyroflows.guides.arviz import to_arviz
+from pyroflows.guides.model import alone, latent_sites, model_of
+from pyroflows.layers.preconditioner import preconditioned
+from pyroflows.prior import FlowPrior, as_form, unconstrained
+from pyroflows.rng import seeded
+from pyroflows.training.fit import fit
+from pyroflows.transform import TransformModule, example
+from pyroflows_common import priors
+from pyroflows_common.checks import Inputs, as_count, as_inputs, check_rows
+from pyroflows_common.guides import DRAWS, check_built, check_function
+from pyroflows_common.priors import Known, Site, check_sites
+from pyroflows_common.search import DENSE
+
+# SiLU, because samplers follow gradients, and those of ReLU networks jump.
+DEFAULT = functools.partial(realnvp, hidden=(32, 32), activation="silu")
+
+
+def fit_prior(
+    draws: Any,
+    model: Callable[..., Any] | None = None,
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    supports: Mapping[str, Any] | None = None,
+    sites: Sequence[str] | None = None,
+    weights: Any = None,
+    build: Callable[..., TransformModule] | None = None,
+    steps: int = 2000,
+    learning_rate: float = 2e-3,
+    name: str = "prior",
+    progress: bool = True,
+    seed: int = 0,
+) -> FlowPrior:
+    r"""Learn a joint prior over named values from draws: today's posterior is tomorrow's prior.
+
+    Each site is mapped from its support to real numbers, \(x = c^{-1}(\theta)\). The flow starts
+    as the normal distribution with the mean and covariance of the draws, and maximum likelihood
+    improves on it:
+
+    $$x = m + L \cdot \mathrm{flow}(z), \qquad z \sim N(0, 1).$$
+
+    A tenth of the draws is held out, and the parameters that suit them best are kept: the prior
+    describes them no worse than the normal distribution does. With fewer than five draws for each
+    unconstrained number, or more than 256 numbers, L is diagonal at the start.
+
+    Args:
+        draws: draws of the values: a dictionary of arrays `(draws, *shape)`, such as
+            `mcmc.get_samples()`; the data of ArviZ (`InferenceData` or `DataTree`), whose weights
+            count if they are of `to_arviz`; a sampler that has run; or a guide, which is drawn from
+            and weighed as by `to_arviz`.
+        model: the model of the draws, whose latent sites give names, shapes and supports. Default:
+            that of an automatic guide.
+        args: positional arguments of the model, and of a guide.
+        kwargs: keyword arguments of both.
+        supports: supports by name, which take precedence over those of the model: a constraint of
+            Pyro on each number, such as `positive` or `interval(a, b)`; `simplex`,
+            `ordered_vector` or `corr_cholesky`; or a sequence of constraints, one for each number.
+            Without a model it has to have all values. That of values from a `FlowPrior` is
+            `prior.supports`.
+        sites: names of the values. Default: the latent sites of the model that are among the draws,
+            and those in `supports`.
+        weights: weights `(draws,)` of the draws, from 0 on.
+        build: makes the flow, given D, such as a builder of this package. Default: a
+            RealNVP of 8 couplings, or a monotone function of a single number.
+        steps: maximum number of steps.
+        learning_rate: step size of Adam, which falls along a cosine.
+        name: name of the prior's latent site.
+        progress: whether to show a bar.
+        seed: seed of all random numbers; the global ones are left alone.
+
+    Returns:
+        The prior, to call in a model.
+
+    Raises:
+        ValueError: if an argument is out of its range, if a support is missing, depends on other
+            sites or is discrete, or if draws are not finite or not inside of it.
+        TypeError: if an argument has the wrong type.
+
+    Examples:
+        >>> import torch
+        >>> from pyro.distributions import constraints
+        >>> from pyroflows import fit_prior
+        >>> supports = {"rate": constraints.positive}
+        >>> rate = torch.randn(500).exp()
+        >>> prior = fit_prior({"rate": rate}, supports=supports, steps=100, progress=False)
+        >>> prior.log_prob({"rate": torch.ones(3)}).shape
+        torch.Size([3])
+    """
+    steps, seed, inputs = (
+        as_count(steps, "steps"),
+        as_count(seed, "seed", 0),
+        as_inputs(args, kwargs),
+    )
+    build = (
+        functools.partial(realnvp, hidden=(32, 32), activation="silu") if build is None else build
+    )
+    check_function(build, "build", "a function of D that makes a flow", TransformModule)
+    if priors.is_guide(draws):
+        model = model_of(draws, model, "draws")
+        draws = to_arviz(draws, model, args=args, kwargs=kwargs, draws=DRAWS, seed=seed)
+    known = {} if model is None else _known(model, inputs)
+    sites_, named = priors.choose(draws, weights, known, supports, sites, as_form)
+    rows = np.concatenate([_rows(site, named.values[site.name]) for site in sites_], 1)
+    size = rows.shape[1]
+    with seeded(seed):
+        inner = build(size) if size > 1 else monotone(1)
+    check_built(inner, size)
+    flow = _start(inner, *priors.moments(rows, named.weights))
+    check_sites(sites_, name)
+    settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
+    _train(flow, rows, named.weights, steps=steps, **settings, seed=seed)
+    return FlowPrior(flow, sites_, named.effective, name)
+
+
+def _known(model: Callable[..., Any], inputs: Inputs) -> dict[str, Known]:
+    """Return what a model says of its latent sites, in two runs."""
+    args, kwargs = inputs
+    runs = []
+    for seed in range(2):
+        with seeded(seed), alone():
+            runs.append(latent_sites(poutine.trace(model).get_trace(*args, **kwargs)))
+    one, other = runs
+    return {
+        name: Known(
+            tuple(site["value"].shape),
+            site["value"].dim() - site["fn"].event_dim,
+            (site["fn"].support, other[name]["fn"].support),
+        )
+        for name, site in one.items()
+    }
+
+
+def _rows(site: Site, values: np.ndarray) -> np.ndarray:
+    """Return the unconstrained coordinates of a site's draws."""
+    x, ladj = unconstrained(site, torch.tensor(values))
+    rows = x.double().numpy()
+    good = np.isfinite(rows).all(1) & np.isfinite(ladj.numpy())
+    check_rows(good, f"`draws` of site {site.name!r}", priors.bad_draws(site))
+    priors.check_moves(site.name, rows)
+    return rows
+
+
+def _start(
+    inner: TransformModule, mean: np.ndarray, deviation: np.ndarray, factor: np.ndarray | None
+) -> TransformModule:
+    """Return a flow that starts as the normal distribution of the draws."""
+    whole = factor is not None and len(mean) <= DENSE
+    flow = preconditioned(inner, len(mean) if whole else 0)
+    layer = flow.layers[-1]
+    loc = torch.tensor(mean).to(layer.loc)
+    if whole:
+        layer.precondition(loc, torch.tensor(factor).to(loc))
+    else:
+        layer.at(loc, torch.tensor(deviation).to(loc))
+    return flow
+
+
+def _train(
+    flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None, **settings: Any
+) -> None:
+    """Train a flow, with a tenth of the rows held out."""
+    data = torch.tensor(rows).to(example(flow))
+    held = priors.held_out(len(rows))
+    weigh = None if weights is None else weights[~held]
+    validation = data[held] if weights is None else (data[held], None, weights[held])
+    with warnings.catch_warnings():
+        # The draws of a normal posterior are those of the start.
+        warnings.filterwarnings("ignore", "training did not help")
+        fit(flow, data[~held], weights=weigh, validation=validation, **settings)

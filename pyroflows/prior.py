@@ -1,0 +1,184 @@
+"""`FlowPrior`: a joint flow over named, constrained values as the prior of a model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyroflows.distribution import named_base
+from pyroflows.layers.constrained import KNOWN, BijectTo, between
+from pyroflows.support import inverse_inside
+from pyroflows.transform import TransformModule, example
+from pyroflows_common.priors import (
+    Site,
+    check_sites,
+    check_values,
+    checked_region,
+    draws_of,
+    joint_shape,
+)
+from pyroflows_common.support import Support, as_support
+
+WHOLE = {**KNOWN, "corr_cholesky": constraints.corr_cholesky}
+
+
+class FlowPrior:
+    r"""A joint prior over named values, which `fit_prior` learns from draws.
+
+    Called in a model, it draws one latent vector z of D numbers from the base of its flow, at the
+    site `name`, and returns the named values, each also a `deterministic` site of its own name:
+
+    $$\theta = c(\mathrm{flow}(z)), \qquad
+    \log p(\theta) = \log p_z(z) + \log|\det dz/d\theta|,$$
+
+    where c maps onto the supports. NUTS and guides thus see a vector that is standard normal
+    before any data are. Its draws are those of the values, with all their dependences.
+
+    Args:
+        flow: a flow on the D unconstrained coordinates of all values, in the order of `sites`. Its
+            parameters are frozen.
+        sites: the values: name, shape, number of plates' dimensions, support.
+        draws: number of draws that the flow has learned from.
+        name: name of the latent site.
+
+    Raises:
+        ValueError: if flow and sites do not fit each other, or two of the names are equal.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro.distributions import constraints
+        >>> from pyroflows import fit_prior
+        >>> a, b = torch.randn(2, 1000)
+        >>> supports = {"rate": constraints.positive, "shift": constraints.real}
+        >>> draws = {"rate": a.exp(), "shift": a + b}
+        >>> prior = fit_prior(draws, supports=supports, steps=100, progress=False)
+        >>> def model(y):
+        ...     values = prior()
+        ...     pyro.sample("y", dist.Normal(values["shift"], values["rate"]), obs=y)
+    """
+
+    def __init__(
+        self, flow: TransformModule, sites: Sequence[Site], draws: float, name: str = "prior"
+    ) -> None:
+        self.flow, self.sites, self.draws, self.name = flow, tuple(sites), draws, name
+        check_sites(self.sites, name)
+        size = sum(map(size_of, self.sites))
+        if flow.event_shape != (size,):
+            raise ValueError(
+                f"`flow` has events of shape {flow.event_shape}, but the sites have {size} "
+                "unconstrained numbers"
+            )
+        flow.requires_grad_(False)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Draw the values in a model: one latent site, and a deterministic one for each value."""
+        z = pyro.sample(self.name, named_base(self.flow.base, self.flow))
+        values = self.values(z)
+        return {name: pyro.deterministic(name, value) for name, value in values.items()}
+
+    @property
+    def supports(self) -> dict[str, Any]:
+        """The support of each value, as `fit_prior` takes them."""
+        return {site.name: _constraints(site) for site in self.sites}
+
+    def values(self, z: Float[Tensor, "*batch D"]) -> dict[str, Tensor]:
+        """Return the named values at latent vectors, each `(*batch, *shape)`."""
+        x, values, start = self.flow(z), {}, 0
+        for site in self.sites:
+            stop = start + size_of(site)
+            values[site.name] = _constrained(site, x[..., start:stop])
+            start = stop
+        return values
+
+    def inverse_and_ladj(
+        self, values: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch"]]:
+        """Return latent vectors z of values θ, each `(*batch, *shape)`, and log|det dz/dθ|."""
+        check_values({name: value.shape for name, value in values.items()}, self.sites)
+        pairs = [unconstrained(site, values[site.name]) for site in self.sites]
+        parts, ladjs = zip(*pairs, strict=True)
+        z, ladj = self.flow.inverse_and_ladj(torch.cat(parts, -1))
+        return z, ladj + sum(ladjs)
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
+        """Return the joint log-density of named values, each `(*batch, *shape)`."""
+        z, ladj = self.inverse_and_ladj(values)
+        return named_base(self.flow.base, self.flow).log_prob(z) + ladj
+
+    def check(self, draws: Any, weights: Any = None) -> float:
+        r"""Warn if a new posterior lies where this prior has learned from few draws.
+
+        The prior is standard normal in the coordinates z of its base. Along each of the main
+        directions of the new draws, with mean m and variance v there, the n draws of the prior
+        count as \(n \sqrt{v (2 - v)}\, e^{-m^2 / (2 - v)}\) draws of N(m, v). Fewer than 100 in
+        the worst direction give a warning.
+
+        Args:
+            draws: draws of a posterior with this prior, as `fit_prior` takes them, but no guide.
+            weights: weights `(draws,)` of the draws.
+
+        Returns:
+            The effective number in the worst direction.
+        """
+        named, like = draws_of(self.sites, self.name, draws, weights), example(self.flow)
+        values = {name: torch.tensor(value).to(like) for name, value in named.values.items()}
+        with torch.no_grad():
+            z = values[self.name] if self.name in values else self.inverse_and_ladj(values)[0]
+        return checked_region(z.cpu().double().numpy(), named.weights, self.draws)
+
+
+def as_form(support: Any) -> Support:
+    """Return a constraint of Pyro, or one for each number of a site, as files hold it."""
+    return as_support(support, WHOLE)
+
+
+def size_of(site: Site) -> int:
+    """Return the number of unconstrained coordinates of a site."""
+    return math.prod(_inner(site))
+
+
+def _constraints(site: Site) -> Any:
+    """Return the constraint on a site, or one for each of its numbers."""
+    if isinstance(site.support, str):
+        return WHOLE[site.support]
+    found = [between(*pair) for pair in site.support]
+    return found if len(found) > 1 else found[0]
+
+
+def _inner(site: Site) -> tuple[int, ...]:
+    """Return the shape of the unconstrained coordinates of a site."""
+    if isinstance(site.support, str):
+        return tuple(biject_to(WHOLE[site.support]).inverse_shape(site.shape))
+    return (math.prod(site.shape),)
+
+
+def _constrained(site: Site, x: Float[Tensor, "*batch n"]) -> Tensor:
+    batch = x.shape[:-1]
+    x = x.reshape(*batch, *_inner(site))
+    if isinstance(site.support, str):
+        y = biject_to(WHOLE[site.support])(x)
+    else:
+        y = BijectTo(x.shape[-1], site.support)(x)
+    return y.reshape(joint_shape(site, tuple(batch)))
+
+
+def unconstrained(site: Site, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return unconstrained coordinates x of values y of a site, and log|det dx/dy|, batch-shaped.
+
+    Outside the support or on its edge, x is 0 and the other −∞.
+    """
+    batch = y.shape[: y.dim() - len(site.shape)]
+    if isinstance(site.support, str):
+        support = WHOLE[site.support]
+        x, slope = inverse_inside(biject_to(support), y, support)
+        ladj = -slope.reshape(*batch, -1).sum(-1)
+    else:
+        size = math.prod(site.shape)
+        x, ladj = BijectTo(size, site.support).inverse_and_ladj(y.reshape(*batch, size))
+    return x.reshape(*batch, -1), ladj
