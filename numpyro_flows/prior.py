@@ -138,7 +138,8 @@ class FlowPrior(eqx.Module):
 
 def as_form(support: Any) -> Support:
     """Return a constraint of NumPyro, or one for each number of a site, as files hold it."""
-    return as_support(support, WHOLE)
+    form = as_support(support, WHOLE)
+    return ((None, None),) if form == "real" else form
 
 
 def size_of(site: Site) -> int:

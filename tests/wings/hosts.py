@@ -105,6 +105,17 @@ class PyroHost:
             x = posterior.sample((DRAWS,))
         return x.numpy(), posterior.log_prob(x).numpy()
 
+    def conditioned(self, model, values):
+        """The model at values of its latent sites."""
+        return pyro.poutine.condition(model, values)
+
+    @torch.no_grad()
+    def log_density(self, model):
+        """The log-density of a model and the values of its sites."""
+        trace = pyro.poutine.trace(model).get_trace()
+        sites = {n: s["value"].numpy() for n, s in trace.nodes.items() if s["type"] == "sample"}
+        return float(trace.log_prob_sum()), sites
+
     def straight(self, size):
         """A flow that is the identity at its start, exactly."""
         return pyroflows.nice(size, layers=2, hidden=(4,), init_scale=0.0)
@@ -225,6 +236,15 @@ class NumPyroHost:
     def drawn(self, guide, result):
         """As Pyro's."""
         return tuple(map(np.asarray, draws_of(guide)(result.params)))
+
+    def conditioned(self, model, values):
+        """As Pyro's."""
+        return numpyro.handlers.condition(model, values)
+
+    def log_density(self, model):
+        """As Pyro's."""
+        density, trace = numpyro.infer.util.log_density(model, (), {}, {})
+        return float(density), {name: np.asarray(site["value"]) for name, site in trace.items()}
 
     def straight(self, size, key):
         """As Pyro's."""
