@@ -1,5 +1,6 @@
 """`FlowPrior`: a joint flow over named, constrained values as the prior of a model."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -159,13 +160,19 @@ def _inner(site: Site) -> tuple[int, ...]:
     return (math.prod(site.shape),)
 
 
+@functools.cache
+def _layer(site: Site) -> BijectTo:
+    """Return the bijection onto the intervals of a site's numbers."""
+    return BijectTo(math.prod(site.shape), site.support)
+
+
 def _constrained(site: Site, x: Float[Tensor, "*batch n"]) -> Tensor:
     batch = x.shape[:-1]
     x = x.reshape(*batch, *_inner(site))
     if isinstance(site.support, str):
         y = biject_to(WHOLE[site.support])(x)
     else:
-        y = BijectTo(x.shape[-1], site.support)(x)
+        y = _layer(site)(x)
     return y.reshape(joint_shape(site, tuple(batch)))
 
 
@@ -180,6 +187,6 @@ def unconstrained(site: Site, y: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = inverse_inside(biject_to(support), y, support)
         ladj = -slope.reshape(*batch, -1).sum(-1)
     else:
-        size = math.prod(site.shape)
-        x, ladj = BijectTo(size, site.support).inverse_and_ladj(y.reshape(*batch, size))
+        layer = _layer(site)
+        x, ladj = layer.inverse_and_ladj(y.reshape(*batch, *layer.event_shape))
     return x.reshape(*batch, -1), ladj

@@ -17,7 +17,7 @@ from numpyro.infer.reparam import NeuTraReparam, TransformReparam
 from numpyro.infer.util import potential_energy
 
 import pyroflows
-from numpyro_flows import AutoRealNVP, flow_distribution, load, realnvp
+from numpyro_flows import AutoRealNVP, fit_prior, flow_distribution, load, realnvp
 from numpyro_flows.tree import trainable
 
 SIZE = {"layers": 2, "hidden": (8,), "activation": "silu"}
@@ -67,6 +67,25 @@ def sampled(model, draws=1500, warmup=300):
     mcmc = MCMC(NUTS(model), num_samples=draws, num_warmup=warmup, progress_bar=False)
     mcmc.run(jax.random.key(3))
     return mcmc.get_samples()
+
+
+def test_nuts_with_a_learned_prior():
+    """The prior as an argument of the model; its values have the posterior of the fix."""
+    places = flow_distribution(bent()).sample(jax.random.key(0), (2000,)).clip(-5, 5)
+    size = {"steps": 300, "learning_rate": 5e-3, "progress": False}
+    supports = {"place": dist.constraints.real}
+    prior = fit_prior({"place": places}, supports=supports, **size)
+
+    def model(prior):
+        numpyro.sample("fix", dist.Normal(prior()["place"], ERROR).to_event(1), obs=FIX)
+
+    options = {"jit_model_args": True, "progress_bar": False}
+    mcmc = MCMC(NUTS(model), num_samples=1500, num_warmup=300, **options)
+    mcmc.run(jax.random.key(3), prior)
+    found = mcmc.get_samples()["place"]
+    mean, sd = integrated(prior.flow)
+    assert_allclose((found.mean(0) - mean) / sd, np.zeros(2), atol=0.2)
+    assert_allclose(found.std(0) / sd, np.ones(2), rtol=0.15)
 
 
 @pytest.mark.parametrize("reparametrised", [False, True])

@@ -16,7 +16,7 @@ from pyro.infer.reparam import NeuTraReparam, TransformReparam
 from torch.testing import assert_close
 
 import numpyro_flows
-from pyroflows import AutoRealNVP, flow_distribution, load, realnvp
+from pyroflows import AutoRealNVP, fit_prior, flow_distribution, load, realnvp
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
 
@@ -79,6 +79,23 @@ def test_nuts_agrees_with_integration(reparametrised):
     assert ((mean - FIX) / sd).abs().max() > 0.5
     assert_allclose((places.mean(0) - mean) / sd, np.zeros(2), atol=0.35)
     assert_allclose(places.std(0) / sd, np.ones(2), rtol=0.25)
+
+
+def test_nuts_with_a_learned_prior():
+    """Compiled; the values of the latent vectors have the posterior of the fix, and no more."""
+    flow = bent().requires_grad_(False)
+    places = flow_distribution(flow).sample((2000,)).clamp(-5, 5)
+    size = {"steps": 300, "learning_rate": 5e-3, "progress": False}
+    prior = fit_prior({"place": places}, supports={"place": dist.constraints.real}, **size)
+
+    def model():
+        pyro.sample("fix", dist.Normal(prior()["place"], ERROR).to_event(1), obs=FIX)
+
+    latent = sampled(model)["prior"]
+    found = prior.values(latent)["place"]
+    mean, sd = integrated(prior.flow)
+    assert_allclose((found.mean(0) - mean) / sd, np.zeros(2), atol=0.35)
+    assert_allclose(found.std(0) / sd, np.ones(2), rtol=0.25)
 
 
 def test_a_frozen_prior_stays_as_it_is():
