@@ -22,6 +22,7 @@ from numpyro_flows.transform import TransformModule
 from numpyro_flows.tree import dtype_of, replace
 from pyroflows_common import priors
 from pyroflows_common.checks import Inputs, as_count, as_inputs, check_rows
+from pyroflows_common.draws import check_moves, held_out, is_guide, moments
 from pyroflows_common.guides import DRAWS, check_built, check_function, model_of
 from pyroflows_common.priors import Known, Site, check_sites
 from pyroflows_common.search import DENSE
@@ -106,12 +107,10 @@ def fit_prior(
     key = jax.random.key(0) if key is None else key
     check_key(key)
     steps, inputs = as_count(steps, "steps"), as_inputs(args, kwargs)
-    build = (
-        functools.partial(realnvp, hidden=(32, 32), activation="silu") if build is None else build
-    )
+    build = DEFAULT if build is None else build
     check_function(build, "build", "a function of D and a key that makes a flow", TransformModule)
     draw_key, build_key, fit_key = jax.random.split(key, 3)
-    if priors.is_guide(draws):
+    if is_guide(draws):
         model = model_of(draws, model, "draws")
         draws = to_arviz(
             draws, model, params=params, args=args, kwargs=kwargs, draws=DRAWS, key=draw_key
@@ -122,7 +121,7 @@ def fit_prior(
     size = rows.shape[1]
     inner = build(size, key=build_key) if size > 1 else monotone(1)
     check_built(inner, size)
-    flow = _start(inner, *priors.moments(rows, named.weights))
+    flow = _start(inner, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
     flow = _trained(flow, rows, named.weights, steps=steps, **settings, key=fit_key)
@@ -154,19 +153,18 @@ def _rows(site: Site, values: np.ndarray) -> np.ndarray:
     rows = np.asarray(x, float)
     good = np.isfinite(rows).all(1) & np.isfinite(np.asarray(ladj))
     check_rows(good, f"`draws` of site {site.name!r}", priors.bad_draws(site))
-    priors.check_moves(site.name, rows)
+    check_moves(site.name, rows)
     return rows
 
 
-def _start(
-    inner: TransformModule, mean: np.ndarray, deviation: np.ndarray, factor: np.ndarray | None
-) -> TransformModule:
+def _start(inner: TransformModule, rows: np.ndarray, weights: np.ndarray | None) -> TransformModule:
     """Return a flow that starts as the normal distribution of the draws."""
-    whole = factor is not None and len(mean) <= DENSE
-    flow = preconditioned(inner, len(mean) if whole else 0)
+    mean, deviation, factor = moments(rows, weights)
+    size = len(mean)
+    flow = preconditioned(inner, size if size <= DENSE else 0)
     *front, layer = flow.layers
-    loc = jnp.asarray(mean)
-    if whole:
+    loc = jnp.asarray(mean, layer.loc.dtype)
+    if factor is not None and size <= DENSE:
         layer = layer.precondition(loc, jnp.asarray(factor))
     else:
         layer = layer.at(loc, jnp.asarray(deviation))
@@ -178,7 +176,7 @@ def _trained(
 ) -> TransformModule:
     """Train a flow, with a tenth of the rows held out."""
     rows = rows.astype(dtype_of(flow))
-    held = priors.held_out(len(rows))
+    held = held_out(len(rows))
     weigh = None if weights is None else weights[~held]
     validation = rows[held] if weights is None else (rows[held], None, weights[held])
     with warnings.catch_warnings():

@@ -20,6 +20,7 @@ from pyroflows.training.fit import fit
 from pyroflows.transform import TransformModule, example
 from pyroflows_common import priors
 from pyroflows_common.checks import Inputs, as_count, as_inputs, check_rows
+from pyroflows_common.draws import check_moves, held_out, is_guide, moments
 from pyroflows_common.guides import DRAWS, check_built, check_function
 from pyroflows_common.priors import Known, Site, check_sites
 from pyroflows_common.search import DENSE
@@ -104,11 +105,9 @@ def fit_prior(
         as_count(seed, "seed", 0),
         as_inputs(args, kwargs),
     )
-    build = (
-        functools.partial(realnvp, hidden=(32, 32), activation="silu") if build is None else build
-    )
+    build = DEFAULT if build is None else build
     check_function(build, "build", "a function of D that makes a flow", TransformModule)
-    if priors.is_guide(draws):
+    if is_guide(draws):
         model = model_of(draws, model, "draws")
         draws = to_arviz(draws, model, args=args, kwargs=kwargs, draws=DRAWS, seed=seed)
     known = {} if model is None else _known(model, inputs)
@@ -118,7 +117,7 @@ def fit_prior(
     with seeded(seed):
         inner = build(size) if size > 1 else monotone(1)
     check_built(inner, size)
-    flow = _start(inner, *priors.moments(rows, named.weights))
+    flow = _start(inner, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
     _train(flow, rows, named.weights, steps=steps, **settings, seed=seed)
@@ -149,19 +148,18 @@ def _rows(site: Site, values: np.ndarray) -> np.ndarray:
     rows = x.double().numpy()
     good = np.isfinite(rows).all(1) & np.isfinite(ladj.numpy())
     check_rows(good, f"`draws` of site {site.name!r}", priors.bad_draws(site))
-    priors.check_moves(site.name, rows)
+    check_moves(site.name, rows)
     return rows
 
 
-def _start(
-    inner: TransformModule, mean: np.ndarray, deviation: np.ndarray, factor: np.ndarray | None
-) -> TransformModule:
+def _start(inner: TransformModule, rows: np.ndarray, weights: np.ndarray | None) -> TransformModule:
     """Return a flow that starts as the normal distribution of the draws."""
-    whole = factor is not None and len(mean) <= DENSE
-    flow = preconditioned(inner, len(mean) if whole else 0)
+    mean, deviation, factor = moments(rows, weights)
+    size = len(mean)
+    flow = preconditioned(inner, size if size <= DENSE else 0)
     layer = flow.layers[-1]
     loc = torch.tensor(mean).to(layer.loc)
-    if whole:
+    if factor is not None and size <= DENSE:
         layer.precondition(loc, torch.tensor(factor).to(loc))
     else:
         layer.at(loc, torch.tensor(deviation).to(loc))
@@ -173,7 +171,7 @@ def _train(
 ) -> None:
     """Train a flow, with a tenth of the rows held out."""
     data = torch.tensor(rows).to(example(flow))
-    held = priors.held_out(len(rows))
+    held = held_out(len(rows))
     weigh = None if weights is None else weights[~held]
     validation = data[held] if weights is None else (data[held], None, weights[held])
     with warnings.catch_warnings():

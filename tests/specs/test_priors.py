@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from pyroflows_common import priors
+from pyroflows_common.draws import held_out
 from tests.wings.hosts import HOSTS, small
 
 DRAWS = 400
@@ -105,6 +106,17 @@ def test_weights_count_as_copies(host):
     at = {"x": host.array(x[:20])}
     assert_allclose(numbers(weighted.log_prob(at)), numbers(prior.log_prob(at)), atol=2e-3)
     assert weighted.draws == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
+
+
+@pytest.mark.parametrize(("draws", "size"), [(10, 3), (40, 300)])
+def test_few_draws_give_no_correlations(host, draws, size):
+    """The normal distribution of the start then has the deviations only."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((draws, size)) * np.linspace(0.1, 3.0, size) - 1.0
+    prior = learned(host, {"x": host.array(x)}, supports={"x": dist_of(host).real})
+    found = numbers(prior.log_prob({"x": host.array(x)}))
+    expected = stats.norm.logpdf(x, x.mean(0), x.std(0)).sum(1)
+    assert_allclose(found, expected, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -326,6 +338,7 @@ ERRORS = [
     (dict(supports={"hole": "real"}), ValueError, "'hole' has 1 of 400 rows with NaN"),
     (dict(supports={"still": "real"}), ValueError, "'still' a number that is the same in all 400"),
     (dict(supports={"x": "real", "short": "real"}), ValueError, "different numbers of draws"),
+    (dict(supports={"short": "real"}), ValueError, "has 3 draws, expected at least 10"),
     (dict(weights=np.ones(3)), ValueError, "`weights` has 3 numbers, expected 400"),
     (dict(weights=-np.ones(DRAWS)), ValueError, "`weights` has NaN, inf or negative"),
     (dict(name="x"), ValueError, r"\['x'\] twice"),
@@ -338,7 +351,11 @@ ERRORS = [
 def test_bad_arguments(host, options, kind, match):
     rng = np.random.default_rng(0)
     draws = {"x": rng.standard_normal((DRAWS, 2)), "n": np.ones(DRAWS, int)}
-    draws |= {"t": rng.standard_normal(DRAWS), "still": np.ones((DRAWS, 2)), "short": np.ones(3)}
+    draws |= {
+        "t": rng.standard_normal(DRAWS),
+        "still": np.ones((DRAWS, 2)),
+        "short": np.arange(3.0),
+    }
     draws["hole"] = np.where(np.arange(DRAWS) == 7, np.nan, draws["t"])
     options = {"draws": draws, "supports": {"x": "real"}, **options}
     with pytest.raises(kind, match=match):
@@ -354,6 +371,15 @@ def test_a_support_that_depends_on_another_site(host):
     with pytest.raises(ValueError, match="support of site 'x' depends on other sites"):
         learned(host, draws, model=model)
     assert len(learned(host, draws, model=model, sites=["bound"]).sites) == 1
+
+
+@pytest.mark.parametrize("draws", [10, 11, 19, 20, 99, 100, 101, 999, 4000])
+def test_a_tenth_is_held_out(draws):
+    """In blocks of neighbours, which are as many as can be up to ten."""
+    held = held_out(draws)
+    assert held.sum() == pytest.approx(draws / 10, abs=max(1, draws // 20))
+    assert 0 < held.sum() < draws / 4
+    assert np.diff(held.astype(int), prepend=0).clip(0).sum() == min(10, draws // 10)
 
 
 @pytest.mark.parametrize(("m", "v"), [(0.0, 1.0), (1.0, 0.5), (-1.5, 0.8), (0.3, 0.05)])
