@@ -80,7 +80,8 @@ class AutoFlow(AutoContinuous):
             importance weighted bounds of `RenyiELBO`, for which it is biased.
         seed: seed of the flow's first weights.
         name: name of the guide in Pyro's parameter store; by default the name of its class, or of
-            its place in an `AutoGuideList`.
+            its place in an `AutoGuideList`. A new guide goes on with parameters of this name that
+            the store has loaded. From an earlier guide it takes the name, and starts anew.
 
     Raises:
         ValueError: if an argument is out of its range; the message names it.
@@ -178,11 +179,12 @@ class AutoFlow(AutoContinuous):
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _new_start(loc, self.init_scale)
         transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
-        found = self._is_stored(transform)
-        if not found and self.init == "search":
-            found = self._search(start, *args, **kwargs)
+        stored = self._is_stored(transform)
+        found = stored or (self.init == "search" and self._search(start, *args, **kwargs))
         if wrong is not None and not found:
             raise wrong
+        if not stored:
+            self._take_name(transform)
         return transform
 
     def _search(self, start: Start, *args: Any, **kwargs: Any) -> bool:
@@ -210,16 +212,30 @@ class AutoFlow(AutoContinuous):
         return True
 
     def _is_stored(self, transform: TransformModule) -> bool:
-        """Return whether Pyro's parameter store holds this guide, so that it needs no search."""
-        if pyro.settings.get("module_local_params") or not store.holds(self._pyro_name, transform):
+        """Return whether Pyro's parameter store has loaded this guide, which needs no search."""
+        name = self._pyro_name
+        if pyro.settings.get("module_local_params") or not store.has_loaded(name, transform):
             return False
         warnings.warn(
-            f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
-            "goes on with its parameters. For a new start give it another `name`, or call "
+            f"Pyro's parameter store has loaded a guide by the name of {name!r}: this one goes on "
+            "with its parameters. For a new start give it another `name`, or call "
             "pyro.clear_param_store()",
             stacklevel=2,
         )
         return True
+
+    def _take_name(self, transform: TransformModule) -> None:
+        """Take this guide's name in Pyro's parameter store from an earlier guide."""
+        name = self._pyro_name
+        if pyro.settings.get("module_local_params") or not store.has_made(name, transform):
+            return
+        warnings.warn(
+            f"a new guide takes the name {name!r} in Pyro's parameter store from an earlier one, "
+            "which moves to another name if it is used again: give guides that are used side by "
+            "side a `name` each",
+            stacklevel=2,
+        )
+        store.forget(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw each site, as in Pyro's guides."""
@@ -282,10 +298,12 @@ class AutoFlow(AutoContinuous):
         """Return the transform from z to the unconstrained latent numbers."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
-        if self._copied:  # a new guide, separate from the original
+        transform = self._modules["transform"]
+        # A copy is separate from the original, and a guide from a newer one of the same name.
+        if self._copied or store.has_made(self._pyro_name, transform):
             self._pyro_name, self._copied = store.free_name(self._pyro_name), False
-        store.register(self._pyro_name, self._modules["transform"])
-        return self._modules["transform"]
+        store.register(self._pyro_name, transform)
+        return transform
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""
