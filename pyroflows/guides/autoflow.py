@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map
 
 from pyroflows.distribution import FlowDistribution
 from pyroflows.guides import store
-from pyroflows.guides.model import alone, latents, moving, placed, without
+from pyroflows.guides.model import Latents, alone, drawn, latents, moving, placed, without
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.reference import GuideDistribution, Start
-from pyroflows.guides.search import search
+from pyroflows.guides.search import apart, search
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
 from pyroflows.layers.linear import LowerTriangular
@@ -35,7 +35,15 @@ from pyroflows_common.guides import (
     check_options,
     warn_of_search,
 )
-from pyroflows_common.search import DENSE, HISTORY, LARGE, SMALL
+from pyroflows_common.search import (
+    CLOSE,
+    DENSE,
+    HISTORY,
+    LARGE,
+    SMALL,
+    Budget,
+    warn_of_modes,
+)
 
 
 class AutoFlow(AutoContinuous):
@@ -195,21 +203,32 @@ class AutoFlow(AutoContinuous):
             own = torch.cat([found.where[name] for name, _ in sites])
             loc, budget = found.loc, LARGE if found.batched else SMALL
             loc[own] = start.loc
-            # From the model's own start, the origin and random points around it.
-            uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
-            starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
             with torch.enable_grad():
+                starts = self._starts(found, loc, budget, *args, **kwargs)
                 whole = _new_start(loc, self.init_scale).relative(*found.free(starts))
                 target = whole.target(found.log_density)
-                gaussian, elbo = search(target, whole, starts, budget)
+                gaussians = search(target, whole, starts, budget)
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return False
-        if not elbo.isfinite():
+        if not gaussians:
             warn_of_search("found no Gaussian with a finite evidence lower bound")
             return False
-        start.marginal(gaussian, own)
+        bounds = [one.elbo.item() for one in gaussians]
+        if len(bounds) > 1 and bounds[1] > bounds[0] - CLOSE:
+            warn_of_modes(bounds, apart(target, gaussians), len(loc))
+        start.marginal(gaussians[0].gaussian, own)
         return True
+
+    def _starts(
+        self, found: Latents, loc: Tensor, budget: Budget, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the model's own start, the origin, points around it and draws of the prior."""
+        points = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
+        prior = drawn(self.model, found.where, budget.prior, *args, **kwargs).to(loc)
+        sound = prior.isfinite().all(1) & found.log_density(prior).isfinite()
+        prior = prior.where(sound[:, None], points[-budget.prior :])
+        return torch.stack([loc, torch.zeros_like(loc), *points[: -budget.prior], *prior])
 
     def _is_stored(self, transform: TransformModule) -> bool:
         """Return whether Pyro's parameter store has loaded this guide, which needs no search."""
