@@ -1,6 +1,11 @@
 """Limits on the search for a guide's starting point."""
 
+import math
+import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 # Up to this many coordinates the search takes Hessians, and covariances have any correlations.
 DENSE = 256
@@ -14,6 +19,14 @@ HALVINGS = 15
 FAR = (1.0, 10.0, 1000.0)
 # Weight of a draw's rounding error against its log-density.
 DOUBT = 10.0
+# Two points are the same if the square of their distance, in standard deviations of the Gaussian at
+# one of them, is below this: a number, and as much again for each coordinate as the second says.
+SAME = 1.0, 0.1
+# Two modes are separate if their Gaussians are so many standard deviations apart, and the
+# log-density between the modes is lower than at both, by so much at one of so many points.
+APART, VALLEY, BETWEEN = 4.0, 3.0, 15
+# A mode whose bound is no lower than the best one by this has a part of the posterior, too.
+CLOSE = 5.0
 
 NO_HESSIAN = (
     "the model has no second derivatives: the search for a start takes differences of slopes"
@@ -25,20 +38,49 @@ class Budget(NamedTuple):
 
     Args:
         starts: number of points it sets out from.
+        prior: how many of them are draws of the prior.
         few: number of draws that score each Gaussian on the way.
         many: number of draws that score the final Gaussians.
         newton_steps: most steps of a path with Hessians.
         quasi_newton_steps: most steps of a path without.
         rounds: number of rounds of batch and match.
+        refined: number of Gaussians, the best ones, that are refined at first, and again.
     """
 
-    starts: int = 8
+    starts: int = 12
+    prior: int = 4
     few: int = 16
     many: int = 256
     newton_steps: int = 50
     quasi_newton_steps: int = 200
     rounds: int = 30
+    refined: tuple[int, ...] = (12, 3)
 
 
 # For models that can be evaluated at many points at once, and for those that take one at a time.
-LARGE, SMALL = Budget(), Budget(4, 4, 32, 10, 20, 5)
+LARGE, SMALL = Budget(), Budget(5, 1, 4, 32, 10, 20, 5, (2,))
+
+
+def warn_of_modes(bounds: Sequence[float], apart: np.ndarray, size: int) -> None:
+    """Warn of separate modes that are close in their bounds, if there are any.
+
+    Args:
+        bounds: evidence lower bound of the Gaussian at each, up to the constant of the entropy, the
+            best one first.
+        apart: `(n, n)`, whether two modes are separate.
+        size: number of coordinates.
+    """
+    kept: list[int] = []
+    for k, bound in enumerate(bounds):
+        if bound > bounds[0] - CLOSE and apart[k, kept].all():
+            kept.append(k)
+    if len(kept) < 2:
+        return
+    constant = 0.5 * size * (1.0 + math.log(2.0 * math.pi))
+    shown = ", ".join(f"{bounds[k] + constant:.1f}" for k in kept)
+    warnings.warn(
+        f"the search for a start found {len(kept)} separate modes, with the evidence lower bounds "
+        f"{shown}: the guide starts at the first one, and may miss the others. To fit a guide at "
+        "another one, start it there by `init_loc_fn`, with init='location'",
+        stacklevel=2,
+    )

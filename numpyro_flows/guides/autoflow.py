@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_leaves_with_path
 from numpyro import handlers
@@ -21,10 +21,18 @@ from numpyro.infer.util import constrain_fn
 
 from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.flows.monotone import monotone
-from numpyro_flows.guides.model import Latents, latents, moving, placed, subsampled, unblocked
+from numpyro_flows.guides.model import (
+    Latents,
+    drawn,
+    latents,
+    moving,
+    placed,
+    subsampled,
+    unblocked,
+)
 from numpyro_flows.guides.path_gradient import PathDistribution
 from numpyro_flows.guides.reference import GuideDistribution, Start
-from numpyro_flows.guides.search import Found, search
+from numpyro_flows.guides.search import Found, apart, search
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.elementwise import ActNorm
 from numpyro_flows.layers.linear import LowerTriangular
@@ -39,7 +47,7 @@ from pyroflows_common.guides import (
     check_options,
     warn_of_search,
 )
-from pyroflows_common.search import DENSE, HISTORY, LARGE
+from pyroflows_common.search import CLOSE, DENSE, HISTORY, LARGE, warn_of_modes
 
 Params = Mapping[str, Any]
 
@@ -250,21 +258,34 @@ class AutoFlow(AutoContinuous):
         where = latents.where
         own = np.concatenate([where[name] for name in self._init_locs])
         loc = latents.loc.at[own].set(start.loc)
-        # From the model's own start, the origin and random points around it.
-        uniform = jax.random.uniform(start_key, (LARGE.starts - 2, len(loc)), loc.dtype, -2.0, 2.0)
-        starts = jnp.concatenate([loc[None], jnp.zeros_like(loc)[None], uniform])
         whole = _new_start(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
 
         @jax.jit
-        def searched(whole: Start, starts: Array, key: Array) -> Found:
+        def searched(whole: Start, start_key: Array, key: Array) -> Found:
+            starts = self._starts(latents, whole.loc, start_key)
             whole = whole.relative(*latents.free(starts))
             return search(whole.target(latents.log_density), whole, starts, key)
 
-        found, elbo = searched(whole, starts, search_key)
-        sound = jnp.isfinite(elbo)
-        if not isinstance(sound, jax.core.Tracer) and not sound:
-            warn_of_search("found no Gaussian with a finite evidence lower bound")
-        return select(sound, start.marginal(found, own), start)
+        found = searched(whole, start_key, search_key)
+        best, sound = jax.tree.map(lambda a: a[0], found.gaussian), jnp.isfinite(found.elbo[0])
+        if not isinstance(sound, jax.core.Tracer):
+            if not sound:
+                warn_of_search("found no Gaussian with a finite evidence lower bound")
+            elif found.elbo[1] > found.elbo[0] - CLOSE:
+                modes = jax.jit(lambda found: apart(best.target(latents.log_density), found))(found)
+                warn_of_modes(found.elbo.tolist(), np.asarray(modes), len(loc))
+        return select(sound, start.marginal(best, own), start)
+
+    def _starts(self, latents: Latents, loc: Array, key: RandomKey) -> Array:
+        """Return the model's own start, the origin, points around it and draws of the prior."""
+        args, kwargs = self._inputs
+        uniform_key, *keys = jax.random.split(key, 1 + LARGE.prior)
+        shape = (LARGE.starts - 2, len(loc))
+        points = jax.random.uniform(uniform_key, shape, loc.dtype, -2.0, 2.0)
+        prior = drawn(self.model, latents.where, jnp.stack(keys), *args, **kwargs)
+        sound = jnp.isfinite(prior).all(1) & jnp.isfinite(lax.map(latents.log_density, prior))
+        prior = jnp.where(sound[:, None], prior, points[-LARGE.prior :]).astype(loc.dtype)
+        return jnp.stack([loc, jnp.zeros_like(loc), *points[: -LARGE.prior], *prior])
 
     def _latents(self, key: RandomKey) -> Latents | None:
         args, kwargs = self._inputs

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 from numpyro import handlers
 from numpyro.distributions import biject_to
@@ -120,6 +120,36 @@ def latents(
             model_kwargs=kwargs,
         )
     return Latents(found.param_info.z, found.potential_fn, subsampled(found.model_trace))
+
+
+def drawn(
+    model: Callable[..., Any],
+    where: Mapping[str, Int[np.ndarray, " n"]],
+    keys: Array,
+    *args: Any,
+    **kwargs: Any,
+) -> Float[Array, "draws D"]:
+    """Return draws of the prior in unconstrained coordinates: NaN if it cannot be drawn from.
+
+    Args:
+        model: the model.
+        where: coordinates of each of its sites.
+        keys: a random key for each draw.
+        *args: arguments of the model.
+        **kwargs: the same, by name.
+    """
+
+    def draw(key: Array) -> Array:
+        with handlers.block():
+            trace = handlers.trace(handlers.seed(unblocked(model), key)).get_trace(*args, **kwargs)
+        sites = (trace[name] for name in where)
+        points = (biject_to(site["fn"].support).inv(site["value"]) for site in sites)
+        return jnp.concatenate([point.ravel() for point in points])
+
+    try:
+        return lax.map(draw, keys)
+    except Exception:  # an improper prior, or anything that a model may do outside of a run
+        return jnp.full((len(keys), sum(map(len, where.values()))), jnp.nan)
 
 
 def subsampled(trace: Trace) -> bool:

@@ -13,42 +13,58 @@ from jaxtyping import Float
 from numpyro_flows.guides.model import LogDensity
 from numpyro_flows.layers.preconditioner import Preconditioner
 from numpyro_flows.tree import replace, select
-from pyroflows_common.search import DENSE, DOUBT, HALVINGS, HISTORY, LARGE, NO_HESSIAN, PROBES
+from pyroflows_common.search import (
+    APART,
+    BETWEEN,
+    DENSE,
+    DOUBT,
+    HALVINGS,
+    HISTORY,
+    LARGE,
+    NO_HESSIAN,
+    PROBES,
+    SAME,
+    VALLEY,
+)
 
 
 class Found(NamedTuple):
-    """A Gaussian and its evidence lower bound, up to the constant of the entropy."""
+    """A Gaussian and its evidence lower bound, up to the constant of the entropy.
+
+    The search returns several at once, with a first dimension of n.
+    """
 
     gaussian: Preconditioner
-    elbo: Float[Array, ""]
+    elbo: Float[Array, "*n"]
+    mode: Float[Array, "*n D"]  # where the path to it ended
 
 
 def search(
     log_density: LogDensity, start: Preconditioner, starts: Float[Array, "n D"], key: Array
 ) -> Found:
-    r"""Find the Gaussian that fits a posterior best, for a guide to start from.
+    r"""Find the Gaussians that fit a posterior best, for a guide to start from.
 
     From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
-    point on the way is a candidate, because the mode may be a bad centre. Batch and match refines
-    the candidate with the highest evidence lower bound. In more than `DENSE` dimensions the path
+    point on the way is a candidate, because the mode may be a bad centre, and the one with the
+    highest evidence lower bound stands for the path. Batch and match refines one for each mode that
+    the paths have come to, and the best of them again. Fresh draws say which is best: a Gaussian
+    that is poor at first may be the best one in the end. In more than `DENSE` dimensions the path
     is one of L-BFGS, the covariance is diagonal plus low-rank, and there is no refinement. The
-    given Gaussian is tried at each start, too, in case its path leads nowhere. The evidence lower
-    bound of the result is not finite if that of no candidate is.
+    given Gaussian is tried at each start, too, in case its path leads nowhere.
+
+    Returns:
+        A Gaussian for each start, the best one first, with different locations. Where the evidence
+        lower bound is not finite, there is none.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
         for the path of L-BFGS and for scoring along the way; Cai et al., "Batch and match"
         (arXiv:2402.14758), algorithm 1.
     """
-
-    def target(x: Array) -> Array:
-        value = log_density(x)
-        return jnp.where(jnp.isfinite(value), value, -jnp.inf)
-
-    dense = starts.shape[-1] <= DENSE
-    few_key, many_key, match_key, probe_key = jax.random.split(key, 4)
+    target, dense = _bounded(log_density), starts.shape[-1] <= DENSE
+    few_key, many_key, fresh_key, match_key, probe_key = jax.random.split(key, 5)
     few, many = _noise(few_key, LARGE.few, starts), _noise(many_key, LARGE.many, starts)
-    path: Callable[..., Preconditioner]
+    path: Callable[..., Found]
     if dense:
         path = functools.partial(_newton_path, hessian=_hessian(target, starts[0]))
     else:
@@ -59,17 +75,100 @@ def search(
     def plain(point: Array) -> Preconditioner:
         return replace(start, loc=point)
 
+    ended = lax.map(lambda point: path(target, plain(point), few), starts)
     candidates = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b]),
-        lax.map(lambda point: path(target, plain(point), few), starts),
-        jax.vmap(plain)(starts),
+        lambda *a: jnp.concatenate(a), ended.gaussian, jax.vmap(plain)(starts)
     )
     scored = lax.map(lambda gaussian: _scored(target, gaussian, many), candidates)
-    best = jax.tree.map(lambda a: a[jnp.argmax(scored.elbo)], scored)
+    halves = jax.tree.map(lambda a: a.reshape(2, len(starts), *a.shape[1:]), scored)
+    moved, stayed = (jax.tree.map(lambda a, k=k: a[k], halves) for k in range(2))
+    found = jax.vmap(_better)(moved, stayed)._replace(mode=ended.mode)
+    found = _in_order(_distinct(found, found.mode))
     if not dense:
-        return best
-    best = _batch_and_match(target, best, many, match_key)
-    return _better(best, _scored(target, _uncorrelated(best.gaussian), many))
+        return found
+    fresh = _noise(fresh_key, LARGE.many, starts)
+
+    def stage(found: Found, inputs: tuple[Array, Array]) -> tuple[Found, None]:
+        key, most = inputs
+        kept = jnp.isfinite(found.elbo) & (jnp.arange(len(starts)) < most)
+        found, elbo = lax.map(
+            lambda one: lax.cond(
+                one[0],
+                lambda found, key: _refined(target, found, many, fresh, key),
+                lambda found, _: (found, found.elbo),
+                *one[1:],
+            ),
+            (kept, found, jax.random.split(key, len(starts))),
+        )
+        # Fresh draws are fair; but where all Gaussians reach out of the support, they tell nothing.
+        found = found._replace(elbo=jnp.where(jnp.isfinite(elbo).any(), elbo, found.elbo))
+        return _in_order(_distinct(found, found.gaussian.loc)), None
+
+    most = jnp.array(LARGE.refined)
+    return lax.scan(stage, found, (jax.random.split(match_key, len(most)), most))[0]
+
+
+def apart(log_density: LogDensity, found: Found) -> Array:
+    """Return which of the Gaussians of a search lie at separate modes, as a matrix.
+
+    They are far from each other, and the log-density is low between their modes and also between
+    their locations. A banana is bent between locations, and a funnel is uncertain in its neck.
+    """
+    target, count = _bounded(log_density), len(found.elbo)
+    far = _squares(found.gaussian, found.gaussian.loc) > APART**2
+    shares = jnp.linspace(0.0, 1.0, BETWEEN + 2)[:, None]
+
+    def valley(ends: Array) -> Array:
+        heights = jax.vmap(target)(ends[0] + shares * (ends[1] - ends[0]))
+        return heights[1:-1].min() < jnp.minimum(heights[0], heights[-1]) - VALLEY
+
+    first, second = (k.ravel() for k in jnp.indices((count, count)))
+    points = jnp.stack([found.mode, found.gaussian.loc])
+    ends = jnp.stack([points[:, first], points[:, second]], 2).reshape(-1, 2, points.shape[-1])
+    valleys = lax.map(valley, ends).reshape(2, count, count)
+    return far & far.T & valleys.all(0)
+
+
+def _bounded(log_density: LogDensity) -> LogDensity:
+    def target(x: Array) -> Array:
+        value = log_density(x)
+        return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+
+    return target
+
+
+def _distinct(found: Found, points: Float[Array, "n D"]) -> Found:
+    """Take the bound from those that are at the same point as a better one."""
+    same = _squares(found.gaussian, points) < SAME[0] + SAME[1] * points.shape[-1]
+    order = jnp.arange(len(points))
+    equal = found.elbo[:, None] == found.elbo
+    better = (found.elbo[:, None] > found.elbo) | (equal & (order[:, None] < order))
+    return found._replace(elbo=jnp.where((better & same).any(0), -jnp.inf, found.elbo))
+
+
+def _in_order(found: Found) -> Found:
+    order = jnp.argsort(-found.elbo)
+    return jax.tree.map(lambda a: a[order], found)
+
+
+def _squares(gaussians: Preconditioner, points: Float[Array, "n D"]) -> Float[Array, "n n"]:
+    """Return the square of each point's distance from every point, on the scale of the latter."""
+
+    def one(gaussian: Preconditioner, point: Array) -> Array:
+        far = gaussian.inverse_and_ladj(gaussian.loc + points - point)[0]
+        return jnp.square(far).sum(-1)
+
+    return jax.vmap(one)(gaussians, points)
+
+
+def _refined(
+    target: LogDensity, found: Found, many: Array, fresh: Array, key: Array
+) -> tuple[Found, Array]:
+    """Return the better of a refined Gaussian and its uncorrelated form, and its fresh bound."""
+    best = _batch_and_match(target, found, many, key)
+    product = _scored(target, _uncorrelated(best.gaussian), many)
+    best = _better(best, product._replace(mode=found.mode))
+    return best, _scored(target, best.gaussian, fresh).elbo
 
 
 def _hessian(target: LogDensity, example: Array) -> Callable[[Array], Array]:
@@ -122,7 +221,7 @@ def _noise(key: Array, draws: int, like: Array) -> Array:
 def _scored(target: LogDensity, gaussian: Preconditioner, noise: Array) -> Found:
     draws, ladj = gaussian.forward_and_ladj(noise)
     elbo = _sure(target, draws, noise) + ladj.mean()
-    return Found(gaussian, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
+    return Found(gaussian, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo), gaussian.loc)
 
 
 def _sure(target: LogDensity, draws: Array, noise: Array) -> Array:
@@ -161,7 +260,7 @@ def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[A
 
 def _newton_path(
     target: LogDensity, start: Preconditioner, noise: Array, hessian: Callable[[Array], Array]
-) -> Preconditioner:
+) -> Found:
     """Climb by damped Newton steps, and return the best Gaussian on the way."""
 
     def step(state: Any) -> Any:
@@ -176,14 +275,17 @@ def _newton_path(
         return x, best, count + 1, going
 
     value = target(start.loc)
-    best = Found(start, jnp.full_like(value, -jnp.inf))
+    best = Found(start, jnp.full_like(value, -jnp.inf), start.loc)
     return _climbed(step, (start.loc, best, 0, jnp.isfinite(value)), LARGE.newton_steps)
 
 
-def _climbed(step: Callable[[Any], Any], state: Any, most: int) -> Preconditioner:
-    """Repeat a step, and return the best Gaussian: a state ends in best, count and going."""
+def _climbed(step: Callable[[Any], Any], state: Any, most: int) -> Found:
+    """Repeat a step, and return the best Gaussian and the end of the path.
+
+    A state begins with the point, and ends in best, count and going.
+    """
     end = lax.while_loop(lambda state: state[-1] & (state[-2] < most), step, state)
-    return end[-3].gaussian
+    return end[-3]._replace(mode=end[0])
 
 
 def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditioner:
@@ -198,7 +300,7 @@ def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditione
 
 def _quasi_newton_path(
     target: LogDensity, start: Preconditioner, noise: Array, products: Callable[[Array], Array]
-) -> Preconditioner:
+) -> Found:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
 
     def step(state: Any) -> Any:
@@ -219,7 +321,7 @@ def _quasi_newton_path(
 
     value, slope = jax.value_and_grad(target)(start.loc)
     none = jnp.zeros((HISTORY, len(slope)), slope.dtype)
-    best = Found(start, jnp.full_like(value, -jnp.inf))
+    best = Found(start, jnp.full_like(value, -jnp.inf), start.loc)
     going = jnp.isfinite(value) & jnp.isfinite(slope).all()
     state = (start.loc, slope, none, none, best, 0, going)
     return _climbed(step, state, LARGE.quasi_newton_steps)
@@ -289,7 +391,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array)
     (_, best), _ = lax.scan(round_, (state, state), inputs)
     centred = replace(start.gaussian, loc=jnp.zeros_like(best.loc))
     gaussian = start.gaussian.precondition(start.gaussian(best.loc), centred(best.factor.T).T)
-    return _better(start, Found(gaussian, best.elbo))
+    return _better(start, Found(gaussian, best.elbo, start.mode))
 
 
 def _matched(old: _Matched, draws: Array, slopes: Array, weight: Array) -> tuple[Array, Array]:

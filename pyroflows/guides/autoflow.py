@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map
 from pyroflows.distribution import FlowDistribution
 from pyroflows.flows.monotone import monotone
 from pyroflows.guides import store
-from pyroflows.guides.model import alone, latents, moving, placed, without
+from pyroflows.guides.model import Latents, alone, drawn, latents, moving, placed, without
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.reference import GuideDistribution, Start
-from pyroflows.guides.search import search
+from pyroflows.guides.search import apart, search
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
 from pyroflows.layers.linear import LowerTriangular
@@ -36,7 +36,15 @@ from pyroflows_common.guides import (
     check_options,
     warn_of_search,
 )
-from pyroflows_common.search import DENSE, HISTORY, LARGE, SMALL
+from pyroflows_common.search import (
+    CLOSE,
+    DENSE,
+    HISTORY,
+    LARGE,
+    SMALL,
+    Budget,
+    warn_of_modes,
+)
 
 
 class AutoFlow(AutoContinuous):
@@ -81,7 +89,8 @@ class AutoFlow(AutoContinuous):
             importance weighted bounds of `RenyiELBO`, for which it is biased.
         seed: seed of the flow's first weights.
         name: name of the guide in Pyro's parameter store; by default the name of its class, or of
-            its place in an `AutoGuideList`.
+            its place in an `AutoGuideList`. A new guide goes on with parameters of this name that
+            the store has loaded. From an earlier guide it takes the name, and starts anew.
 
     Raises:
         ValueError: if an argument is out of its range; the message names it.
@@ -179,11 +188,12 @@ class AutoFlow(AutoContinuous):
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
         start = _new_start(loc, self.init_scale)
         transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
-        found = self._is_stored(transform)
-        if not found and self.init == "search":
-            found = self._search(start, *args, **kwargs)
+        stored = self._is_stored(transform)
+        found = stored or (self.init == "search" and self._search(start, *args, **kwargs))
         if wrong is not None and not found:
             raise wrong
+        if not stored:
+            self._take_name(transform)
         return transform
 
     def _search(self, start: Start, *args: Any, **kwargs: Any) -> bool:
@@ -194,33 +204,58 @@ class AutoFlow(AutoContinuous):
             own = torch.cat([found.where[name] for name, _ in sites])
             loc, budget = found.loc, LARGE if found.batched else SMALL
             loc[own] = start.loc
-            # From the model's own start, the origin and random points around it.
-            uniform = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
-            starts = torch.cat([loc[None], torch.zeros_like(loc)[None], uniform])
             with torch.enable_grad():
+                starts = self._starts(found, loc, budget, *args, **kwargs)
                 whole = _new_start(loc, self.init_scale).relative(*found.free(starts))
                 target = whole.target(found.log_density)
-                gaussian, elbo = search(target, whole, starts, budget)
+                gaussians = search(target, whole, starts, budget)
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return False
-        if not elbo.isfinite():
+        if not gaussians:
             warn_of_search("found no Gaussian with a finite evidence lower bound")
             return False
-        start.marginal(gaussian, own)
+        bounds = [one.elbo.item() for one in gaussians]
+        if len(bounds) > 1 and bounds[1] > bounds[0] - CLOSE:
+            warn_of_modes(bounds, apart(target, gaussians), len(loc))
+        start.marginal(gaussians[0].gaussian, own)
         return True
 
+    def _starts(
+        self, found: Latents, loc: Tensor, budget: Budget, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the model's own start, the origin, points around it and draws of the prior."""
+        points = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
+        prior = drawn(self.model, found.where, budget.prior, *args, **kwargs).to(loc)
+        sound = prior.isfinite().all(1) & found.log_density(prior).isfinite()
+        prior = prior.where(sound[:, None], points[-budget.prior :])
+        return torch.stack([loc, torch.zeros_like(loc), *points[: -budget.prior], *prior])
+
     def _is_stored(self, transform: TransformModule) -> bool:
-        """Return whether Pyro's parameter store holds this guide, so that it needs no search."""
-        if pyro.settings.get("module_local_params") or not store.holds(self._pyro_name, transform):
+        """Return whether Pyro's parameter store has loaded this guide, which needs no search."""
+        name = self._pyro_name
+        if pyro.settings.get("module_local_params") or not store.has_loaded(name, transform):
             return False
         warnings.warn(
-            f"Pyro's parameter store holds a guide by the name of {self._pyro_name!r}: this one "
-            "goes on with its parameters. For a new start give it another `name`, or call "
+            f"Pyro's parameter store has loaded a guide by the name of {name!r}: this one goes on "
+            "with its parameters. For a new start give it another `name`, or call "
             "pyro.clear_param_store()",
             stacklevel=2,
         )
         return True
+
+    def _take_name(self, transform: TransformModule) -> None:
+        """Take this guide's name in Pyro's parameter store from an earlier guide."""
+        name = self._pyro_name
+        if pyro.settings.get("module_local_params") or not store.has_made(name, transform):
+            return
+        warnings.warn(
+            f"a new guide takes the name {name!r} in Pyro's parameter store from an earlier one, "
+            "which moves to another name if it is used again: give guides that are used side by "
+            "side a `name` each",
+            stacklevel=2,
+        )
+        store.forget(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw each site, as in Pyro's guides."""
@@ -283,10 +318,12 @@ class AutoFlow(AutoContinuous):
         """Return the transform from z to the unconstrained latent numbers."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
-        if self._copied:  # a new guide, separate from the original
+        transform = self._modules["transform"]
+        # A copy is separate from the original, and a guide from a newer one of the same name.
+        if self._copied or store.has_made(self._pyro_name, transform):
             self._pyro_name, self._copied = store.free_name(self._pyro_name), False
-        store.register(self._pyro_name, self._modules["transform"])
-        return self._modules["transform"]
+        store.register(self._pyro_name, transform)
+        return transform
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """Return the posterior of the unconstrained latent numbers."""

@@ -148,6 +148,36 @@ def latents(
     return found(_at_once, True)
 
 
+@alone()
+def drawn(
+    model: Callable[..., Any],
+    where: Mapping[str, Int[Tensor, " n"]],
+    count: int,
+    *args: Any,
+    **kwargs: Any,
+) -> Float[Tensor, "draws D"]:
+    """Return draws of the prior in unconstrained coordinates: NaN if it cannot be drawn from.
+
+    Args:
+        model: the model.
+        where: coordinates of each of its sites.
+        count: number of draws.
+        *args: arguments of the model.
+        **kwargs: the same, by name.
+    """
+    model = Screened()(without(model, InitMessenger, BlockMessenger))
+
+    def draw() -> Tensor:
+        sites = poutine.trace(model).get_trace(*args, **kwargs).nodes
+        points = unconstrained(sites[name] for name in where)
+        return torch.cat([point.reshape(-1) for point in points.values()])
+
+    try:
+        return torch.stack([draw() for _ in range(count)])
+    except Exception:  # an improper prior, or anything that a model may do outside of a run
+        return torch.full((count, sum(map(len, where.values()))), torch.nan)
+
+
 class _Placed(Messenger):
     """Gives sites the values of unconstrained coordinates, each in the support it has by then."""
 

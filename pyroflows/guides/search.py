@@ -4,6 +4,7 @@ import copy
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from pyroflows.guides.model import LogDensity, gradients
 from pyroflows.layers.preconditioner import Preconditioner
 from pyroflows_common.search import (
+    APART,
+    BETWEEN,
     DENSE,
     DOUBT,
     HALVINGS,
@@ -18,6 +21,8 @@ from pyroflows_common.search import (
     LARGE,
     NO_HESSIAN,
     PROBES,
+    SAME,
+    VALLEY,
     Budget,
 )
 
@@ -27,6 +32,7 @@ class Found(NamedTuple):
 
     gaussian: Preconditioner
     elbo: Float[Tensor, ""]
+    mode: Float[Tensor, " D"]  # where the path to it ended
 
 
 def search(
@@ -34,37 +40,105 @@ def search(
     start: Preconditioner,
     starts: Float[Tensor, "n D"],
     budget: Budget = LARGE,
-) -> Found:
-    r"""Find the Gaussian that fits a posterior best, for a guide to start from.
+) -> list[Found]:
+    r"""Find the Gaussians that fit a posterior best, for a guide to start from.
 
     From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
-    point on the way is a candidate, because the mode may be a bad centre. Batch and match refines
-    the candidate with the highest evidence lower bound. In more than `DENSE` dimensions the path
+    point on the way is a candidate, because the mode may be a bad centre, and the one with the
+    highest evidence lower bound stands for the path. Batch and match refines one for each mode that
+    the paths have come to, and the best of them again. Fresh draws say which is best: a Gaussian
+    that is poor at first may be the best one in the end. In more than `DENSE` dimensions the path
     is one of L-BFGS, the covariance is diagonal plus low-rank, and there is no refinement. The
-    given Gaussian is tried at each start, too, in case its path leads nowhere. The evidence lower
-    bound of the result is not finite if that of no candidate is.
+    given Gaussian is tried at each start, too, in case its path leads nowhere.
+
+    Returns:
+        The Gaussians with a finite evidence lower bound, the best one first, with different
+        locations.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
         for the path of L-BFGS and for scoring along the way; Cai et al., "Batch and match"
         (arXiv:2402.14758), algorithm 1.
     """
+    target, dense = _bounded(log_density), starts.shape[-1] <= DENSE
+    path = _newton_path if dense else _quasi_newton_path
+    steps = budget.newton_steps if dense else budget.quasi_newton_steps
+    few, many = _noise(budget.few, starts), _noise(budget.many, starts)
+    found = []
+    for point in starts:
+        plain = _changed(start, loc=point)
+        ended = path(target, plain, few, steps)
+        best = _best([_scored(target, gaussian, many) for gaussian in (ended.gaussian, plain)])
+        found.append(best._replace(mode=ended.mode))
+    found = _distinct(found, [one.mode for one in found])
+    if not dense:
+        return found
+    fresh = _noise(budget.many, starts)
+    for most in budget.refined:
+        refined = [_refined(target, one, many, budget.rounds) for one in found[:most]]
+        fair = [_scored(target, one.gaussian, fresh).elbo for one in refined]
+        # Where all Gaussians reach out of the support, fresh draws tell nothing.
+        if any(elbo.isfinite() for elbo in fair):
+            refined = [one._replace(elbo=elbo) for one, elbo in zip(refined, fair, strict=True)]
+        found = refined + found[most:]
+        found = _distinct(found, [one.gaussian.loc for one in found])
+    return found
 
+
+@torch.no_grad()
+def apart(log_density: LogDensity, found: list[Found]) -> np.ndarray:
+    """Return which of the Gaussians of a search lie at separate modes, as a matrix.
+
+    They are far from each other, and the log-density is low between their modes and also between
+    their locations. A banana is bent between locations, and a funnel is uncertain in its neck.
+    """
+    target = _bounded(log_density)
+    shares = torch.linspace(0.0, 1.0, BETWEEN + 2).to(found[0].mode)[:, None]
+
+    def valley(start: Tensor, end: Tensor) -> bool:
+        heights = target(start + shares * (end - start))
+        return bool(heights[1:-1].min() < heights[[0, -1]].min() - VALLEY)
+
+    def far(one: Found, other: Found) -> bool:
+        return bool(_square(one.gaussian, other.gaussian.loc - one.gaussian.loc) > APART**2)
+
+    def separate(a: Found, b: Found) -> bool:
+        between = valley(a.mode, b.mode) and valley(a.gaussian.loc, b.gaussian.loc)
+        return far(a, b) and far(b, a) and between
+
+    return np.array([[separate(a, b) for b in found] for a in found], dtype=bool)
+
+
+def _bounded(log_density: LogDensity) -> LogDensity:
     def target(x: Tensor) -> Tensor:
         value = log_density(x)
         return value.where(value.isfinite(), -torch.inf)
 
-    dense = starts.shape[-1] <= DENSE
-    path = _newton_path if dense else _quasi_newton_path
-    steps = budget.newton_steps if dense else budget.quasi_newton_steps
-    few, many = _noise(budget.few, starts), _noise(budget.many, starts)
-    plain = [_changed(start, loc=point) for point in starts]
-    candidates = [path(target, candidate, few, steps) for candidate in plain] + plain
-    best = _best([_scored(target, candidate, many) for candidate in candidates])
-    if not dense:
-        return best
-    best = _batch_and_match(target, best, many, budget.rounds)
-    return _best([best, _scored(target, _uncorrelated(best.gaussian), many)])
+    return target
+
+
+def _distinct(found: list[Found], points: list[Tensor]) -> list[Found]:
+    """Return those with a finite bound, the best first, and none at the same point as a better."""
+    kept: list[int] = []
+    near = SAME[0] + SAME[1] * len(points[0]) if points else 0.0
+    for k in sorted(range(len(found)), key=lambda k: -found[k].elbo.item()):
+        others = (_square(found[j].gaussian, points[k] - points[j]) for j in kept)
+        if found[k].elbo.isfinite() and not any(square < near for square in others):
+            kept.append(k)
+    return [found[k] for k in kept]
+
+
+@torch.no_grad()
+def _square(gaussian: Preconditioner, way: Float[Tensor, " D"]) -> Float[Tensor, ""]:
+    """Return the square of a distance on the scale of a Gaussian."""
+    return gaussian.inverse_and_ladj(gaussian.loc + way)[0].square().sum()
+
+
+def _refined(target: LogDensity, found: Found, many: Tensor, rounds: int) -> Found:
+    """Return the better of a refined Gaussian and its uncorrelated form."""
+    best = _batch_and_match(target, found, many, rounds)
+    product = _scored(target, _uncorrelated(best.gaussian), many)
+    return _best([best, product._replace(mode=found.mode)])
 
 
 def _changed(gaussian: Preconditioner, **state: Tensor) -> Preconditioner:
@@ -85,7 +159,7 @@ def _noise(draws: int, like: Tensor) -> Tensor:
 def _scored(target: LogDensity, gaussian: Preconditioner, noise: Tensor) -> Found:
     draws, ladj = gaussian.forward_and_ladj(noise)
     elbo = _sure(target, draws, noise) + ladj.mean()
-    return Found(gaussian, elbo.nan_to_num(-torch.inf, torch.inf, -torch.inf))
+    return Found(gaussian, elbo.nan_to_num(-torch.inf, torch.inf, -torch.inf), gaussian.loc)
 
 
 @torch.no_grad()
@@ -124,11 +198,9 @@ def _furthest(target: LogDensity, x: Tensor, value: Tensor, way: Tensor) -> tupl
     return torch.where(going, points[k], x), going
 
 
-def _newton_path(
-    target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
-) -> Preconditioner:
+def _newton_path(target: LogDensity, start: Preconditioner, noise: Tensor, steps: int) -> Found:
     """Climb by damped Newton steps, and return the best Gaussian on the way."""
-    x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
+    x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf), start.loc)
     eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
         value, slope, hessian = _derivatives(target, x, eye)
@@ -142,7 +214,7 @@ def _newton_path(
         x, going = _furthest(target, x, value, way)
         if not going:
             break
-    return best.gaussian
+    return best._replace(mode=x)
 
 
 def _derivatives(
@@ -185,9 +257,9 @@ def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditio
 
 def _quasi_newton_path(
     target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
-) -> Preconditioner:
+) -> Found:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
-    x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf))
+    x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf), start.loc)
     probes = torch.randn(PROBES, len(x), dtype=x.dtype, device=x.device).sign()
     moves = changes = x.new_zeros(HISTORY, len(x))
     last_x, last_slope = x, x
@@ -207,7 +279,7 @@ def _quasi_newton_path(
         x, going = _furthest(target, x, value, way)
         if not going:
             break
-    return best.gaussian
+    return best._replace(mode=x)
 
 
 def _diagonal(products: Tensor) -> Tensor:
@@ -288,7 +360,7 @@ def _batch_and_match(target: LogDensity, start: Found, noise: Tensor, rounds: in
     gaussian = copy.deepcopy(start.gaussian).precondition(
         start.gaussian(best.loc), centred(best.factor.mT).mT
     )
-    return Found(gaussian, best.elbo)
+    return Found(gaussian, best.elbo, start.mode)
 
 
 def _matched(old: _Matched, draws: Tensor, slopes: Tensor, weight: float) -> tuple[Tensor, Tensor]:

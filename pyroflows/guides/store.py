@@ -1,11 +1,17 @@
 """A guide in Pyro's parameter store: the names of its parameters and of the rest of its state."""
 
 import itertools
+import weakref
 
 import pyro
 from torch import Tensor
+from torch.nn import Parameter
 
 from pyroflows.transform import TransformModule
+
+# The first parameter of each guide that this process has put into the store, by the guide's name:
+# what else the store holds has been loaded.
+_made: weakref.WeakValueDictionary[str, Parameter] = weakref.WeakValueDictionary()
 
 
 def tensors(name: str, transform: TransformModule) -> dict[str, Tensor]:
@@ -15,15 +21,33 @@ def tensors(name: str, transform: TransformModule) -> dict[str, Tensor]:
     return {f"{name}.{'transform$$$' if k in trained else 'state.'}{k}": v for k, v in state}
 
 
-def holds(name: str, transform: TransformModule) -> bool:
-    """Return whether the store holds a guide of this name.
+def has_made(name: str, transform: TransformModule) -> bool:
+    """Return whether the store holds another guide of this name that was made in this process."""
+    store, made = pyro.get_param_store(), _made.get(name)
+    key = (made is not None and store.param_name(made)) or ""
+    held = key.startswith(f"{name}.transform$$$") and key in store
+    if not held or store[key] is not made:  # cleared, or loaded since
+        return False
+    return all(parameter is not made for parameter in transform.parameters())
+
+
+def forget(name: str) -> None:
+    """Take the guide of this name out of the store, if it holds one."""
+    store = pyro.get_param_store()
+    for key in [key for key in store if key.startswith(_prefixes(name))]:
+        del store[key]
+
+
+def has_loaded(name: str, transform: TransformModule) -> bool:
+    """Return whether the store holds a guide of this name that was not made in this process.
 
     Raises:
         ValueError: if that guide has other shapes or another precision.
     """
+    if has_made(name, transform):
+        return False
     store = pyro.get_param_store()
-    prefixes = f"{name}.transform$$$", f"{name}.state."
-    held = {key: store[key] for key in store if key.startswith(prefixes)}
+    held = {key: store[key] for key in store if key.startswith(_prefixes(name))}
     own = {key: _real(value) for key, value in tensors(name, transform).items()}
     kinds, expected = ({k: (v.shape, v.dtype) for k, v in d.items()} for d in (held, own))
     if held and kinds != expected:
@@ -44,6 +68,8 @@ def register(name: str, transform: TransformModule) -> None:
     first = f"{full}$$${first}"
     known = first in store
     if not known or store[first] is not parameter:
+        if not known:
+            _made[name] = parameter
         # The store takes also the state that no optimiser sees.
         for key, value in tensors(name, transform).items():
             if key.startswith(f"{name}.state."):
@@ -60,6 +86,10 @@ def free_name(name: str) -> str:
     store = pyro.get_param_store()
     names = itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
     return next(n for n in names if not any(key.startswith(f"{n}.transform$$$") for key in store))
+
+
+def _prefixes(name: str) -> tuple[str, str]:
+    return f"{name}.transform$$$", f"{name}.state."
 
 
 def _real(value: Tensor) -> Tensor:

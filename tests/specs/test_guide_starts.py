@@ -1,5 +1,7 @@
 """Laws on where guides start."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -70,6 +72,68 @@ def test_the_start_is_better_than_laplace(host, name):
     x = mode + scales * np.random.default_rng(0).normal(size=(DRAWS, 3))
     laplace = log_density(np, x) - stats.norm.logpdf(x, mode, scales).sum(-1)
     assert ratio.mean() > max(laplace.mean(), -2.0)
+
+
+def test_a_mode_that_only_the_prior_tells_of(host):
+    """Far from the origin, and from where the model starts, which has a mode of its own."""
+
+    def log_density(xp, x):
+        near = log_normal(xp, x, 0.0, 0.5).sum(-1) + np.log(0.001)
+        far = log_normal(xp, x, 50.0, 8.0).sum(-1) + np.log(0.999)
+        return xp.logaddexp(near, far)
+
+    def model():
+        prior = host.dist.Normal(host.array(50.0 * np.ones(3)), host.array(10.0))
+        x = host.sample("x", prior.to_event(1))
+        prior = log_normal(host.np, x, 50.0, 10.0).sum(-1)
+        host.factor("density", log_density(host.np, x) - prior)
+
+    init = host.init_to_value(values={"x": host.array(np.zeros(3))})
+    ratio = log_ratio(gaussian(host, model, init_loc_fn=init), log_density)
+    assert abs(ratio.mean()) < 0.05
+
+
+def test_the_best_start_may_be_a_poor_one_before_it_is_refined(host):
+    """The Gaussian at a banana's mode, beside a small and exact Gaussian."""
+
+    def log_density(xp, x):
+        far = log_normal(xp, x, xp.zeros_like(x) + 12.0, 1.0).sum(-1)
+        return xp.logaddexp(banana(xp, x), far - 10.0)
+
+    init = host.init_to_value(values={"x": host.array([12.0, 12.0, 12.0])})
+    ratio = log_ratio(gaussian(host, of_density(host, log_density), init_loc_fn=init), log_density)
+    assert ratio.mean() > -5.0
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_separate_modes_are_told(host, size):
+    """With a bound for each: half of the evidence."""
+
+    def log_density(xp, x):
+        left, right = (log_normal(xp, x[..., 0], loc, 0.5) for loc in (-1.5, 2.5))
+        rest = log_normal(xp, x[..., 1:], 0.0, 1.0).sum(-1)
+        return xp.logaddexp(left, right) - np.log(2.0) + rest
+
+    with host.eager(), pytest.warns(UserWarning, match="found 2 separate modes") as caught:
+        gaussian(host, of_density(host, log_density, size))
+    (warning,) = caught
+    bounds = re.search(r"bounds (.*?):", str(warning.message)).group(1)
+    assert_allclose([float(bound) for bound in bounds.split(", ")], -np.log(2.0), atol=0.25)
+
+
+@pytest.mark.parametrize("weight", [1e-4, 0.0])
+def test_modes_that_hold_nothing_are_not_told(host, weight):
+    """Nor those that a Gaussian covers together."""
+
+    def log_density(xp, x):
+        left, right = (log_normal(xp, x[..., 0], loc, 0.5) for loc in (-1.5, 2.5))
+        if not weight:
+            right = log_normal(xp, x[..., 0], 0.0, 0.5)
+        other = right + np.log(weight or 1.0)
+        return xp.logaddexp(left, other) + log_normal(xp, x[..., 1:], 0.0, 1.0).sum(-1)
+
+    with host.eager():
+        gaussian(host, of_density(host, log_density))
 
 
 def test_rounding_errors_are_no_evidence(host):

@@ -10,10 +10,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuideList
 from torch.testing import assert_close
 
 from pyroflows import AutoGlow, AutoNICE, AutoRealNVP, fit_guide
-from tests.hosts.pyro.line import MEAN, SCALE, drawn, learn, small
+from tests.hosts.pyro.line import MEAN, SCALE, drawn, learn, line, small
 
 
 def test_a_parameter_store_loaded_after_the_set_up(tmp_path):
@@ -134,29 +136,120 @@ def test_the_parameter_store(make, tmp_path):
     assert_close(drawn(new), expected)
 
 
-def test_a_guide_that_the_parameter_store_knows_goes_on_learning():
-    """What the optimiser changes is what the guide draws with."""
+def test_a_guide_that_the_parameter_store_has_loaded_goes_on_learning(tmp_path):
+    """What the optimiser changes is what the guide draws with; another one joins it."""
     learn(small())
-    guide = small()
-    with pytest.warns(UserWarning, match="goes on with its parameters"):
-        guide()
+    loaded(tmp_path)
+    guide, other = small(), small()
+    for this in (guide, other):
+        with pytest.warns(UserWarning, match="goes on with its parameters"):
+            this()
     before = drawn(guide)
     learn(guide)
     assert drawn(guide) != before
+    assert_close(drawn(other), drawn(guide))
 
 
-def test_a_guide_for_another_model():
-    """It does not take the first one's parameters, nor change them."""
-
-    def model():
-        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-
-    guide, other = small(), small(model)
-    learn(guide)
-    expected = drawn(guide)
+def test_a_loaded_guide_of_another_model(tmp_path):
+    """It is refused, and stays as it is."""
+    learn(small())
+    loaded(tmp_path)
+    state = {name: value.clone() for name, value in pyro.get_param_store().items()}
     with pytest.raises(ValueError, match="holds another guide by the name of 'AutoRealNVP'"):
-        other()
-    assert_close(drawn(guide), expected)
+        small(triple)()
+    assert_close(dict(pyro.get_param_store().items()), state)
+
+
+def triple():
+    pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def loaded(tmp_path):
+    """Save the store, and load it as another process would."""
+    store = pyro.get_param_store()
+    store.save(tmp_path / "store")
+    store.clear()
+    store.load(tmp_path / "store")
+
+
+@pytest.mark.parametrize("model", [line, triple])
+def test_a_new_guide_takes_the_name_of_an_earlier_one(model, tmp_path):
+    """It starts anew, as in a cell that is run again, and its parameters are what is saved."""
+    learn(small(), steps=30)
+    new, fresh = small(model), small(model, name="fresh")
+    with pytest.warns(UserWarning, match="takes the name 'AutoRealNVP'"):
+        assert np.isfinite(learn(new, model, steps=1)).all()
+    learn(fresh, model, steps=1)
+    for name, value in fresh.median().items():
+        assert_close(new.median()[name], value, rtol=0.1, atol=0.1)
+    expected = drawn(new)
+    loaded(tmp_path)
+    again = small(model)
+    with pytest.warns(UserWarning, match="goes on with its parameters"):
+        again()
+    assert_close(drawn(again), expected)
+
+
+@pytest.mark.filterwarnings("ignore:a new guide takes the name")
+@pytest.mark.parametrize("model", [line, triple])
+def test_the_earlier_guide_keeps_its_parameters(model):
+    """Used again beside the new one, it moves to another name, and each learns on its own."""
+    first, second = small(), small(model)
+    learn(first)
+    expected = drawn(first)
+    learn(second, model)
+    assert_close(drawn(first), expected)
+    for (this, own), other in [((first, line), second), ((second, model), first)]:
+        before, kept = drawn(this), drawn(other)
+        learn(this, own)
+        assert any((value != before[name]).any() for name, value in drawn(this).items())
+        assert_close(drawn(other), kept)
+    names = {key.partition(".")[0] for key in pyro.get_param_store()}
+    assert names == {"AutoRealNVP", "AutoRealNVP_1"}
+
+
+@pytest.mark.filterwarnings("ignore:a new guide takes the name")
+def test_an_earlier_guide_in_a_store_that_was_cleared():
+    """It does not take the parameters of a newer one."""
+    first, second = small(), small()
+    learn(first)
+    expected = drawn(first)
+    pyro.clear_param_store()
+    learn(second)
+    assert_close(drawn(first), expected)
+
+
+@pytest.mark.filterwarnings("ignore:a new guide takes the name")
+def test_guides_in_lists_start_anew():
+    """By the names of their places."""
+
+    def guides():
+        guide = AutoGuideList(line)
+        for name in ("level", "slope"):
+            guide.append(small(poutine.block(line, expose=[name])))
+        return guide
+
+    first, second = guides(), guides()
+    learn(first)
+    medians = first.median()
+    learn(second)
+    assert_close(first.median(), medians)
+    before = second.median()
+    learn(first)
+    assert_close(second.median(), before)
+    places = {key.rpartition(".transform$$$")[0] for key in pyro.get_param_store()} - {""}
+    assert places == {f"AutoGuideList.{place}" for place in ("0", "1", "0_1", "1_1")}
+
+
+def test_parameters_of_modules_are_their_own():
+    """Without the store, guides of one name do not meet."""
+    earlier = small()
+    earlier()
+    stored = set(pyro.get_param_store())
+    with pyro.settings.context(module_local_params=True):
+        new = small(triple)
+        assert new()["x"].shape == (3,)
+    assert set(pyro.get_param_store()) == stored
 
 
 def test_copies_learn_on_their_own():
