@@ -108,6 +108,23 @@ def test_weights_count_as_copies(host):
     assert weighted.draws == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
 
 
+def test_a_funnel(host):
+    """Widths over many orders of magnitude, by the default flow."""
+    rng = np.random.default_rng(7)
+    v, noise = 2.0 * rng.standard_normal(4000), rng.standard_normal((4000, 2))
+    draws = {"v": v, "x": np.exp(v)[:, None] * noise}
+    supports = dict.fromkeys(draws, dist_of(host).real)
+    options = {"supports": supports, "build": None, "steps": 400, "learning_rate": 5e-3}
+    prior = learned(host, arrays(host, draws), **options)
+    latent = rng.standard_normal((4000, 3)).astype(np.float32)
+    values = {name: numbers(x) for name, x in prior.values(host.np.asarray(latent)).items()}
+    assert values["v"].mean() == pytest.approx(0.0, abs=0.3)
+    assert values["v"].std() == pytest.approx(2.0, rel=0.1)
+    ratio = values["x"] / np.exp(values["v"])[:, None]
+    low, high = np.quantile(ratio, [0.16, 0.84])
+    assert (low, high) == pytest.approx((-1.0, 1.0), abs=0.3)
+
+
 @pytest.mark.parametrize(("draws", "size"), [(10, 3), (40, 300)])
 def test_few_draws_give_no_correlations(host, draws, size):
     """The normal distribution of the start then has the deviations only."""
