@@ -30,6 +30,7 @@ from pyroflows.guides import (
     GuideFitResult,
     Preconditioner,
     fit_guide,
+    log_evidence,
     to_arviz,
 )
 from pyroflows.layers import (
@@ -59,6 +60,7 @@ from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import Conditioned, TransformModule
 from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.evidence import Evidence
 from pyroflows_common.outliers import threshold
 from pyroflows_common.partition import (
     Checkerboard,
@@ -87,6 +89,7 @@ __all__ = [
     "ConvNet",
     "DenseNet",
     "DiagonalScaling",
+    "Evidence",
     "FitResult",
     "Flatten",
     "FlowDistribution",
@@ -122,6 +125,7 @@ __all__ = [
     "inpaint_draws",
     "interpolate",
     "load",
+    "log_evidence",
     "nice",
     "outlier_scores",
     "plot_density",

@@ -12,7 +12,7 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "guides", "search", "ascent", "verdict", "arviz", "version",
+    "sites", "guides", "search", "ascent", "verdict", "evidence", "chains", "arviz", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [
@@ -26,7 +26,7 @@ WING = [
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.preconditioner", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
-    "guides.fit", "guides.arviz",
+    "guides.fit", "guides.arviz", "guides.density", "guides.evidence",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip
