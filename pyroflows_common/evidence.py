@@ -142,8 +142,7 @@ def bridged(
     kept = len(log_w) / len(weights.ratio)
     bounded = np.clip(ratio, log_w.min() - 1e3, log_w.max() + 1e3)
     many = min(effective(bounded), ratio.size)
-    log_share = math.log(many), math.log(len(weights.ratio))
-    log_share = np.subtract(log_share, np.logaddexp(*log_share))
+    log_share = np.log([many, len(weights.ratio)]) - math.log(many + len(weights.ratio))
 
     def overlaps(value: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the terms of both means, whose expectations are equal at the evidence."""
@@ -163,19 +162,22 @@ def bridged(
             high = value
     guide, posterior = overlaps(value)
     guide = np.concatenate([guide, np.zeros(len(weights.ratio) - len(log_w))])
-    counts = _count(guide), _count(posterior) * min(effective(posterior) / posterior.size, 1)
-    if not min(counts) >= OVERLAP:
+    variances = (
+        _relative(guide, guide.size),
+        _relative(posterior, min(effective(posterior), posterior.size)),
+    )
+    sizes = guide.size, posterior.size
+    ours, theirs = (1 / (v + 1 / size) for v, size in zip(variances, sizes, strict=True))
+    if not min(ours, theirs) >= OVERLAP:
         raise ValueError(
-            f"`posterior` and `samples` overlap too little: the overlap counts as {counts[0]:.0f} "
-            f"draws of `posterior` and {counts[1]:.0f} of `samples`, expected at least {OVERLAP} "
-            "of each; train longer, use a more flexible guide, or give more draws"
+            f"`posterior` and `samples` overlap too little: the overlap counts as {ours:.0f} draws "
+            f"of `posterior` and {theirs:.0f} of `samples`, expected at least {OVERLAP} of each; "
+            "train longer, use a more flexible guide, or give more draws"
         )
-    variance = guide.var() / guide.mean() ** 2 / len(guide)
-    variance += posterior.var() / posterior.mean() ** 2 / min(effective(posterior), posterior.size)
-    return Evidence(float(value), float(variance**0.5), weights.pareto_k)
+    return Evidence(float(value), float(sum(variances) ** 0.5), weights.pareto_k)
 
 
-def _count(terms: np.ndarray) -> float:
-    """Return the effective number of the terms of a sum."""
-    total = (terms**2).sum()
-    return float(terms.sum() ** 2 / total) if total > 0 else 0.0
+def _relative(terms: np.ndarray, draws: float) -> float:
+    """Return the relative variance of a mean of so many independent draws."""
+    mean = terms.mean()
+    return float(terms.var() / mean**2 / draws) if mean > 0 else math.inf

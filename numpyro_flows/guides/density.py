@@ -19,12 +19,6 @@ from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import check_scored
 
 
-def latents_of(posterior: Any) -> dict[str, list[str]]:
-    """Return the sites of each vector that parts of a guide draw in place of them."""
-    parts = _parts(posterior)
-    return {f"_{part.prefix}_latent": list(part._init_locs) for part in parts}
-
-
 def free_sites(posterior: Any, params: Params) -> set[str]:
     """Return the sites on which the model does not depend at all, as guides of flows tell."""
     found = set()
@@ -49,8 +43,8 @@ def densities(
     Coordinates on which the model does not depend are drawn again, from the measure to which the
     guide's density is relative.
     """
-    latents = latents_of(posterior)
-    check_scored(matched.drawn, latents)
+    vectors = {_name(part): list(part._init_locs) for part in _parts(posterior)}
+    check_scored(matched.drawn, vectors)
     count = len(next(iter(values.values())))
 
     def one(values: dict[str, Array], key: Array) -> tuple[Array, Array]:
@@ -64,7 +58,7 @@ def densities(
                 start, (key, own) = part.get_transform(params).layers[-1], jax.random.split(key)
                 fresh = start.loc + jax.random.normal(own, latent.shape, latent.dtype)
                 latent = jnp.where(start.free > 0, fresh, latent)
-            given[f"_{part.prefix}_latent"] = latent
+            given[_name(part)] = latent
         guide = handlers.seed(matched.guide, key)
         return log_p, log_density(guide, *inputs, {**params, **given})[0]
 
@@ -79,3 +73,7 @@ def _parts(posterior: Any) -> Iterator[Any]:
     elif isinstance(posterior, AutoGuideList):
         for part in posterior:
             yield from _parts(part)
+
+
+def _name(part: AutoContinuous) -> str:
+    return f"_{part.prefix}_latent"

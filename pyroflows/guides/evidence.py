@@ -119,6 +119,6 @@ def log_evidence(
             return weighed(weights)
         shape, flat = flattened(chains, {name: as_array(v) for name, v in values.items()})
         given = {name: torch.as_tensor(flat[name]).to(value) for name, value in latent.items()}
-        log_p, log_q = densities(posterior, matched, model, inputs, given)
-    at = (as_array(density).reshape(shape) for density in (log_p, log_q))
-    return bridged(weights, *at, arviz.effective)
+        scored = densities(posterior, matched, model, inputs, given)
+    p, q = (as_array(density).reshape(shape) for density in scored)
+    return bridged(weights, p, q, arviz.effective)

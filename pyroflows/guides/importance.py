@@ -81,6 +81,11 @@ def sample(matched: Matched, inputs: Inputs, draws: int) -> tuple[dict[str, Tens
     return values, log_q
 
 
+def log_joints(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Tensor:
+    """Return the log joint density of each draw."""
+    return mapped(lambda values: log_joint(model, inputs, values)[0], values)
+
+
 def log_joint(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> tuple[Tensor, Trace]:
     """Return the log joint density of one draw, and the trace of the model there."""
     trace = _run(poutine.condition(Screened()(model), values), inputs)
@@ -89,11 +94,6 @@ def log_joint(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> tuple[
     for name in values:
         log_p = torch.where(_inside(trace.nodes[name]), log_p, -math.inf)
     return log_p, trace
-
-
-def log_joints(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Tensor:
-    """Return the log joint density of each draw."""
-    return mapped(lambda values: log_joint(model, inputs, values)[0], values)
 
 
 def at_once(
@@ -182,13 +182,12 @@ def _sample(
         with contextlib.suppress(Exception):  # below, an error of the guide is raised again
             sites, log_q = at_once(guide, inputs, draws, nesting)
             return {n: sites[n]["value"].reshape(draws, *shapes[n]) for n in shapes}, log_q
-    found = []
+    values, densities = [], []
     for _ in range(draws):
         trace = _run(guide, inputs)
-        values = {name: trace.nodes[name]["value"] for name in shapes}
-        found.append((values, trace.log_prob_sum()))
-    values, log_q = zip(*found, strict=True)
-    return _stacked(values), torch.stack(log_q)
+        values.append({name: trace.nodes[name]["value"] for name in shapes})
+        densities.append(trace.log_prob_sum())
+    return _stacked(values), torch.stack(densities)
 
 
 def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor], sites: Sites) -> Evaluated:

@@ -167,8 +167,13 @@ def test_coordinates_without_a_posterior(host):
         assert result.error < 0.05
 
 
+FAR_OFF = [(1, 3.0, 1.0), (10, 0.0, 0.5), (10, 0.0, 2.0)]
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.9])
-@pytest.mark.parametrize(("size", "shift", "scale"), [(1, 3.0, 1.0), (10, 0.0, 0.5), (10, 0.0, 2.0)])
+@pytest.mark.parametrize(
+    ("size", "shift", "scale"), [(1, 3.0, 1.0), (10, 0.0, 0.5), (10, 0.0, 2.0)]
+)
 def test_errors_are_those_that_occur(rho, size, shift, scale):
     """Where guide and posterior hardly overlap, and where the draws are autocorrelated."""
     adapter, results = ArviZ(), []
@@ -209,6 +214,18 @@ def test_too_little_overlap_is_refused(host):
     options = {"args": (host.array(Y),), "samples": samples, "draws": 1000}
     with pytest.raises(ValueError, match="overlap too little: .* expected at least 25 of each"):
         host.log_evidence(guide, conjugate(host), **options)
+
+
+def test_samples_where_the_guide_has_no_density(host):
+    """All of them, as where a guide is for other data."""
+
+    def model():
+        host.sample("rate", host.dist.Exponential(host.array(1.0)))
+
+    guide = host.dist.Uniform(host.array(0.0), host.array(1.0))
+    rate = 2.0 + np.arange(100) / 10
+    with pytest.raises(ValueError, match="overlap counts as .* and 0 of `samples`"):
+        host.log_evidence(lambda: host.sample("rate", guide), model, samples={"rate": rate})
 
 
 def bad_samples():
