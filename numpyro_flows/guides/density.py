@@ -63,7 +63,8 @@ def densities(
         return log_p, log_density(guide, *inputs, {**params, **given})[0]
 
     arrays = {n: jnp.asarray(v, matched.sites.latent[n]["value"].dtype) for n, v in values.items()}
-    return importance.mapped(lambda both: one(*both), (arrays, jax.random.split(key, count)), count)
+    both = arrays, jax.random.split(key, count)
+    return importance.mapped(lambda both: one(*both), both, count, matched.block)
 
 
 def _parts(posterior: Any) -> Iterator[Any]:

@@ -116,7 +116,7 @@ def log_evidence(
         shapes = {name: np.shape(site["value"]) for name, site in matched.sites.latent.items()}
         chains = as_chains(samples, shapes, free_sites(posterior, params))
     values, log_q = importance.sample(matched, params, inputs, draws, keys)
-    log_p = importance.log_joints(model, params, inputs, values, last)
+    log_p = importance.log_joints(matched, model, params, inputs, values, last)
     weights = verdict.weigh(arviz.smooth, log_p, log_q)
     if samples is None:
         if not weights.trusted:

@@ -1,5 +1,6 @@
 """Importance weights: the draws of a guide, and their densities in guide and model."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from numpyro.primitives import Messenger
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
-# Number of draws that are made, or at which the model is evaluated, at once.
-BLOCK = 250
+# Draws that are made, or at which the model is evaluated, at once: the fewest and the most, and as
+# many in between as have so many numbers, latent and observed.
+FEW, MANY, NUMBERS = 250, 2500, 2**22
 
 Model = Callable[..., Any]  # or a guide
 Params = Mapping[str, Any]
@@ -45,7 +47,7 @@ def draw(
     values, log_q = sample(matched, params, inputs, draws, keys)
     sites = matched.sites
     observed = {name: np.asarray(site["value"]) for name, site in sites.observed.items()}
-    evaluated = _evaluate(model, params, inputs, values, last)
+    evaluated = _evaluate(matched, model, params, inputs, values, last)
     return Draws(sites, observed, values, log_q, *evaluated)
 
 
@@ -55,6 +57,13 @@ class Matched(NamedTuple):
     guide: Model  # of a density, one that draws the model's only site from it
     drawn: Sites  # those of the guide
     sites: Sites  # those of the model
+
+    @property
+    def block(self) -> int:
+        """Largest number of draws to evaluate at once."""
+        sites = (*self.sites.latent.values(), *self.sites.observed.values())
+        numbers = sum(np.size(site["value"]) for site in sites)
+        return min(max(NUMBERS // numbers, FEW), MANY)
 
 
 def match(posterior: Any, model: Model, params: Params, inputs: Inputs, key: Array) -> Matched:
@@ -79,20 +88,25 @@ def sample(
         log_q, trace = log_density(handlers.seed(matched.guide, key), *inputs, params)
         return {name: trace[name]["value"] for name in names}, log_q
 
-    values, log_q = mapped(one, jax.random.split(key, draws), draws)
+    values, log_q = mapped(one, jax.random.split(key, draws), draws, matched.block)
     check_widths(values)
     return {name: values[name] for name in names}, log_q  # JAX has sorted them
 
 
 def log_joints(
-    model: Model, params: Params, inputs: Inputs, values: dict[str, np.ndarray], key: Array
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    values: dict[str, np.ndarray],
+    key: Array,
 ) -> np.ndarray:
     """Return the log joint density of each draw."""
 
     def one(values: dict[str, Array]) -> Array:
         return log_joint(model, params, inputs, values, key)[0]
 
-    return mapped(one, values, len(next(iter(values.values()))))
+    return mapped(one, values, len(next(iter(values.values()))), matched.block)
 
 
 def log_joint(
@@ -177,7 +191,12 @@ def _guide_of(posterior: Any, model: Model, params: Params, inputs: Inputs, key:
 
 
 def _evaluate(
-    model: Model, params: Params, inputs: Inputs, values: dict[str, np.ndarray], key: Array
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    values: dict[str, np.ndarray],
+    key: Array,
 ) -> tuple[Any, ...]:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
@@ -187,19 +206,22 @@ def _evaluate(
         log_likelihood = {n: s["fn"].log_prob(s["value"]) for n, s in sites.observed.items()}
         return log_p, log_likelihood, {n: s["value"] for n, s in sites.deterministic.items()}
 
-    return mapped(one, values, len(next(iter(values.values()))))
+    return mapped(one, values, len(next(iter(values.values()))), matched.block)
 
 
-def mapped(function: Callable[..., Any], inputs: Any, draws: int) -> Any:
+def mapped(function: Callable[..., Any], inputs: Any, draws: int, block: int) -> Any:
     """Map over the first dimension, block by block.
 
-    Without jit: compiling a guide takes longer than running it, and each call compiles anew.
+    Without jit: compiling a guide takes longer than running it, and each call compiles anew. The
+    blocks have the same size, because each operation is compiled for each size.
     """
-    blocks = [
-        jax.device_get(jax.vmap(function)(jax.tree.map(lambda x, i=i: x[i : i + BLOCK], inputs)))
-        for i in range(0, draws, BLOCK)
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
+    size = math.ceil(draws / math.ceil(draws / block))
+    blocks = []
+    for start in range(0, draws, size):
+        index = np.arange(start, start + size).clip(max=draws - 1)  # the last repeats its end
+        taken = jax.tree.map(lambda x, index=index: x[index], inputs)
+        blocks.append(jax.device_get(jax.vmap(function)(taken)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *blocks)
 
 
 def _each(support: Any) -> Any:

@@ -49,8 +49,9 @@ def log_evidence(
     needs others here.
 
     The difference of two values is the logarithm of a Bayes factor, and its error is the root of
-    the sum of the squared errors. An evidence depends on the prior, however many the data: a prior
-    that is ten times as wide costs log 10 for each number on which the data leave no doubt.
+    the sum of the squared errors. Two guides in one parameter store need a `name` each. An evidence
+    depends on the prior, however many the data: a prior that is ten times as wide costs log 10 for
+    each number on which the data leave no doubt.
 
     Args:
         posterior: an automatic or hand-written guide; or a Pyro distribution over the only
