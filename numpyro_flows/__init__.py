@@ -32,6 +32,7 @@ from numpyro_flows.guides import (
     GuideFitResult,
     fit_guide,
     fit_prior,
+    log_evidence,
     to_arviz,
 )
 from numpyro_flows.layers import (
@@ -64,6 +65,7 @@ from numpyro_flows.training import FitResult, fit
 from numpyro_flows.transform import Conditioned, TransformModule
 from numpyro_flows.tree import trainable
 from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.evidence import Evidence
 from pyroflows_common.outliers import threshold
 from pyroflows_common.partition import (
     Checkerboard,
@@ -92,6 +94,7 @@ __all__ = [
     "ConvNet",
     "DenseNet",
     "DiagonalScaling",
+    "Evidence",
     "FitResult",
     "Flatten",
     "FlowDistribution",
@@ -129,6 +132,7 @@ __all__ = [
     "inpaint_draws",
     "interpolate",
     "load",
+    "log_evidence",
     "nice",
     "outlier_scores",
     "plot_density",

@@ -30,6 +30,7 @@ from pyroflows.guides import (
     GuideFitResult,
     fit_guide,
     fit_prior,
+    log_evidence,
     to_arviz,
 )
 from pyroflows.layers import (
@@ -61,6 +62,7 @@ from pyroflows.storage import load, save
 from pyroflows.training import FitResult, fit
 from pyroflows.transform import Conditioned, TransformModule
 from pyroflows_common.bits import bits_per_dim
+from pyroflows_common.evidence import Evidence
 from pyroflows_common.outliers import threshold
 from pyroflows_common.partition import (
     Checkerboard,
@@ -89,6 +91,7 @@ __all__ = [
     "ConvNet",
     "DenseNet",
     "DiagonalScaling",
+    "Evidence",
     "FitResult",
     "Flatten",
     "FlowDistribution",
@@ -126,6 +129,7 @@ __all__ = [
     "inpaint_draws",
     "interpolate",
     "load",
+    "log_evidence",
     "nice",
     "outlier_scores",
     "plot_density",

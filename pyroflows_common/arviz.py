@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyroflows_common.evidence import weighed
 from pyroflows_common.sites import Draws, dim_names
 from pyroflows_common.verdict import Weights, verdict
 
@@ -15,16 +16,19 @@ from pyroflows_common.verdict import Weights, verdict
 class ArviZ:
     """The installed ArviZ.
 
+    Args:
+        caller: name of the function that needs it.
+
     Raises:
         ImportError: if ArviZ is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, caller: str = "to_arviz") -> None:
         try:
             self.module = importlib.import_module("arviz")
         except ImportError as error:
             raise ImportError(
-                "to_arviz needs ArviZ, which the extra pyroflows[arviz] installs"
+                f"{caller} needs ArviZ, which the extra pyroflows[arviz] installs"
             ) from error
         self.old = self.module.__version__.startswith("0.")
 
@@ -37,6 +41,13 @@ class ArviZ:
             return stats.psislw(-log_ratio)  # it takes log-likelihoods and inverts them
         except ValueError:  # no tail to fit
             return log_ratio - np.logaddexp.reduce(log_ratio), math.inf
+
+    def effective(self, chains: np.ndarray) -> float:
+        """Return the effective number of draws of `(chains, draws)`, for their mean."""
+        if self.old:
+            return float(self.module.ess(chains, method="mean"))
+        stats = importlib.import_module("arviz_stats.base").array_stats
+        return float(stats.ess(chains, chain_axis=0, draw_axis=1, method="mean"))
 
     def collect(
         self,
@@ -78,11 +89,14 @@ class ArviZ:
             group: {name: np.asarray(array)[None] for name, array in arrays.items()}
             for group, arrays in sampled.items()
         }
+        evidence = weighed(weights)
         attrs = {
             "inference_library": host.__name__,
             "inference_library_version": host.__version__,
             "pareto_k": weights.pareto_k,
             "elbo": float(weights.ratio.mean()),
+            "log_evidence": evidence.value,
+            "log_evidence_error": evidence.error,
             "importance_ess": weights.ess,
             "verdict": verdict(weights, resampled=kept is not None),
         }

@@ -108,6 +108,24 @@ def check_match(guide: Sites, model: Sites) -> None:
             )
 
 
+def check_scored(guide: Sites, vectors: Mapping[str, Iterable[str]]) -> None:
+    """Check that values of the model's sites tell all that a guide draws.
+
+    Args:
+        guide: its sites.
+        vectors: auxiliary sites from which it makes sites of the model, and the names of those.
+    """
+    known = set(vectors).union(*vectors.values())
+    auxiliary = (n for n, s in guide.latent.items() if s["infer"].get("is_auxiliary"))
+    hidden = sorted(set(auxiliary) - known)
+    if hidden:
+        raise ValueError(
+            f"`posterior` draws the auxiliary sites {hidden}: its density at `samples`, which do "
+            "not have them, is unknown; use an automatic guide of continuous sites, or leave "
+            "`samples` out"
+        )
+
+
 def check_plates(plates: Iterable[tuple[str, int | None, int | None]]) -> None:
     """Check that no plate, given by its name, size and full size, takes a subsample."""
     for name, size, full_size in plates:

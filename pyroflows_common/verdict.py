@@ -34,6 +34,16 @@ class Weights(NamedTuple):
         """Number of draws without weight."""
         return int((~np.isfinite(self.ratio)).sum())
 
+    @property
+    def limit(self) -> float:
+        """Largest shape at which the weights of so many draws can be trusted."""
+        return min(1 - 1 / math.log10(len(self.ratio)), 0.7)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the weights can be trusted."""
+        return self.pareto_k < self.limit
+
 
 def weigh(
     smooth: Callable[[np.ndarray], tuple[np.ndarray, float]], log_p: np.ndarray, log_q: np.ndarray
@@ -59,10 +69,9 @@ def weigh(
 
 def verdict(weights: Weights, resampled: bool) -> str:
     """Say in one line whether the draws can be trusted."""
-    draws, k = len(weights.ratio), weights.pareto_k
-    limit = min(1 - 1 / math.log10(draws), 0.7)
+    draws, k, limit = len(weights.ratio), weights.pareto_k, weights.limit
     digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4  # enough to tell the two apart
-    if not k < limit:
+    if not weights.trusted:
         text = (
             f"do not trust: above {limit:.{digits}f}, the limit for {draws} draws; train longer, "
             "or use a more flexible guide"

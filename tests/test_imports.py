@@ -12,7 +12,8 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "guides", "search", "ascent", "verdict", "arviz", "draws", "priors", "version",
+    "sites", "guides", "search", "ascent", "verdict", "evidence", "draws", "chains", "arviz",
+    "priors", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [
@@ -26,7 +27,7 @@ WING = [
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
-    "guides.fit", "guides.arviz", "guides.prior",
+    "guides.fit", "guides.arviz", "guides.density", "guides.evidence", "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from numpyro_flows.guides.arviz import to_arviz
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
+from numpyro_flows.guides.evidence import log_evidence
 from numpyro_flows.guides.fit import GuideFitResult, fit_guide
 from numpyro_flows.guides.prior import fit_prior
 
@@ -14,5 +15,6 @@ __all__ = [
     "GuideFitResult",
     "fit_guide",
     "fit_prior",
+    "log_evidence",
     "to_arviz",
 ]

@@ -76,9 +76,11 @@ def to_arviz(
         for; and `sample_stats`: `lp` is the log joint density, `log_importance_ratio` the log ratio
         (minus infinity if it is not finite) and `log_weight` its normalised, smoothed value, which
         is equal for all draws after resampling. Its attributes are `pareto_k` (minus infinity if
-        all ratios are equal); `elbo`, the mean log ratio; `importance_ess`, the effective number of
-        the weighted draws; and `verdict`, in words. They describe the draws before resampling, and
-        the group `posterior` has them, too. Slashes in the names of sites become dots.
+        all ratios are equal); `elbo`, the mean log ratio; `log_evidence` and `log_evidence_error`,
+        as `log_evidence` estimates them from these draws, NaN where $\hat k$ is too high;
+        `importance_ess`, the effective number of the weighted draws; and `verdict`, in words. They
+        describe the draws before resampling, and the group `posterior` has them, too. Slashes in
+        the names of sites become dots.
 
     Raises:
         ValueError: if `model` or one of `params` is missing, or if posterior and model do not fit
@@ -112,13 +114,8 @@ def to_arviz(
     check_key(key)
     draws = as_count(draws, "draws", verdict.FEWEST)
     model = model_of(posterior, model)
-    if not isinstance(params, Mapping | None):
-        raise TypeError(
-            f"`params` is a {type(params).__name__}, expected a dictionary such as "
-            "svi_result.params"
-        )
+    params = importance.as_params(params)
     inputs = as_inputs(args, kwargs)
-    params = dict(params or {})
     draw_key, resample_key, predict_key = jax.random.split(key, 3)
     drawn = importance.draw(posterior, model, params, inputs, draws, draw_key)
     weights = verdict.weigh(arviz.smooth, drawn.log_p, drawn.log_q)

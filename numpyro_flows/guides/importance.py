@@ -1,7 +1,8 @@
 """Importance weights: the draws of a guide, and their densities in guide and model."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,23 @@ from numpyro.primitives import Messenger
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
-# Number of draws that are made, or at which the model is evaluated, at once.
-BLOCK = 250
+# Draws that are made, or at which the model is evaluated, at once: the fewest and the most, and as
+# many in between as have so many numbers, latent and observed.
+FEW, MANY, NUMBERS = 250, 2500, 2**22
 
 Model = Callable[..., Any]  # or a guide
 Params = Mapping[str, Any]
 Trace = dict[str, dict[str, Any]]
+
+
+def as_params(params: Params | None) -> dict[str, Any]:
+    """Check the parameters of guide and model, and return them as a dict."""
+    if not isinstance(params, Mapping | None):
+        raise TypeError(
+            f"`params` is a {type(params).__name__}, expected a dictionary such as "
+            "svi_result.params"
+        )
+    return dict(params or {})
 
 
 def draw(
@@ -31,13 +43,80 @@ def draw(
 ) -> Draws[np.ndarray]:
     """Draw from a guide or a density, and evaluate the model at each draw."""
     first, keys, last = jax.random.split(key, 3)
-    guide = _guide_of(posterior, model, params, inputs, first)
-    sites = _matched(guide, model, params, inputs, first)
-    values, log_q = _sample(guide, params, inputs, jax.random.split(keys, draws), sites.latent)
-    check_widths(values)
+    matched = match(posterior, model, params, inputs, first)
+    values, log_q = sample(matched, params, inputs, draws, keys)
+    sites = matched.sites
     observed = {name: np.asarray(site["value"]) for name, site in sites.observed.items()}
-    evaluated = _evaluate(model, params, inputs, values, last)
+    evaluated = _evaluate(matched, model, params, inputs, values, last)
     return Draws(sites, observed, values, log_q, *evaluated)
+
+
+class Matched(NamedTuple):
+    """A guide and the sites of its model, which fit each other."""
+
+    guide: Model  # of a density, one that draws the model's only site from it
+    drawn: Sites  # those of the guide
+    sites: Sites  # those of the model
+
+    @property
+    def block(self) -> int:
+        """Largest number of draws to evaluate at once."""
+        sites = (*self.sites.latent.values(), *self.sites.observed.values())
+        numbers = sum(np.size(site["value"]) for site in sites)
+        return min(max(NUMBERS // numbers, FEW), MANY)
+
+
+def match(posterior: Any, model: Model, params: Params, inputs: Inputs, key: Array) -> Matched:
+    """Return the guide with the sites of its model, and check that the draws can be weighed."""
+    guide = _guide_of(posterior, model, params, inputs, key)
+    guide_trace = _run(guide, params, inputs, key)
+    trace = _run(handlers.replay(model, guide_trace), params, inputs, key)
+    matched = Matched(guide, _sites(guide_trace), _sites(trace))
+    check_match(matched.drawn, matched.sites)
+    nodes = [s for t in (guide_trace, trace) for s in t.values() if s["type"] == "plate"]
+    check_plates((site["name"], *reversed(site["args"])) for site in nodes)
+    return matched
+
+
+def sample(
+    matched: Matched, params: Params, inputs: Inputs, draws: int, key: Array
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Draw each site, with the log-density of each draw."""
+    names = matched.sites.latent
+
+    def one(key: Array) -> tuple[dict[str, Array], Array]:
+        log_q, trace = log_density(handlers.seed(matched.guide, key), *inputs, params)
+        return {name: trace[name]["value"] for name in names}, log_q
+
+    values, log_q = mapped(one, jax.random.split(key, draws), draws, matched.block)
+    check_widths(values)
+    return {name: values[name] for name in names}, log_q  # JAX has sorted them
+
+
+def log_joints(
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    values: dict[str, np.ndarray],
+    key: Array,
+) -> np.ndarray:
+    """Return the log joint density of each draw."""
+
+    def one(values: dict[str, Array]) -> Array:
+        return log_joint(model, params, inputs, values, key)[0]
+
+    return mapped(one, values, len(next(iter(values.values()))), matched.block)
+
+
+def log_joint(
+    model: Model, params: Params, inputs: Inputs, values: dict[str, Array], key: Array
+) -> tuple[Array, Trace]:
+    """Return the log joint density of one draw, and the trace of the model there."""
+    log_p, trace = log_density(handlers.seed(model, key), *inputs, {**params, **values})
+    for name in values:
+        log_p = jnp.where(_inside(trace[name]), log_p, -jnp.inf)
+    return log_p, trace
 
 
 def simulate(
@@ -111,56 +190,38 @@ def _guide_of(posterior: Any, model: Model, params: Params, inputs: Inputs, key:
     return lambda *args, **kwargs: numpyro.sample(name, posterior)
 
 
-def _matched(guide: Model, model: Model, params: Params, inputs: Inputs, key: Array) -> Sites:
-    """Return the sites of the model, and check that the draws can be weighed."""
-    guide_trace = _run(guide, params, inputs, key)
-    trace = _run(handlers.replay(model, guide_trace), params, inputs, key)
-    sites = _sites(trace)
-    check_match(_sites(guide_trace), sites)
-    nodes = [s for t in (guide_trace, trace) for s in t.values() if s["type"] == "plate"]
-    check_plates((site["name"], *reversed(site["args"])) for site in nodes)
-    return sites
-
-
-def _sample(
-    guide: Model, params: Params, inputs: Inputs, keys: Array, names: Iterable[str]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Draw each site, with the log-density of each draw."""
-
-    def one(key: Array) -> tuple[dict[str, Array], Array]:
-        log_q, trace = log_density(handlers.seed(guide, key), *inputs, params)
-        return {name: trace[name]["value"] for name in names}, log_q
-
-    values, log_q = _mapped(one, keys, len(keys))
-    return {name: values[name] for name in names}, log_q  # JAX has sorted them
-
-
 def _evaluate(
-    model: Model, params: Params, inputs: Inputs, values: dict[str, np.ndarray], key: Array
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    values: dict[str, np.ndarray],
+    key: Array,
 ) -> tuple[Any, ...]:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
     def one(values: dict[str, Array]) -> tuple[Any, ...]:
-        log_p, trace = log_density(handlers.seed(model, key), *inputs, {**params, **values})
-        for name in values:
-            log_p = jnp.where(_inside(trace[name]), log_p, -jnp.inf)
+        log_p, trace = log_joint(model, params, inputs, values, key)
         sites = _sites(trace)
         log_likelihood = {n: s["fn"].log_prob(s["value"]) for n, s in sites.observed.items()}
         return log_p, log_likelihood, {n: s["value"] for n, s in sites.deterministic.items()}
 
-    return _mapped(one, values, len(next(iter(values.values()))))
+    return mapped(one, values, len(next(iter(values.values()))), matched.block)
 
 
-def _mapped(function: Callable[..., Any], inputs: Any, draws: int) -> Any:
+def mapped(function: Callable[..., Any], inputs: Any, draws: int, block: int) -> Any:
     """Map over the first dimension, block by block.
 
-    Without jit: compiling a guide takes longer than running it, and each call compiles anew.
+    Without jit: compiling a guide takes longer than running it, and each call compiles anew. The
+    blocks have the same size, because each operation is compiled for each size.
     """
-    blocks = [
-        jax.device_get(jax.vmap(function)(jax.tree.map(lambda x, i=i: x[i : i + BLOCK], inputs)))
-        for i in range(0, draws, BLOCK)
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
+    size = math.ceil(draws / math.ceil(draws / block))
+    blocks = []
+    for start in range(0, draws, size):
+        index = np.arange(start, start + size).clip(max=draws - 1)  # the last repeats its end
+        taken = jax.tree.map(lambda x, index=index: x[index], inputs)
+        blocks.append(jax.device_get(jax.vmap(function)(taken)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *blocks)
 
 
 def _each(support: Any) -> Any:

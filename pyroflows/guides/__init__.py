@@ -3,6 +3,7 @@
 from pyroflows.guides.arviz import to_arviz
 from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
+from pyroflows.guides.evidence import log_evidence
 from pyroflows.guides.fit import GuideFitResult, fit_guide
 from pyroflows.guides.prior import fit_prior
 
@@ -14,5 +15,6 @@ __all__ = [
     "GuideFitResult",
     "fit_guide",
     "fit_prior",
+    "log_evidence",
     "to_arviz",
 ]

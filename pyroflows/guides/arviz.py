@@ -73,9 +73,11 @@ def to_arviz(
         and `sample_stats`: `lp` is the log joint density, `log_importance_ratio` the log ratio
         (minus infinity if it is not finite) and `log_weight` its normalised, smoothed value, which
         is equal for all draws after resampling. Its attributes are `pareto_k` (minus infinity if
-        all ratios are equal); `elbo`, the mean log ratio; `importance_ess`, the effective number of
-        the weighted draws; and `verdict`, in words. They describe the draws before resampling, and
-        the group `posterior` has them, too. Slashes in the names of sites become dots.
+        all ratios are equal); `elbo`, the mean log ratio; `log_evidence` and `log_evidence_error`,
+        as `log_evidence` estimates them from these draws, NaN where $\hat k$ is too high;
+        `importance_ess`, the effective number of the weighted draws; and `verdict`, in words. They
+        describe the draws before resampling, and the group `posterior` has them, too. Slashes in
+        the names of sites become dots.
 
     Raises:
         ValueError: if `model` is missing, or if posterior and model do not fit

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -18,6 +18,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pyroflows.guides.model import Screened
 from pyroflows_common.checks import Inputs
@@ -32,15 +33,9 @@ Evaluated = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 def draw(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Draws[Tensor]:
     """Draw from a guide or a density, and evaluate the model at each draw."""
-    guide = _guide_of(posterior, model, inputs)
-    guide_sites, sites = _matched(_run(guide, inputs), model, inputs)
-    # The host draws many at once along a dimension outside of those of all sites.
-    known = isinstance(posterior, AutoContinuous | AutoNormal | dist.Distribution)
-    fns = [site["fn"] for kind in (*sites, guide_sites.latent) for site in kind.values()]
-    nesting = max(len(fn.batch_shape) for fn in fns) if known else None
-    shapes = {name: site["value"].shape for name, site in sites.latent.items()}
-    values, log_q = _sample(guide, inputs, draws, shapes, nesting)
-    check_widths({name: as_array(value) for name, value in values.items()})
+    matched = match(posterior, model, inputs)
+    values, log_q = sample(matched, inputs, draws)
+    sites = matched.sites
     observed = {name: torch.as_tensor(site["value"]) for name, site in sites.observed.items()}
     log_p, log_likelihood, computed = _evaluate(model, inputs, values, sites)
     # A reparametrised observation is computed, too, from data that stand at another site.
@@ -50,6 +45,66 @@ def draw(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Draws[Tens
         if _is_declared(sites.deterministic[name]) or not (value == value[0]).all()
     }
     return Draws(sites, observed, values, log_q, log_p, log_likelihood, computed)
+
+
+class Matched(NamedTuple):
+    """A guide and the sites of its model, which fit each other."""
+
+    guide: Model  # of a density, one that draws the model's only site from it
+    drawn: Sites  # those of the guide
+    sites: Sites  # those of the model
+    nesting: int | None  # number of dimensions outside of which the guide draws many at once
+
+
+def match(posterior: Any, model: Model, inputs: Inputs) -> Matched:
+    """Return the guide with the sites of its model, and check that the draws can be weighed."""
+    guide = _guide_of(posterior, model, inputs)
+    guide_trace = _run(guide, inputs)
+    trace = _run(poutine.replay(model, trace=guide_trace), inputs)
+    drawn, sites = _sites(guide_trace), _sites(trace)
+    check_match(drawn, sites)
+    nodes = [s for t in (guide_trace, trace) for s in t.nodes.values() if s["type"] == "sample"]
+    plates = (plate for site in nodes for plate in site["cond_indep_stack"])
+    check_plates((plate.name, plate.size, plate.full_size) for plate in plates)
+    # The host draws many at once along a dimension outside of those of all sites.
+    known = isinstance(posterior, AutoContinuous | AutoNormal | dist.Distribution)
+    fns = [site["fn"] for kind in (*sites, drawn.latent) for site in kind.values()]
+    nesting = max(len(fn.batch_shape) for fn in fns) if known else None
+    return Matched(guide, drawn, sites, nesting)
+
+
+def sample(matched: Matched, inputs: Inputs, draws: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw each site, with the log-density of each draw; at once if the nesting is known."""
+    shapes = {name: site["value"].shape for name, site in matched.sites.latent.items()}
+    values, log_q = _sample(matched, inputs, draws, shapes)
+    check_widths({name: as_array(value) for name, value in values.items()})
+    return values, log_q
+
+
+def log_joints(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Tensor:
+    """Return the log joint density of each draw."""
+    return mapped(lambda values: log_joint(model, inputs, values)[0], values)
+
+
+def log_joint(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> tuple[Tensor, Trace]:
+    """Return the log joint density of one draw, and the trace of the model there."""
+    trace = _run(poutine.condition(Screened()(model), values), inputs)
+    trace.compute_log_prob()
+    log_p = trace.log_prob_sum()
+    for name in values:
+        log_p = torch.where(_inside(trace.nodes[name]), log_p, -math.inf)
+    return log_p, trace
+
+
+def at_once(
+    guide: Model, inputs: Inputs, draws: int, nesting: int
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the latent sites of many draws, and the log-density of each."""
+    trace = _run(pyro.plate("_draws", draws, dim=-nesting - 1)(guide), inputs)
+    trace.compute_log_prob()
+    sites = _sites(trace).latent
+    log_q = [site["log_prob"].reshape(draws, -1).sum(-1) for site in sites.values()]
+    return sites, torch.stack(log_q).sum(0)
 
 
 def simulate(
@@ -114,43 +169,32 @@ def _guide_of(posterior: Any, model: Model, inputs: Inputs) -> Model:
     return lambda *args, **kwargs: pyro.sample(name, posterior)
 
 
-def _matched(guide_trace: Trace, model: Model, inputs: Inputs) -> tuple[Sites, Sites]:
-    """Return the sites of guide and model, and check that the draws can be weighed."""
-    trace = _run(poutine.replay(model, trace=guide_trace), inputs)
-    guide_sites, sites = _sites(guide_trace), _sites(trace)
-    check_match(guide_sites, sites)
-    nodes = [s for t in (guide_trace, trace) for s in t.nodes.values() if s["type"] == "sample"]
-    plates = (plate for site in nodes for plate in site["cond_indep_stack"])
-    check_plates((plate.name, plate.size, plate.full_size) for plate in plates)
-    return guide_sites, sites
+def log_density(function: Model, inputs: Inputs) -> Tensor:
+    """Return the log-density of one run of a guide."""
+    return _run(function, inputs).log_prob_sum()
 
 
 def _sample(
-    guide: Model, inputs: Inputs, draws: int, shapes: dict[str, torch.Size], nesting: int | None
+    matched: Matched, inputs: Inputs, draws: int, shapes: dict[str, torch.Size]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw each site, with the log-density of each draw; at once if the nesting is known."""
+    guide, nesting = matched.guide, matched.nesting
     if nesting is not None:
         with contextlib.suppress(Exception):  # below, an error of the guide is raised again
-            trace = _run(pyro.plate("_draws", draws, dim=-nesting - 1)(guide), inputs)
-            trace.compute_log_prob()
-            sites = _sites(trace).latent
-            log_q = [site["log_prob"].reshape(draws, -1).sum(-1) for site in sites.values()]
-            values = {n: sites[n]["value"].reshape(draws, *shapes[n]) for n in shapes}
-            return values, torch.stack(log_q).sum(0)
-    traces = [_run(guide, inputs) for _ in range(draws)]
-    values = {n: torch.stack([trace.nodes[n]["value"] for trace in traces]) for n in shapes}
-    return values, torch.stack([trace.log_prob_sum() for trace in traces])
+            sites, log_q = at_once(guide, inputs, draws, nesting)
+            return {n: sites[n]["value"].reshape(draws, *shapes[n]) for n in shapes}, log_q
+    values, densities = [], []
+    for _ in range(draws):
+        trace = _run(guide, inputs)
+        values.append({name: trace.nodes[name]["value"] for name in shapes})
+        densities.append(trace.log_prob_sum())
+    return _stacked(values), torch.stack(densities)
 
 
 def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor], sites: Sites) -> Evaluated:
     """Return log joint densities, log-likelihoods of observations and deterministic values."""
 
     def one(values: dict[str, Tensor]) -> Evaluated:
-        trace = _run(poutine.condition(Screened()(model), values), inputs)
-        trace.compute_log_prob()
-        log_p = trace.log_prob_sum()
-        for name in values:
-            log_p = torch.where(_inside(trace.nodes[name]), log_p, -math.inf)
+        log_p, trace = log_joint(model, inputs, values)
         observed = {name: trace.nodes[name] for name in sites.observed}
         log_likelihood = {
             name: scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
@@ -158,13 +202,17 @@ def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor], sites: Si
         }
         return log_p, log_likelihood, {n: trace.nodes[n]["value"] for n in sites.deterministic}
 
+    return mapped(one, values)
+
+
+def mapped(function: Callable[..., Any], values: dict[str, Tensor]) -> Any:
+    """Map a function of a draw over many draws, at once if it can be."""
     try:
-        return torch.vmap(one, chunk_size=BLOCK)(values)
+        return torch.vmap(function, chunk_size=BLOCK)(values)
     except Exception:  # vmap refuses it; an error of the model is raised again
         draws = range(len(next(iter(values.values()))))
-        found = [one({name: value[i] for name, value in values.items()}) for i in draws]
-        log_p, likelihoods, deterministic = zip(*found, strict=True)
-        return torch.stack(log_p), _stacked(likelihoods), _stacked(deterministic)
+        found = [function({name: value[i] for name, value in values.items()}) for i in draws]
+        return tree_map(lambda *parts: torch.stack(parts), *found)
 
 
 def _stacked(dicts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -95,6 +95,9 @@ class PyroHost:
     def to_arviz(self, posterior, model=None, seed=0, params=None, **options):
         return pyroflows.to_arviz(posterior, model, seed=seed, **options)
 
+    def log_evidence(self, posterior, model=None, seed=0, params=None, **options):
+        return pyroflows.log_evidence(posterior, model, seed=seed, **options)
+
     @torch.no_grad()
     def drawn(self, guide, result):
         """Draws of a guide that has been fitted, and their log-densities."""
@@ -232,6 +235,9 @@ class NumPyroHost:
 
     def to_arviz(self, posterior, model=None, seed=0, **options):
         return numpyro_flows.to_arviz(posterior, model, key=jax.random.key(seed), **options)
+
+    def log_evidence(self, posterior, model=None, seed=0, **options):
+        return numpyro_flows.log_evidence(posterior, model, key=jax.random.key(seed), **options)
 
     def drawn(self, guide, result):
         """As Pyro's."""
