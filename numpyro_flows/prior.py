@@ -81,6 +81,10 @@ class FlowPrior(eqx.Module):
                 "unconstrained numbers"
             )
 
+    def __repr__(self) -> str:
+        names = ", ".join(site.name for site in self.sites)
+        return f"FlowPrior({names}; {self.flow.event_shape[0]} numbers, {self.draws:.0f} draws)"
+
     def __call__(self) -> dict[str, Array]:
         """Draw the values in a model: one latent site, and a deterministic one for each value."""
         z = numpyro.sample(self.name, named_base(self.flow.base, self.flow))
