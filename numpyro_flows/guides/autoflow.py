@@ -66,6 +66,10 @@ class AutoFlow(AutoContinuous):
     than 256 dimensions L is diagonal plus low-rank, and A is diagonal. A flow needs at least two
     coordinates: the guide of a single latent number learns a monotone function instead.
 
+    The search sets out from the model's own start, the origin, random points around it and draws of
+    the prior. It warns if it finds separate modes that each hold a part of the posterior, because
+    the guide starts at one of them.
+
     The support of a site may depend on other sites of the guide: it is that of the model at their
     values.
 
