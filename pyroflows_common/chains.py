@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pyroflows_common.checks import as_numpy
+from pyroflows_common.draws import arrays_of
 from pyroflows_common.verdict import FEWEST
 
 
@@ -20,25 +21,14 @@ def as_chains(
         shapes: shapes of the sites.
         free: sites on which the model does not depend, which `samples` may leave out.
     """
-    dataset = getattr(samples, "posterior", samples)
-    if hasattr(dataset, "data_vars"):
-        if "pareto_k" in dataset.attrs:
-            raise ValueError(
-                "`samples` are draws of a guide by to_arviz, expected draws of the posterior by "
-                "MCMC"
-            )
-        named = dataset.data_vars
-        if {"chain", "draw"} <= set(dataset.dims):
-            named = dataset.transpose("chain", "draw", ...).data_vars
-        dotted = {name: name.replace("/", ".") for name in shapes}  # ArviZ's names
-        given = {name: named[dot] for name, dot in dotted.items() if dot in named}
-    elif isinstance(samples, Mapping):
-        given = {name: samples[name] for name in shapes if name in samples}
-    else:
-        raise TypeError(
-            f"`samples` is a {type(samples).__name__}, expected a dictionary such as "
-            "mcmc.get_samples(), or data of ArviZ with the group posterior"
+    if "pareto_k" in getattr(getattr(samples, "posterior", samples), "attrs", ()):
+        raise ValueError(
+            "`samples` are draws of a guide by to_arviz, expected draws of the posterior by MCMC"
         )
+    arrays, _ = arrays_of(samples, "samples")
+    dotted = {name: name.replace("/", ".") for name in shapes}  # ArviZ's names
+    given = {n: arrays[dot] for n, dot in dotted.items() if dot in arrays}
+    given |= {name: arrays[name] for name in shapes if name in arrays}
     missing = sorted(set(shapes) - set(given) - set(free))
     if missing:
         raise ValueError(f"`samples` has no {missing}: expected all latent sites of `model`")

@@ -81,17 +81,33 @@ def as_draws(
 
 def as_mapping(draws: Any) -> tuple[Mapping[str, Any], Any]:
     """Return the arrays of draws of any kind by name, and the weights that come with them."""
+    given, chained = arrays_of(draws, "draws")
+    if chained:
+        given = {name: _joined(as_numpy(array)) for name, array in given.items()}
+    return given, _noted(draws)
+
+
+def arrays_of(draws: Any, argument: str) -> tuple[dict[str, Any], bool]:
+    """Return the arrays of draws of any kind by name, and whether the first dimension is chains.
+
+    Args:
+        draws: arrays by name, with or without a dimension of chains; what ArviZ works with, whose
+            group `posterior` holds them; or a sampler that has run.
+        argument: how messages call them.
+    """
     if hasattr(draws, "get_samples"):
-        draws = draws.get_samples()
-    if hasattr(draws, "posterior"):  # ArviZ's, old or new
-        arrays = draws.posterior.data_vars
-        return {str(n): _joined(array.values) for n, array in arrays.items()}, _noted(draws)
+        return dict(draws.get_samples(group_by_chain=True)), True
+    dataset = getattr(draws, "posterior", draws)
+    if hasattr(dataset, "data_vars"):
+        chained = {"chain", "draw"} <= set(dataset.dims)
+        dataset = dataset.transpose("chain", "draw", ...) if chained else dataset
+        return {str(name): array.values for name, array in dataset.data_vars.items()}, chained
     if not isinstance(draws, Mapping):
         raise TypeError(
-            f"`draws` is a {type(draws).__name__}, expected a dictionary of arrays by site, the "
-            "data of ArviZ, a sampler that has run, or a guide"
+            f"`{argument}` is a {type(draws).__name__}, expected a dictionary such as "
+            "mcmc.get_samples(), data of ArviZ with the group posterior, or a sampler that has run"
         )
-    return draws, None
+    return dict(draws), False
 
 
 def _joined(array: np.ndarray) -> np.ndarray:
@@ -99,15 +115,15 @@ def _joined(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, *array.shape[2:])
 
 
-def _noted(groups: Any) -> np.ndarray | None:
+def _noted(draws: Any) -> np.ndarray | None:
     """Return the weights of draws that `to_arviz` has noted; None if there are none.
 
     It warns of draws that are not to be trusted.
     """
-    said = groups.posterior.attrs.get("verdict", "")
+    said = getattr(getattr(draws, "posterior", None), "attrs", {}).get("verdict", "")
     if "do not trust" in said:
         warnings.warn(f"the draws are those of a guide: {said}", stacklevel=5)
-    stats = getattr(groups, "sample_stats", {})
+    stats = getattr(draws, "sample_stats", {})
     if "log_weight" not in stats:
         return None
     log_weight = stats["log_weight"].values.ravel()

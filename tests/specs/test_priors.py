@@ -233,8 +233,9 @@ def test_draws_of_any_kind(host):
         host.sample("unknown", host.dist.Normal(zero, one))
 
     class Sampler:
-        def get_samples(self):
-            return {**arrays(host, flat), "other": host.array(np.zeros(DRAWS))}
+        def get_samples(self, group_by_chain):
+            assert group_by_chain
+            return {**arrays(host, chains), "other": host.array(np.zeros((4, DRAWS // 4)))}
 
     chains = {name: value.reshape(4, DRAWS // 4, *value.shape[1:]) for name, value in flat.items()}
     arviz = pytest.importorskip("arviz")
@@ -333,7 +334,7 @@ def test_supports_of_values_are_taken_again(every):
 
 
 ERRORS = [
-    (dict(draws=3), TypeError, "`draws` is a int"),
+    (dict(draws=3), TypeError, "`draws` is a int, expected a dictionary"),
     (dict(supports=[1]), TypeError, "`supports` is a list"),
     (dict(sites="x"), TypeError, "`sites` is 'x'"),
     (dict(supports=None), ValueError, "none of which has a support"),
