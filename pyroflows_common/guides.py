@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyroflows_common.checks import as_scale
+from pyroflows_common.history import FitResult
 
 # Standard deviation of the first weights of each conditioner's last layer.
 INIT_SCALE = 1e-3
@@ -54,6 +55,28 @@ def check_options(init: str, init_scale: float, degrees_of_freedom: float | None
     as_scale(init_scale, "init_scale", zero=False)
     if degrees_of_freedom is not None:
         as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
+
+
+def check_learner(guide: Any, kind: type, loss: Any) -> None:
+    """Check that a guide can be trained on draws.
+
+    Args:
+        guide: the guide.
+        kind: the wing's `AutoFlow`.
+        loss: the loss of an evidence lower bound, which draws take the place of.
+    """
+    if not isinstance(guide, kind):
+        raise TypeError(
+            f"`guide` is a {type(guide).__name__}, expected an AutoFlow to train on `draws`"
+        )
+    if loss is not None:
+        raise ValueError("`loss` is given, but `draws` take the place of an evidence lower bound")
+
+
+def outcome(result: FitResult, rate: float) -> tuple[np.ndarray, float, float, int, str]:
+    """Return losses, loss, learning rate, skipped steps and reason to stop of a run on draws."""
+    loss = float(result.validation_losses.min())
+    return result.losses, loss, rate, result.skipped, result.stopped
 
 
 def check_built(flow: Any, size: int) -> None:

@@ -27,6 +27,7 @@ WING = [
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
+    "guides.draws",
     "guides.fit", "guides.arviz", "guides.density", "guides.evidence", "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",

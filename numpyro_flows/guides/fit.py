@@ -18,11 +18,14 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 from numpyro.infer.util import log_density
 
+from numpyro_flows.guides.autoflow import AutoFlow
+from numpyro_flows.guides.draws import fit_to_draws
+from numpyro_flows.guides.importance import as_params
 from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
-from pyroflows_common.guides import model_of
+from pyroflows_common.guides import check_learner, model_of, outcome
 from pyroflows_common.schedule import check_schedule, factor
 
 Model = Callable[..., Any]  # or a guide
@@ -35,9 +38,10 @@ class GuideFitResult:
     Args:
         guide: the guide.
         params: its parameters and those of the model, as in NumPyro's `SVIRunResult`.
-        losses: minus the evidence lower bound at each step of the best run, in nats; skipped
-            steps included.
-        loss: the mean loss of the best stretch; infinite if no stretch had one.
+        losses: minus the evidence lower bound at each step of the best run, in nats, or minus the
+            mean log-density of draws; skipped steps included.
+        loss: the mean loss of the best stretch, or of the held-out draws; infinite if none is
+            finite.
         learning_rate: learning rate of the best run.
         skipped: number of its steps that were skipped because loss or gradient was not finite.
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
@@ -56,6 +60,8 @@ def fit_guide(
     guide: Callable[..., Any],
     model: Callable[..., Any] | None = None,
     *,
+    draws: Any = None,
+    params: Mapping[str, Any] | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
@@ -76,10 +82,19 @@ def fit_guide(
     A step is skipped if its loss or gradient is not finite. A stretch of skipped steps only ends
     the run.
 
+    With `draws` of the posterior, the guide is trained on them by maximum likelihood, as flows are
+    by `fit`, in place of the bound: without gradients of the model, and in all modes that the draws
+    have. Without `params`, the guide starts as their normal distribution. A tenth of them is held
+    out, and the parameters that suit those best are kept.
+
     Args:
         guide: an automatic or hand-written guide.
         model: the model, with its data as observed sites. Default: the model of an automatic
             guide, including sites hidden from the guide.
+        draws: draws of the posterior, such as those of a short run of NUTS, for an `AutoFlow`: a
+            dictionary of its sites, as `mcmc.get_samples()` gives it, with or without chains; the
+            data of ArviZ, whose weights count if they are of `to_arviz`; or a sampler that has run.
+        params: parameters to go on from, such as those of an earlier result.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
         steps: number of steps of each run.
@@ -121,7 +136,13 @@ def fit_guide(
         raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    ascent = _Ascent(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, key)
+    params = as_params(params)
+    if draws is not None:
+        check_learner(guide, AutoFlow, loss)
+        settings = {"steps": steps, "schedule": schedule, "progress": progress}
+        learned, found, rate = fit_to_draws(guide, draws, params, inputs, rates, key, **settings)
+        return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate))
+    ascent = _Ascent(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, params, key)
     if loss is None:
         params = ascent.svi.get_params(ascent.start)
         _check_sites(model, handlers.substitute(guide, params), inputs, key)
@@ -157,6 +178,7 @@ class _Ascent(Ascent):
         loss: ELBO,
         factors: Array,
         inputs: Inputs,
+        params: dict[str, Any],
         key: RandomKey,
     ) -> None:
         args, kwargs = inputs
@@ -167,7 +189,7 @@ class _Ascent(Ascent):
             return SVI(model, guide, optax.adam(lambda count: rate * factors[count]), loss)
 
         self.svi = svi(0.0)
-        self.start = self.svi.init(init_key, *args, **kwargs)
+        self.start = self.svi.init(init_key, *args, init_params=params or None, **kwargs)
 
         @functools.partial(jax.jit, static_argnames="length")
         def stretch(state: SVIState, rate: Array, length: int) -> tuple[SVIState, Array]:

@@ -1,7 +1,6 @@
 """`fit_prior`: learns a prior over named values from draws."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,16 +12,15 @@ from numpyro import handlers
 from numpyro_flows.flows.builders import realnvp
 from numpyro_flows.flows.monotone import monotone
 from numpyro_flows.guides.arviz import to_arviz
+from numpyro_flows.guides.draws import started, trained
 from numpyro_flows.guides.model import is_latent
 from numpyro_flows.layers.preconditioner import preconditioned
 from numpyro_flows.prior import FlowPrior, as_form, unconstrained
 from numpyro_flows.rng import RandomKey, check_key
-from numpyro_flows.training.fit import fit
 from numpyro_flows.transform import TransformModule
-from numpyro_flows.tree import dtype_of, replace
 from pyroflows_common import priors
 from pyroflows_common.checks import Inputs, as_count, as_inputs, check_rows
-from pyroflows_common.draws import check_moves, held_out, is_guide, moments
+from pyroflows_common.draws import check_moves, is_guide
 from pyroflows_common.guides import DRAWS, check_built, check_function, model_of
 from pyroflows_common.priors import Known, Site, check_sites
 from pyroflows_common.search import DENSE
@@ -122,11 +120,12 @@ def fit_prior(
     size = rows.shape[1]
     inner = build(size, key=build_key) if size > 1 else monotone(1)
     check_built(inner, size)
-    flow = _start(inner, rows, named.weights)
+    flow = preconditioned(inner, size if size <= DENSE else 0)
+    flow = started(flow, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
-    flow = _trained(flow, rows, named.weights, steps=steps, **settings, key=fit_key)
-    return FlowPrior(flow, sites_, named.effective, name)
+    result = trained(flow, rows, named.weights, steps=steps, **settings, key=fit_key)
+    return FlowPrior(result.flow, sites_, named.effective, name)
 
 
 def _known(
@@ -156,31 +155,3 @@ def _rows(site: Site, values: np.ndarray) -> np.ndarray:
     check_rows(good, f"`draws` of site {site.name!r}", priors.bad_draws(site))
     check_moves(site.name, rows)
     return rows
-
-
-def _start(inner: TransformModule, rows: np.ndarray, weights: np.ndarray | None) -> TransformModule:
-    """Return a flow that starts as the normal distribution of the draws."""
-    mean, deviation, factor = moments(rows, weights)
-    size = len(mean)
-    flow = preconditioned(inner, size if size <= DENSE else 0)
-    *front, layer = flow.layers
-    loc = jnp.asarray(mean, layer.loc.dtype)
-    if factor is not None and size <= DENSE:
-        layer = layer.precondition(loc, jnp.asarray(factor))
-    else:
-        layer = layer.at(loc, jnp.asarray(deviation))
-    return replace(flow, layers=(*front, layer))
-
-
-def _trained(
-    flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None, **settings: Any
-) -> TransformModule:
-    """Train a flow, with a tenth of the rows held out."""
-    rows = rows.astype(dtype_of(flow))
-    held = held_out(len(rows))
-    weigh = None if weights is None else weights[~held]
-    validation = rows[held] if weights is None else (rows[held], None, weights[held])
-    with warnings.catch_warnings():
-        # The draws of a normal posterior are those of the start.
-        warnings.filterwarnings("ignore", "training did not help")
-        return fit(flow, rows[~held], weights=weigh, validation=validation, **settings).flow

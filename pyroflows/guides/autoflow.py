@@ -179,6 +179,14 @@ class AutoFlow(AutoContinuous):
             self.prototype_trace = None
             raise
 
+    def _set_up(self, *args: Any, **kwargs: Any) -> None:
+        """Set the guide up without a search, for a start that is given."""
+        init, self.init = self.init, "location"
+        try:
+            self._setup_prototype(*args, **kwargs)
+        finally:
+            self.init = init
+
     def _made(self, wrong: ValueError | None, *args: Any, **kwargs: Any) -> TransformModule:
         """Return a new flow and its start, which is searched for or taken from the store.
 

@@ -15,6 +15,8 @@ from pyro.poutine import Trace
 from pyro.poutine.block_messenger import BlockMessenger
 from torch import Tensor
 
+from pyroflows.guides.autoflow import AutoFlow
+from pyroflows.guides.draws import fit_to_draws
 from pyroflows.guides.model import (
     Screened,
     alone,
@@ -27,6 +29,7 @@ from pyroflows.guides.model import (
 from pyroflows.rng import seeded
 from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
 from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
+from pyroflows_common.guides import check_learner, outcome
 from pyroflows_common.schedule import check_schedule, factor
 
 Model = Callable[..., Any]  # or a guide
@@ -38,9 +41,10 @@ class GuideFitResult:
 
     Args:
         guide: the trained guide.
-        losses: minus the evidence lower bound at each step of the best run, in nats; skipped
-            steps included.
-        loss: the mean loss of the best stretch; infinite if no stretch had one.
+        losses: minus the evidence lower bound at each step of the best run, in nats, or minus the
+            mean log-density of draws; skipped steps included.
+        loss: the mean loss of the best stretch, or of the held-out draws; infinite if none is
+            finite.
         learning_rate: learning rate of the best run.
         skipped: number of its steps that were skipped because loss or gradient was not finite.
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
@@ -58,6 +62,7 @@ def fit_guide(
     guide: Callable[..., Any],
     model: Callable[..., Any] | None = None,
     *,
+    draws: Any = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
@@ -78,11 +83,19 @@ def fit_guide(
     A step is skipped if its loss or gradient is not finite, or if the model raises an error. A
     stretch of skipped steps only ends the run.
 
+    With `draws` of the posterior, the guide is trained on them by maximum likelihood, as flows are
+    by `fit`, in place of the bound: without gradients of the model, and in all modes that the draws
+    have. A guide that is new starts as their normal distribution. A tenth of them is held
+    out, and the parameters that suit those best are kept.
+
     Args:
         guide: an automatic or hand-written guide. Its parameters, and those of the model, are
             trained in place; Pyro's parameter store holds them.
         model: the model, with its data as observed sites. Default: the model of an automatic
             guide, including sites hidden from the guide.
+        draws: draws of the posterior, such as those of a short run of NUTS, for an `AutoFlow`: a
+            dictionary of its sites, as `mcmc.get_samples()` gives it, with or without chains; the
+            data of ArviZ, whose weights count if they are of `to_arviz`; or a sampler that has run.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
         steps: number of steps of each run.
@@ -116,6 +129,11 @@ def fit_guide(
     rates = as_scales(learning_rate, "learning_rate")
     steps, seed = as_count(steps, "steps"), as_count(seed, "seed", 0)
     check_schedule(schedule)
+    if draws is not None:
+        check_learner(guide, AutoFlow, loss)
+        settings = {"steps": steps, "schedule": schedule, "progress": progress}
+        found, rate = fit_to_draws(guide, draws, as_inputs(args, kwargs), rates, seed, **settings)
+        return GuideFitResult(guide, *outcome(found, rate))
     factors = [factor(schedule, k, steps) for k in range(steps)]
     own, model = model is None, model_of(guide, model, "guide")
     if own:  # the guide may see only a part of its model

@@ -1,7 +1,6 @@
 """`fit_prior`: learns a prior over named values from draws."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,15 @@ from pyro import poutine
 from pyroflows.flows.builders import realnvp
 from pyroflows.flows.monotone import monotone
 from pyroflows.guides.arviz import to_arviz
+from pyroflows.guides.draws import started, trained
 from pyroflows.guides.model import alone, latent_sites, model_of
 from pyroflows.layers.preconditioner import preconditioned
 from pyroflows.prior import FlowPrior, as_form, unconstrained
 from pyroflows.rng import seeded
-from pyroflows.training.fit import fit
-from pyroflows.transform import TransformModule, example
+from pyroflows.transform import TransformModule
 from pyroflows_common import priors
 from pyroflows_common.checks import Inputs, as_count, as_inputs, check_rows
-from pyroflows_common.draws import check_moves, held_out, is_guide, moments
+from pyroflows_common.draws import check_moves, is_guide
 from pyroflows_common.guides import DRAWS, check_built, check_function
 from pyroflows_common.priors import Known, Site, check_sites
 from pyroflows_common.search import DENSE
@@ -118,11 +117,12 @@ def fit_prior(
     with seeded(seed):
         inner = build(size) if size > 1 else monotone(1)
     check_built(inner, size)
-    flow = _start(inner, rows, named.weights)
+    flow = preconditioned(inner, size if size <= DENSE else 0)
+    flow = started(flow, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
-    _train(flow, rows, named.weights, steps=steps, **settings, seed=seed)
-    return FlowPrior(flow, sites_, named.effective, name)
+    result = trained(flow, rows, named.weights, steps=steps, **settings, seed=seed)
+    return FlowPrior(result.flow, sites_, named.effective, name)
 
 
 def _known(model: Callable[..., Any], inputs: Inputs) -> dict[str, Known]:
@@ -151,31 +151,3 @@ def _rows(site: Site, values: np.ndarray) -> np.ndarray:
     check_rows(good, f"`draws` of site {site.name!r}", priors.bad_draws(site))
     check_moves(site.name, rows)
     return rows
-
-
-def _start(inner: TransformModule, rows: np.ndarray, weights: np.ndarray | None) -> TransformModule:
-    """Return a flow that starts as the normal distribution of the draws."""
-    mean, deviation, factor = moments(rows, weights)
-    size = len(mean)
-    flow = preconditioned(inner, size if size <= DENSE else 0)
-    layer = flow.layers[-1]
-    loc = torch.tensor(mean).to(layer.loc)
-    if factor is not None and size <= DENSE:
-        layer.precondition(loc, torch.tensor(factor).to(loc))
-    else:
-        layer.at(loc, torch.tensor(deviation).to(loc))
-    return flow
-
-
-def _train(
-    flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None, **settings: Any
-) -> None:
-    """Train a flow, with a tenth of the rows held out."""
-    data = torch.tensor(rows).to(example(flow))
-    held = held_out(len(rows))
-    weigh = None if weights is None else weights[~held]
-    validation = data[held] if weights is None else (data[held], None, weights[held])
-    with warnings.catch_warnings():
-        # The draws of a normal posterior are those of the start.
-        warnings.filterwarnings("ignore", "training did not help")
-        fit(flow, data[~held], weights=weigh, validation=validation, **settings)

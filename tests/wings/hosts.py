@@ -108,6 +108,14 @@ class PyroHost:
             x = posterior.sample((DRAWS,))
         return x.numpy(), posterior.log_prob(x).numpy()
 
+    def going_on(self, result):
+        """Arguments of `fit_guide` to go on from an earlier result."""
+        return {}
+
+    def bound(self):
+        """An evidence lower bound."""
+        return pyro.infer.Trace_ELBO()
+
     def conditioned(self, model, values):
         """The model at values of its latent sites."""
         return pyro.poutine.condition(model, values)
@@ -242,6 +250,14 @@ class NumPyroHost:
     def drawn(self, guide, result):
         """As Pyro's."""
         return tuple(map(np.asarray, draws_of(guide)(result.params)))
+
+    def going_on(self, result):
+        """As Pyro's."""
+        return {"params": result.params}
+
+    def bound(self):
+        """As Pyro's."""
+        return numpyro.infer.Trace_ELBO()
 
     def conditioned(self, model, values):
         """As Pyro's."""
