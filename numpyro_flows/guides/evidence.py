@@ -70,9 +70,10 @@ def log_evidence(
         key: random key.
 
     Returns:
-        `value`, the natural logarithm of the evidence; `error`, its standard error; and `pareto_k`.
-        It is that of the joint density as it stands: with the factors and scales of the model, and
-        without what masks leave out.
+        `value`, the natural logarithm of the evidence; `error`, its standard error, which tends to
+        be too small where $\hat k$ is near 0.5 or above and there are no `samples`; and `pareto_k`.
+        The evidence is that of the joint density as it stands: with the factors and scales of the
+        model, and without what masks leave out.
 
     Raises:
         ValueError: if $\hat k$ is too high, or, with `samples`, if guide and posterior overlap too
