@@ -43,7 +43,10 @@ def weighed(weights: Weights) -> Evidence:
 
     $$\hat Z = \frac1S \Big(\sum_{s \le S - M} w_{(s)} + M \big(u + \frac{\sigma}{1 - k}\big)\Big)$$
 
-    The error has two parts: that of the mean, and that of k and σ, by the delta method.
+    The error has two parts: that of the mean, and that of k and σ, by the delta method. With a
+    heavy tail, k above 0, it is multiplied by 1 / (1 − k), because the largest weights have yet to
+    occur: without this, two errors covered the evidence of a funnel in 10 of 16 seeds, with k near
+    0.6, and so they do in 15.
     """
     if not weights.trusted:
         return Evidence(math.nan, math.nan, weights.pareto_k)
@@ -56,7 +59,8 @@ def weighed(weights: Weights) -> Evidence:
         each[-size:], variance = _tail(each[-size:], each[-size - 1])
     mean = each.mean()
     variance = each.var(ddof=1) / draws + (size / draws) ** 2 * variance
-    return Evidence(float(top + np.log(mean)), float(variance**0.5 / mean), weights.pareto_k)
+    error = variance**0.5 / mean / (1 - max(weights.pareto_k, 0.0))
+    return Evidence(float(top + np.log(mean)), float(error), weights.pareto_k)
 
 
 def refusal(weights: Weights) -> str:
