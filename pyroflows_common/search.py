@@ -1,4 +1,4 @@
-"""Limits on the search for a guide's starting point."""
+"""Limits on the search for a guide's starting point, and its warning of separate modes."""
 
 import math
 import warnings
