@@ -1,4 +1,4 @@
-"""Limits on the search for a guide's starting point."""
+"""Limits on the search for a guide's starting point, and its warning of separate modes."""
 
 import math
 import warnings
@@ -22,6 +22,9 @@ DOUBT = 10.0
 # Two points are the same if the square of their distance, in standard deviations of the Gaussian at
 # one of them, is below this: a number, and as much again for each coordinate as the second says.
 SAME = 1.0, 0.1
+# A Gaussian is refined if its bound is no lower than the best one by a number, and by as much again
+# for each coordinate as the second says.
+HOPEFUL = 100.0, 10.0
 # Two modes are separate if their Gaussians are so many standard deviations apart, and the
 # log-density between the modes is lower than at both, by so much at one of so many points.
 APART, VALLEY, BETWEEN = 4.0, 3.0, 15

@@ -20,6 +20,7 @@ from pyroflows_common.search import (
     DOUBT,
     HALVINGS,
     HISTORY,
+    HOPEFUL,
     LARGE,
     NO_HESSIAN,
     PROBES,
@@ -88,9 +89,12 @@ def search(
         return found
     fresh = _noise(fresh_key, LARGE.many, starts)
 
+    gap = HOPEFUL[0] + HOPEFUL[1] * starts.shape[-1]
+
     def stage(found: Found, inputs: tuple[Array, Array]) -> tuple[Found, None]:
         key, most = inputs
-        kept = jnp.isfinite(found.elbo) & (jnp.arange(len(starts)) < most)
+        hopeful = jnp.isfinite(found.elbo) & (found.elbo > found.elbo[0] - gap)
+        kept = hopeful & (jnp.arange(len(starts)) < most)
         found, elbo = lax.map(
             lambda one: lax.cond(
                 one[0],

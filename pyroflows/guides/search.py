@@ -18,6 +18,7 @@ from pyroflows_common.search import (
     DOUBT,
     HALVINGS,
     HISTORY,
+    HOPEFUL,
     LARGE,
     NO_HESSIAN,
     PROBES,
@@ -74,13 +75,15 @@ def search(
     if not dense:
         return found
     fresh = _noise(budget.many, starts)
+    gap = HOPEFUL[0] + HOPEFUL[1] * starts.shape[-1]
     for most in budget.refined:
-        refined = [_refined(target, one, many, budget.rounds) for one in found[:most]]
+        hopeful = [one for one in found[:most] if one.elbo > found[0].elbo - gap]
+        refined = [_refined(target, one, many, budget.rounds) for one in hopeful]
         fair = [_scored(target, one.gaussian, fresh).elbo for one in refined]
         # Where all Gaussians reach out of the support, fresh draws tell nothing.
         if any(elbo.isfinite() for elbo in fair):
             refined = [one._replace(elbo=elbo) for one, elbo in zip(refined, fair, strict=True)]
-        found = refined + found[most:]
+        found = refined + found[len(hopeful) :]
         found = _distinct(found, [one.gaussian.loc for one in found])
     return found
 

@@ -93,6 +93,20 @@ def test_a_mode_that_only_the_prior_tells_of(host):
     assert abs(ratio.mean()) < 0.05
 
 
+def test_a_prior_that_cannot_be_drawn_from(host):
+    """The search sets out from random points in place of its draws."""
+
+    def model():
+        real = host.dist.constraints.real
+        x = host.sample("x", host.dist.ImproperUniform(real, (), (2,)))
+        host.sample("y", host.dist.Normal(x, 0.5).to_event(1), obs=host.array([3.0, -4.0]))
+
+    init = host.init_to_value(values={"x": host.array(np.zeros(2))})
+    x, _ = gaussian(host, model, init_loc_fn=init).draws()
+    assert_allclose(x.mean(0), [3.0, -4.0], atol=0.1)
+    assert_allclose(x.std(0), 0.5, rtol=0.1)
+
+
 @pytest.mark.filterwarnings("ignore:the search for a start found 2 separate modes")
 def test_the_best_start_may_be_a_poor_one_before_it_is_refined(host):
     """The Gaussian at the mode of five bananas, beside a small and exact Gaussian."""
