@@ -63,15 +63,16 @@ def log_evidence(
         draws: number of draws of the guide, at least 25.
         samples: draws of the posterior by MCMC: a dictionary of sites, as `mcmc.get_samples()`
             gives it, `(draws, *shape)` or with `group_by_chain=True`; what ArviZ works with, whose
-            group `posterior` holds them; or a sampler that has run. The guide has to be an automatic one of continuous
-            sites, or to have no auxiliary sites. Coordinates without a posterior, which guides of
-            flows find, are drawn anew; sites of such only may be left out.
+            group `posterior` holds them; or a sampler that has run. The guide has to be an
+            automatic one of continuous sites, or to have no auxiliary sites. Coordinates without a
+            posterior, which guides of flows find, are drawn anew; sites of such only may be left
+            out.
         seed: seed of all random numbers; the global ones are left alone.
 
     Returns:
         `value`, the natural logarithm of the evidence; `error`, its standard error, which without
-        `samples` is multiplied by \(1 / (1 - \hat k)\) where $\hat k$ is above 0; and `pareto_k`. The
-        evidence is that of the joint density as it stands: with the factors and scales of the
+        `samples` is multiplied by \(1 / (1 - \hat k)\) where $\hat k$ is above 0; and `pareto_k`.
+        The evidence is that of the joint density as it stands: with the factors and scales of the
         model, and without what masks leave out.
 
     Raises:
