@@ -210,6 +210,7 @@ def in_pyro(target: Target, steps: int, seed: int) -> tuple[Any, Any]:
     import pyro
     import torch
     from pyro.infer import MCMC, NUTS
+    from pyro.infer.reparam import NeuTraReparam
 
     import pyroflows
 
@@ -229,9 +230,11 @@ def in_pyro(target: Target, steps: int, seed: int) -> tuple[Any, Any]:
 
     def sampled() -> Any:
         pyro.set_rng_seed(seed)
-        mcmc = MCMC(NUTS(model), DRAWS // 2, DRAWS // 4, disable_progbar=True)
+        neutra = NeuTraReparam(guide.requires_grad_(False))  # plain NUTS takes many steps a draw
+        mcmc = MCMC(NUTS(neutra.reparam(model)), DRAWS // 2, DRAWS // 4, disable_progbar=True)
         mcmc.run()
-        return mcmc.get_samples(group_by_chain=True)
+        (latent,) = mcmc.get_samples(group_by_chain=True).values()
+        return neutra.transform_sample(latent)
 
     return estimate, sampled
 
