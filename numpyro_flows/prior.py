@@ -135,7 +135,8 @@ class FlowPrior(eqx.Module):
         Returns:
             The effective number in the worst direction.
         """
-        named = draws_of(self.sites, self.name, draws, weights)
+        (size,) = self.flow.base_shape
+        named = draws_of(self.sites, self.name, size, draws, weights)
         values = {name: jnp.asarray(value) for name, value in named.values.items()}
         z = values[self.name] if self.name in values else self.inverse_and_ladj(values)[0]
         return checked_region(np.asarray(z, float), named.weights, self.draws)

@@ -131,7 +131,10 @@ class FlowPrior:
         Returns:
             The effective number in the worst direction.
         """
-        named, like = draws_of(self.sites, self.name, draws, weights), example(self.flow)
+        named, like = (
+            draws_of(self.sites, self.name, *self.flow.base_shape, draws, weights),
+            example(self.flow),
+        )
         values = {name: torch.tensor(value).to(like) for name, value in named.values.items()}
         with torch.no_grad():
             z = values[self.name] if self.name in values else self.inverse_and_ladj(values)[0]

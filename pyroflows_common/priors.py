@@ -12,6 +12,8 @@ from pyroflows_common.checks import as_count, as_scale
 from pyroflows_common.draws import NamedDraws, as_draws, as_mapping
 from pyroflows_common.support import Support
 
+# Supports of whole vectors and matrices.
+WHOLE = "simplex", "ordered_vector", "corr_cholesky"
 # With fewer draws where the new posterior lies, the prior is an extrapolation.
 FEW = 100.0
 
@@ -95,7 +97,8 @@ def _site(name: str, shape: tuple[int, ...], batch_dim: int, support: Any) -> Si
     sizes = [as_count(size, "shape") for size in shape]
     pairs = [] if isinstance(support, str) else [(low, high) for low, high in support]
     ends = [end for pair in pairs for end in pair if end is not None]
-    if not (isinstance(name, str) and all(isinstance(end, float) for end in ends)):
+    known = support in WHOLE or (pairs and all(isinstance(end, float) for end in ends))
+    if not (isinstance(name, str) and known):
         raise ValueError("a name or a support is of the wrong type")
     return Site(name, tuple(sizes), as_count(batch_dim, "batch_dim", 0), support)
 
@@ -154,9 +157,11 @@ def choose(
     given, noted = as_mapping(draws)
     dotted = {name: name.replace("/", ".") for name in known}  # as `to_arviz` names them
     given = {**{n: given[dot] for n, dot in dotted.items() if dot in given}, **given}
+    absent = sorted(supports.keys() - given.keys())
+    if absent:
+        raise ValueError(f"`supports` has {absent}, but `draws` has the sites {sorted(given)}")
     if names is None:
-        names = [name for name in [*known, *supports] if name in given]
-        names = list(dict.fromkeys(names))
+        names = [name for name in dict.fromkeys([*known, *supports]) if name in given]
     if not names:
         raise ValueError(
             f"`draws` has the sites {sorted(given)}, none of which has a support: pass `supports`, "
@@ -204,12 +209,11 @@ def bad_draws(site: Site) -> str:
     return f"with NaN or inf, outside the site's support, {form}, or on its edge"
 
 
-def draws_of(sites: Sequence[Site], name: str, draws: Any, weights: Any) -> NamedDraws:
-    """Return draws of a prior's latent site, which has this name, or else of its values."""
+def draws_of(sites: Sequence[Site], name: str, size: int, draws: Any, weights: Any) -> NamedDraws:
+    """Return draws of a prior's latent site, of this name and size, or else of its values."""
     given, noted = as_mapping(draws)
-    shapes = {site.name: site.shape for site in sites}
-    names = [name] if name in given else list(shapes)
-    return as_draws(given, noted if weights is None else weights, names, shapes)
+    shapes = {name: (size,)} if name in given else {site.name: site.shape for site in sites}
+    return as_draws(given, noted if weights is None else weights, shapes, shapes)
 
 
 def checked_region(latents: np.ndarray, weights: np.ndarray | None, draws: float) -> float:

@@ -318,7 +318,9 @@ def test_a_flow_built_by_hand_needs_one_alike(host, tmp_path):
 @pytest.mark.parametrize(
     "about",
     [{}, {"sites": 3}, {"sites": [["x", [2], 0, [["a", None]]]], "draws": 3.0, "name": "p"}]
-    + [{"sites": [["x", [-2], 0, "real"]], "draws": 3.0, "name": "p"}],
+    + [{"sites": [["x", [-2], 0, "simplex"]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [2], 0, "sphere"]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [2], 0, []]], "draws": 3.0, "name": "p"}],
 )
 def test_broken_files(about):
     with pytest.raises(ValueError, match="its prior is"):
@@ -339,7 +341,7 @@ ERRORS = [
     (dict(sites="x"), TypeError, "`sites` is 'x'"),
     (dict(supports=None), ValueError, "none of which has a support"),
     (dict(sites=["x", "n"]), ValueError, r"support of \['n'\] is not known"),
-    (dict(supports={"x": "real", "z": "real"}, sites=["z"]), ValueError, r"`draws` has no \['z'\]"),
+    (dict(supports={"x": "real", "z": "real"}), ValueError, r"`supports` has \['z'\], but `draws`"),
     (dict(supports={"n": "real"}), ValueError, "'n' of int64"),
     (dict(supports={"x": "half"}), ValueError, "site 'x': `support` is 'half'"),
     (dict(supports={"x": [(0.0, 1.0)] * 3}), ValueError, "'x' has 2 numbers, but 3 supports"),
@@ -417,7 +419,9 @@ def test_a_posterior_outside_of_the_region(every):
     latent = 0.7 * rng.standard_normal((100, 19))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert prior.check({"prior": host.array(latent)}) > 100
+        count = prior.check({"prior": host.array(latent)})
+        assert count > 100
+        assert prior.check({"prior": host.array(latent.reshape(4, 25, 19))}) == count
         assert prior.check(arrays(host, draws_of_every_kind(seed=1))) > 100
     with pytest.warns(UserWarning, match="few draws, effectively .* of 400"):
         assert prior.check({"prior": host.array(latent + np.eye(19)[4] * 4)}) < 10
