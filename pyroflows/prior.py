@@ -131,10 +131,8 @@ class FlowPrior:
         Returns:
             The effective number in the worst direction.
         """
-        named, like = (
-            draws_of(self.sites, self.name, *self.flow.base_shape, draws, weights),
-            example(self.flow),
-        )
+        (size,), like = self.flow.base_shape, example(self.flow)
+        named = draws_of(self.sites, self.name, size, draws, weights)
         values = {name: torch.tensor(value).to(like) for name, value in named.values.items()}
         with torch.no_grad():
             z = values[self.name] if self.name in values else self.inverse_and_ladj(values)[0]
