@@ -42,7 +42,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 START, END = "<!-- sequential: start -->", "<!-- sequential: end -->"
 WINGS = ("numpyro", "pyro")
 KINDS = ("normal", "flow")
-CHAINS, WARMUP, DRAWS = 4, 1000, 2500
+CHAINS, WARMUP, DRAWS = 4, 1000, 5000
 MEAN, DEVIATION = 0.1, 1.1  # of deviations; a factor
 
 Model = Callable[..., Any]

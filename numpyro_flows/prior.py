@@ -88,7 +88,10 @@ class FlowPrior(eqx.Module):
     def __call__(self) -> dict[str, Array]:
         """Draw the values in a model: one latent site, and a deterministic one for each value."""
         z = numpyro.sample(self.name, named_base(self.flow.base, self.flow))
-        values = self.values(z)
+        values = {
+            site.name: value.reshape(joint_shape(site, tuple(z.shape[:-1])))
+            for site, value in zip(self.sites, self.values(z).values(), strict=True)
+        }
         return {name: numpyro.deterministic(name, value) for name, value in values.items()}
 
     @property
@@ -116,7 +119,13 @@ class FlowPrior(eqx.Module):
         return z, ladj + sum(ladjs)
 
     def log_prob(self, values: Mapping[str, Array]) -> Float[Array, "*batch"]:
-        """Return the joint log-density of named values, each `(*batch, *shape)`."""
+        """Return the joint log-density of named values, each `(*batch, *shape)`.
+
+        It is −∞ outside of the supports.
+
+        Raises:
+            ValueError: if a value is missing, unknown or of another shape.
+        """
         z, ladj = self.inverse_and_ladj(values)
         return named_base(self.flow.base, self.flow).log_prob(z) + ladj
 
@@ -133,12 +142,20 @@ class FlowPrior(eqx.Module):
             weights: weights `(draws,)` of the draws.
 
         Returns:
-            The effective number in the worst direction.
+            The effective number in the worst direction. Autocorrelated draws of the prior count in
+            full.
+
+        Raises:
+            ValueError: if the draws have NaN, lie outside of a support, or are no more than D.
         """
         (size,) = self.flow.base_shape
         named = draws_of(self.sites, self.name, size, draws, weights)
         values = {name: jnp.asarray(value) for name, value in named.values.items()}
-        z = values[self.name] if self.name in values else self.inverse_and_ladj(values)[0]
+        if self.name in values:
+            z = values[self.name]
+        else:
+            z, ladj = self.inverse_and_ladj(values)
+            z = jnp.where(jnp.isfinite(ladj)[:, None], z, jnp.nan)
         return checked_region(np.asarray(z, float), named.weights, self.draws)
 
 
@@ -181,7 +198,7 @@ def _constrained(site: Site, x: Float[Array, "*batch n"]) -> Array:
         y = biject_to(WHOLE[site.support])(x)
     else:
         y = _layer(site)(x)
-    return y.reshape(*joint_shape(site, batch))
+    return y.reshape(*batch, *site.shape)
 
 
 def unconstrained(site: Site, y: Array) -> tuple[Array, Array]:

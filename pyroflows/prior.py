@@ -84,7 +84,10 @@ class FlowPrior:
     def __call__(self) -> dict[str, Tensor]:
         """Draw the values in a model: one latent site, and a deterministic one for each value."""
         z = pyro.sample(self.name, named_base(self.flow.base, self.flow))
-        values = self.values(z)
+        values = {
+            site.name: value.reshape(joint_shape(site, tuple(z.shape[:-1])))
+            for site, value in zip(self.sites, self.values(z).values(), strict=True)
+        }
         return {name: pyro.deterministic(name, value) for name, value in values.items()}
 
     @property
@@ -105,14 +108,22 @@ class FlowPrior:
         self, values: Mapping[str, Tensor]
     ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch"]]:
         """Return latent vectors z of values θ, each `(*batch, *shape)`, and log|det dz/dθ|."""
-        check_values({name: value.shape for name, value in values.items()}, self.sites)
-        pairs = [unconstrained(site, values[site.name]) for site in self.sites]
+        like = example(self.flow)
+        tensors = {n: torch.as_tensor(v).to(like.device) for n, v in values.items()}
+        check_values({name: value.shape for name, value in tensors.items()}, self.sites)
+        pairs = [unconstrained(site, tensors[site.name]) for site in self.sites]
         parts, ladjs = zip(*pairs, strict=True)
         z, ladj = self.flow.inverse_and_ladj(torch.cat(parts, -1))
         return z, ladj + sum(ladjs)
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
-        """Return the joint log-density of named values, each `(*batch, *shape)`."""
+        """Return the joint log-density of named values, each `(*batch, *shape)`.
+
+        It is −∞ outside of the supports.
+
+        Raises:
+            ValueError: if a value is missing, unknown or of another shape.
+        """
         z, ladj = self.inverse_and_ladj(values)
         return named_base(self.flow.base, self.flow).log_prob(z) + ladj
 
@@ -129,13 +140,21 @@ class FlowPrior:
             weights: weights `(draws,)` of the draws.
 
         Returns:
-            The effective number in the worst direction.
+            The effective number in the worst direction. Autocorrelated draws of the prior count in
+            full.
+
+        Raises:
+            ValueError: if the draws have NaN, lie outside of a support, or are no more than D.
         """
         (size,), like = self.flow.base_shape, example(self.flow)
         named = draws_of(self.sites, self.name, size, draws, weights)
         values = {name: torch.tensor(value).to(like) for name, value in named.values.items()}
-        with torch.no_grad():
-            z = values[self.name] if self.name in values else self.inverse_and_ladj(values)[0]
+        if self.name in values:
+            z = values[self.name]
+        else:
+            with torch.no_grad():
+                z, ladj = self.inverse_and_ladj(values)
+            z = z.where(ladj.isfinite()[:, None], torch.nan)
         return checked_region(z.cpu().double().numpy(), named.weights, self.draws)
 
 
@@ -178,7 +197,7 @@ def _constrained(site: Site, x: Float[Tensor, "*batch n"]) -> Tensor:
         y = biject_to(WHOLE[site.support])(x)
     else:
         y = _layer(site)(x)
-    return y.reshape(joint_shape(site, tuple(batch)))
+    return y.reshape((*batch, *site.shape))
 
 
 def unconstrained(site: Site, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import safetensors.numpy
 
+from pyroflows_common.checks import as_event_shape
 from pyroflows_common.recipe import Recipe
 
 # The JSON is a single entry of the metadata: safetensors does not fix the order of several.
@@ -126,10 +127,15 @@ def stored_dtype(name: str) -> str:
 
 
 def without_ends(
-    arguments: Mapping[str, Any], ends: Iterable[str]
+    arguments: Mapping[str, Any], ends: Iterable[str], arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a builder's arguments, and those of layers that were added at the data end."""
-    added = {name: plain(value) for name, value in arguments.items() if name in ends}
+    added = {name: plain(arguments[name]) for name in ends if name in arguments}
+    if "rank" in added:  # of a matrix, which has to be among the arrays
+        shapes = [array.shape for name, array in arrays.items() if name.endswith("basis")]
+        size = math.prod(as_event_shape(plain(arguments.get("event_shape"))))
+        if (size, added["rank"]) not in shapes:
+            raise ValueError(f"its rank is {added['rank']!r:.80}, but its arrays are {shapes}")
     return {name: value for name, value in arguments.items() if name not in ends}, added
 
 

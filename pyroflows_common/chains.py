@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pyroflows_common.checks import as_numpy
-from pyroflows_common.draws import arrays_of
+from pyroflows_common.draws import arrays_of, chosen
 from pyroflows_common.verdict import FEWEST
 
 
@@ -26,9 +26,7 @@ def as_chains(
             "`samples` are draws of a guide by to_arviz, expected draws of the posterior by MCMC"
         )
     arrays, _ = arrays_of(samples, "samples")
-    dotted = {name: name.replace("/", ".") for name in shapes}  # ArviZ's names
-    given = {n: arrays[dot] for n, dot in dotted.items() if dot in arrays}
-    given |= {name: arrays[name] for name in shapes if name in arrays}
+    given = chosen(arrays, shapes)
     missing = sorted(set(shapes) - set(given) - set(free))
     if missing:
         raise ValueError(f"`samples` has no {missing}: expected all latent sites of `model`")

@@ -12,6 +12,10 @@ from pyroflows_common.checks import as_numpy
 FEWEST = 10
 # A full covariance takes this many draws for each coordinate.
 FULL = 5
+# Draws lie in a plane if a direction has this part of the longest one, or less.
+LEAST = 1e-6
+# What messages say of draws that have no unconstrained coordinates.
+OUTSIDE = "with NaN or inf, outside of a support, or on its edge"
 # Draws are held out in up to this many blocks: neighbours in a chain are alike.
 BLOCKS = 10
 
@@ -47,7 +51,7 @@ def as_draws(
     names: Iterable[str],
     shapes: Mapping[str, Sequence[int]],
 ) -> NamedDraws:
-    """Return draws by name, chains one after the other.
+    """Return draws by name, chains one after the other, without those of weight 0.
 
     Args:
         given: arrays `(draws, *shape)` or, where shapes are known, `(chains, draws, *shape)`.
@@ -55,10 +59,10 @@ def as_draws(
         names: names to return.
         shapes: shapes of values, as far as they are known.
     """
-    missing = sorted(set(names) - set(given))
+    values = {name: as_numpy(array) for name, array in chosen(given, names).items()}
+    missing = sorted(set(names) - set(values))
     if missing:
         raise ValueError(f"`draws` has no {missing}: it has {sorted(given)}")
-    values = {name: as_numpy(given[name]) for name in names}
     for name, value in values.items():
         shape = tuple(shapes.get(name, value.shape[1:]))
         if value.ndim == len(shape) + 2:
@@ -76,7 +80,14 @@ def as_draws(
     sizes = {name: len(value) for name, value in values.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"`draws` has different numbers of draws: {sizes}")
-    return NamedDraws(values, _as_weights(weights, max(sizes.values())))
+    weights = _as_weights(weights, max(sizes.values()))
+    if weights is not None:
+        kept = weights > 0
+        values, weights = {n: value[kept] for n, value in values.items()}, weights[kept]
+    count = len(next(iter(values.values())))
+    if count < FEWEST:
+        raise ValueError(f"`draws` has {count} draws, expected at least {FEWEST}")
+    return NamedDraws(values, weights)
 
 
 def as_mapping(draws: Any) -> tuple[Mapping[str, Any], Any]:
@@ -85,6 +96,12 @@ def as_mapping(draws: Any) -> tuple[Mapping[str, Any], Any]:
     if chained:
         given = {name: _joined(as_numpy(array)) for name, array in given.items()}
     return given, _noted(draws)
+
+
+def chosen(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return arrays by the names of sites: ArviZ's names have dots in place of slashes."""
+    found = {name: name if name in given else name.replace("/", ".") for name in names}
+    return {name: given[own] for name, own in found.items() if own in given}
 
 
 def arrays_of(draws: Any, argument: str) -> tuple[dict[str, Any], bool]:
@@ -97,11 +114,17 @@ def arrays_of(draws: Any, argument: str) -> tuple[dict[str, Any], bool]:
     """
     if hasattr(draws, "get_samples"):
         return dict(draws.get_samples(group_by_chain=True)), True
-    dataset = getattr(draws, "posterior", draws)
-    if hasattr(dataset, "data_vars"):
-        chained = {"chain", "draw"} <= set(dataset.dims)
-        dataset = dataset.transpose("chain", "draw", ...) if chained else dataset
-        return {str(name): array.values for name, array in dataset.data_vars.items()}, chained
+    group = getattr(draws, "posterior", draws)
+    if hasattr(group, "data_vars"):
+        if not {"chain", "draw"} <= set(group.dims):
+            raise ValueError(
+                f"`{argument}` has the dimensions {sorted(map(str, group.dims))}, expected chain "
+                "and draw among them"
+            )
+        if group is draws and "pareto_k" in group.attrs:
+            raise ValueError(f"`{argument}` is a group of the data of to_arviz: pass all of them")
+        arrays = group.data_vars.items()
+        return {str(n): array.transpose("chain", "draw", ...).values for n, array in arrays}, True
     if not isinstance(draws, Mapping):
         raise TypeError(
             f"`{argument}` is a {type(draws).__name__}, expected a dictionary such as "
@@ -154,8 +177,14 @@ def moments(
     mean = share @ rows
     factor = (np.sqrt(share)[:, None] * (rows - mean)).T
     deviation = np.linalg.norm(factor, axis=1)
-    effective = 1 / (share**2).sum()
-    return mean, deviation, factor if effective >= FULL * rows.shape[1] else None
+    if 1 / (share**2).sum() < FULL * rows.shape[1]:
+        return mean, deviation, None
+    lengths = np.linalg.svd(factor / deviation[:, None], compute_uv=False)
+    if lengths[-1] < LEAST * lengths[0]:
+        raise ValueError(
+            "`draws` lie in a plane: some numbers are determined by others. Leave their sites out"
+        )
+    return mean, deviation, factor
 
 
 def check_moves(name: str, rows: np.ndarray) -> None:
@@ -168,12 +197,11 @@ def check_moves(name: str, rows: np.ndarray) -> None:
 
 
 def held_out(draws: int) -> np.ndarray:
-    """Return whether each draw is held out: a tenth, in blocks.
-
-    Raises:
-        ValueError: if there are too few draws.
-    """
-    if draws < FEWEST:
-        raise ValueError(f"`draws` has {draws} draws, expected at least {FEWEST}")
+    """Return whether each draw is held out: a tenth, in blocks."""
     blocks = min(BLOCKS, draws // 10)
     return np.arange(draws) * 10 * blocks // draws % 10 == 9
+
+
+def lowest(losses: np.ndarray) -> float:
+    """Return the lowest finite loss of the held-out draws; infinite if none is finite."""
+    return float(np.nanmin(losses, initial=np.inf))

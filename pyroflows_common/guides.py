@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyroflows_common.checks import as_scale
+from pyroflows_common.draws import lowest
 from pyroflows_common.history import FitResult
 
 # Standard deviation of the first weights of each conditioner's last layer.
@@ -75,7 +76,7 @@ def check_learner(guide: Any, kind: type, loss: Any) -> None:
 
 def outcome(result: FitResult, rate: float) -> tuple[np.ndarray, float, float, int, str]:
     """Return losses, loss, learning rate, skipped steps and reason to stop of a run on draws."""
-    loss = float(result.validation_losses.min())
+    loss = lowest(result.validation_losses)
     return result.losses, loss, rate, result.skipped, result.stopped
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyroflows_common.archive import plain
-from pyroflows_common.checks import as_count, as_scale
-from pyroflows_common.draws import NamedDraws, as_draws, as_mapping
+from pyroflows_common.checks import as_count, as_scale, check_rows
+from pyroflows_common.draws import NamedDraws, as_draws, as_mapping, chosen
 from pyroflows_common.support import Support
 
 # Supports of whole vectors and matrices.
@@ -87,7 +87,7 @@ def described(about: Mapping[str, Any]) -> Described | None:
         return None
     try:
         sites = tuple(_site(*map(plain, site)) for site in found["sites"])
-        return sites, as_scale(found["draws"], "draws"), str(found["name"])
+        return sites, as_scale(found["draws"], "draws", zero=False), str(found["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its prior is {found!r:.80}") from error
 
@@ -95,20 +95,35 @@ def described(about: Mapping[str, Any]) -> Described | None:
 def _site(name: str, shape: tuple[int, ...], batch_dim: int, support: Any) -> Site:
     """Return the site of a file, checked."""
     sizes = [as_count(size, "shape") for size in shape]
-    pairs = [] if isinstance(support, str) else [(low, high) for low, high in support]
-    ends = [end for pair in pairs for end in pair if end is not None]
-    known = support in WHOLE or (pairs and all(isinstance(end, float) for end in ends))
-    if not (isinstance(name, str) and known):
-        raise ValueError("a name or a support is of the wrong type")
-    return Site(name, tuple(sizes), as_count(batch_dim, "batch_dim", 0), support)
+    if not isinstance(name, str) or not 0 <= as_count(batch_dim, "batch_dim", 0) <= len(sizes):
+        raise ValueError("a name or the number of plates is wrong")
+    site = Site(name, tuple(sizes), batch_dim, support)
+    if isinstance(support, str):
+        check_whole(site)
+    else:
+        pairs = [(low, high) for low, high in support]
+        ends = [-math.inf if low is None else low for low, _ in pairs]
+        others = [math.inf if high is None else high for _, high in pairs]
+        order = all(low < high for low, high in zip(ends, others, strict=True))
+        if not order or len(pairs) not in (1, math.prod(sizes)):
+            raise ValueError("a support is wrong")
+    return site
 
 
-def check_like(prior: Described | None, sites: Sequence[Site]) -> None:
-    """Check that a file holds a prior of these sites."""
-    if prior is None:
-        raise ValueError("it holds a flow, but `like` is a FlowPrior")
-    if prior[0] != tuple(sites):
-        raise ValueError(f"it holds a prior of {prior[0]}, but `like` is one of {tuple(sites)}")
+def check_whole(site: Site) -> None:
+    """Check that the support of whole vectors or matrices is known and fits a site's shape."""
+    name, shape, _, support = site
+    square = support != "corr_cholesky" or (len(shape) > 1 and shape[-1] == shape[-2])
+    if support not in WHOLE or not shape or shape[-1] < 2 or not square:
+        raise ValueError(f"site {name!r} has shape {shape}, but its support is {support}")
+
+
+def check_like(prior: Described | None, sites: Sequence[Site] | None) -> None:
+    """Check that a file holds a prior of these sites, or a flow if there are none."""
+    held, wanted = (None if one is None else tuple(one) for one in (prior and prior[0], sites))
+    if held != wanted:
+        kinds = ["a flow" if one is None else f"a FlowPrior of {one}" for one in (held, wanted)]
+        raise ValueError(f"it holds {kinds[0]}, but `like` is {kinds[1]}")
 
 
 class Known(NamedTuple):
@@ -123,6 +138,15 @@ class Known(NamedTuple):
     shape: tuple[int, ...]
     batch_dim: int
     supports: tuple[Any, Any]
+
+
+def check_structure(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Check that two runs of a model have the same latent sites."""
+    if set(one) != set(other):
+        raise ValueError(
+            f"`model` has the sites {sorted(one)} in one run and {sorted(other)} in another, "
+            "expected the same sites in all"
+        )
 
 
 def choose(
@@ -155,13 +179,11 @@ def choose(
         raise TypeError(f"`sites` is {names!r}, expected a sequence of names")
     supports = supports or {}
     given, noted = as_mapping(draws)
-    dotted = {name: name.replace("/", ".") for name in known}  # as `to_arviz` names them
-    given = {**{n: given[dot] for n, dot in dotted.items() if dot in given}, **given}
-    absent = sorted(supports.keys() - given.keys())
-    if absent:
-        raise ValueError(f"`supports` has {absent}, but `draws` has the sites {sorted(given)}")
     if names is None:
-        names = [name for name in dict.fromkeys([*known, *supports]) if name in given]
+        names = list(chosen(given, dict.fromkeys([*known, *supports])))
+        absent = sorted(supports.keys() - names)
+        if absent:
+            raise ValueError(f"`supports` has {absent}, but `draws` has the sites {sorted(given)}")
     if not names:
         raise ValueError(
             f"`draws` has the sites {sorted(given)}, none of which has a support: pass `supports`, "
@@ -198,8 +220,8 @@ def _as_form(
     size = math.prod(shape)
     if not isinstance(form, str) and len(form) not in (1, size):
         raise ValueError(f"site {name!r} has {size} numbers, but {len(form)} supports")
-    if isinstance(form, str) and len(shape) < 1 + (form == "corr_cholesky"):
-        raise ValueError(f"site {name!r} has shape {shape}, but its support is {form}")
+    if isinstance(form, str):
+        check_whole(Site(name, shape, 0, form))
     return form
 
 
@@ -234,6 +256,12 @@ def checked_region(latents: np.ndarray, weights: np.ndarray | None, draws: float
         weights: (S,) or None.
         draws: n, the number of draws that the prior has learned from.
     """
+    check_rows(np.isfinite(latents).all(1), "`draws`", "with NaN or inf, or outside of a support")
+    if len(latents) <= latents.shape[1]:
+        raise ValueError(
+            f"`draws` has {len(latents)} draws of {latents.shape[1]} numbers, expected more draws "
+            "than numbers"
+        )
     share = np.full(len(latents), 1 / len(latents)) if weights is None else weights / weights.sum()
     mean = share @ latents
     covariance = (share[:, None] * (latents - mean)).T @ (latents - mean)

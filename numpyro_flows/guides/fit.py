@@ -85,7 +85,8 @@ def fit_guide(
     With `draws` of the posterior, the guide is trained on them by maximum likelihood, as flows are
     by `fit`, in place of the bound: without gradients of the model, and in all modes that the draws
     have. Without `params`, the guide starts as their normal distribution. A tenth of them is held
-    out, and the parameters that suit those best are kept.
+    out, and the parameters that suit those best are kept. The model has to depend on all sites: the
+    search alone finds numbers without a posterior, such as those under a mask.
 
     Args:
         guide: an automatic or hand-written guide.
@@ -110,9 +111,11 @@ def fit_guide(
         far.
 
     Raises:
-        ValueError: if an argument is out of its range, if `model` is missing, or if the guide
-            leaves sites to a default `loss`.
-        TypeError: if `guide`, `model`, `args` or `key` has the wrong type.
+        ValueError: if an argument is out of its range, if `model` is missing, if the guide leaves
+            sites to a default `loss`, or if `draws` lack a site, are fewer than ten or lie outside
+            of a support.
+        TypeError: if `guide`, `model`, `args` or `key` has the wrong type, or if the guide of
+            `draws` is no `AutoFlow`.
 
     Examples:
         >>> import numpyro, numpyro.distributions as dist

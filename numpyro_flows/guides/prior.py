@@ -13,6 +13,7 @@ from numpyro_flows.flows.builders import realnvp
 from numpyro_flows.flows.monotone import monotone
 from numpyro_flows.guides.arviz import to_arviz
 from numpyro_flows.guides.draws import started, trained
+from numpyro_flows.guides.importance import as_params
 from numpyro_flows.guides.model import is_latent
 from numpyro_flows.layers.preconditioner import preconditioned
 from numpyro_flows.prior import FlowPrior, as_form, unconstrained
@@ -61,9 +62,9 @@ def fit_prior(
 
     Args:
         draws: draws of the values: a dictionary of arrays `(draws, *shape)`, such as
-            `mcmc.get_samples()`; the data of ArviZ (`InferenceData` or `DataTree`), whose weights
-            count if they are of `to_arviz`; a sampler that has run; or a guide, which is drawn from
-            and weighed as by `to_arviz`.
+            `mcmc.get_samples()`, or by chain if a model tells the shapes; the data of ArviZ
+            (`InferenceData` or `DataTree`), whose weights count if they are of `to_arviz`; a
+            sampler that has run; or a guide, which is drawn from and weighed as by `to_arviz`.
         model: the model of the draws, whose latent sites give names, shapes and supports. Default:
             that of an automatic guide.
         params: parameters of a guide and its model, such as `svi_result.params`.
@@ -92,6 +93,7 @@ def fit_prior(
         ValueError: if an argument is out of its range, if a support is missing, depends on other
             sites or is discrete, or if draws are not finite or not inside of it.
         TypeError: if an argument has the wrong type.
+        ImportError: if `draws` is a guide, and ArviZ is not installed.
 
     Examples:
         >>> import jax
@@ -114,7 +116,7 @@ def fit_prior(
         draws = to_arviz(
             draws, model, params=params, args=args, kwargs=kwargs, draws=DRAWS, key=draw_key
         )
-    known = {} if model is None else _known(model, params or {}, inputs)
+    known = {} if model is None else _known(model, as_params(params), inputs)
     sites_, named = priors.choose(draws, weights, known, supports, sites, as_form)
     rows = np.concatenate([_rows(site, named.values[site.name]) for site in sites_], 1)
     size = rows.shape[1]
@@ -135,7 +137,9 @@ def _known(
     args, kwargs = inputs
     with handlers.block():
         seeds = (handlers.seed(handlers.substitute(model, params), seed) for seed in range(2))
-        one, other = (handlers.trace(run).get_trace(*args, **kwargs) for run in seeds)
+        traces = [handlers.trace(run).get_trace(*args, **kwargs) for run in seeds]
+    one, other = ({n: s for n, s in trace.items() if is_latent(s)} for trace in traces)
+    priors.check_structure(one, other)
     return {
         name: Known(
             jnp.shape(site["value"]),
@@ -143,7 +147,6 @@ def _known(
             (site["fn"].support, other[name]["fn"].support),
         )
         for name, site in one.items()
-        if is_latent(site)
     }
 
 

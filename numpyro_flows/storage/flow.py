@@ -108,9 +108,9 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:
     about, arrays = archive.read(path)
     try:
         prior = priors.described(about)
-        if isinstance(like, FlowPrior):
-            priors.check_like(prior, like.sites)
-            like = like.flow
+        if like is not None:
+            priors.check_like(prior, like.sites if isinstance(like, FlowPrior) else None)
+            like = like.flow if isinstance(like, FlowPrior) else like
         if like is None:
             flow = _zeros(_built(about["builder"], about["arguments"], arrays), arrays)
             archive.check_values(arrays)
@@ -137,8 +137,17 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:
             state[name] = arrays[name].astype(array.dtype)
         elif name in narrow:
             state[name] = arrays[name].astype(jnp.bfloat16)
-    flow = replace(flow.load_state_dict(state), base=base)
-    return flow if prior is None else FlowPrior(flow, *prior)
+    return _whole(replace(flow.load_state_dict(state), base=base), prior, path)
+
+
+def _whole(
+    flow: TransformModule, prior: priors.Described | None, path: str | os.PathLike[str]
+) -> TransformModule | FlowPrior:
+    """Return what a file holds: a flow, or a prior of it."""
+    try:
+        return flow if prior is None else FlowPrior(flow, *prior)
+    except ValueError as error:
+        raise ValueError(f"`path` {str(path)!r}: {error}") from error
 
 
 def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
@@ -181,7 +190,7 @@ def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
     """Call the builder for shapes only, which uses no memory and no random numbers."""
-    given, added = archive.without_ends(arguments, ENDS)
+    given, added = archive.without_ends(arguments, ENDS, arrays)
     call = archive.check_call(BUILDERS, builder, given, arrays)
 
     def build(key: Array) -> TransformModule:

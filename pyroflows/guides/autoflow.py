@@ -149,6 +149,7 @@ class AutoFlow(AutoContinuous):
         self.path_gradient = path_gradient
         self.seed = as_count(seed, "seed", 0)
         self.transform: Any = None
+        self._start: Callable[[TransformModule], object] | None = None
         self._copied = False
         # Sites whose supports depend on others, and the last arguments: the model tells them.
         self._moving: list[str] = []
@@ -179,13 +180,15 @@ class AutoFlow(AutoContinuous):
             self.prototype_trace = None
             raise
 
-    def _set_up(self, *args: Any, **kwargs: Any) -> None:
-        """Set the guide up without a search, for a start that is given."""
-        init, self.init = self.init, "location"
+    def _set_up(
+        self, start: Callable[[TransformModule], object], *args: Any, **kwargs: Any
+    ) -> None:
+        """Set the guide up with a start that a function gives its flow, in place of a search."""
+        self._start = start
         try:
             self._setup_prototype(*args, **kwargs)
         finally:
-            self.init = init
+            self._start = None
 
     def _made(self, wrong: ValueError | None, *args: Any, **kwargs: Any) -> TransformModule:
         """Return a new flow and its start, which is searched for or taken from the store.
@@ -201,7 +204,10 @@ class AutoFlow(AutoContinuous):
         start = _new_start(loc, self.init_scale)
         transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
         stored = self._is_stored(transform)
-        found = stored or (self.init == "search" and self._search(start, *args, **kwargs))
+        if self._start is not None and not stored:
+            self._start(transform)
+        found = stored or self._start is not None
+        found = found or (self.init == "search" and self._search(start, *args, **kwargs))
         if wrong is not None and not found:
             raise wrong
         if not stored:

@@ -2,70 +2,86 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyroflows.guides.autoflow import AutoFlow
-from pyroflows.guides.model import alone, without
+from pyroflows.guides.model import alone, latent_sites
 from pyroflows.rng import seeded
+from pyroflows.support import inverse_inside
 from pyroflows.training.fit import fit
 from pyroflows.transform import TransformModule, example
 from pyroflows_common.checks import Inputs, check_rows
-from pyroflows_common.draws import as_draws, as_mapping, check_moves, held_out, moments
+from pyroflows_common.draws import (
+    OUTSIDE,
+    as_draws,
+    as_mapping,
+    check_moves,
+    held_out,
+    lowest,
+    moments,
+)
 from pyroflows_common.history import FitResult
 
 
 def fit_to_draws(
-    guide: Any, draws: Any, inputs: Inputs, rates: Sequence[float], seed: int, **settings: Any
+    guide: Any,
+    model: Callable[..., Any],
+    draws: Any,
+    inputs: Inputs,
+    rates: Sequence[float],
+    seed: int,
+    **settings: Any,
 ) -> tuple[FitResult, float]:
     """Train a guide on draws, and return the best history and its learning rate.
 
-    A guide that has not been called starts as the normal distribution of the draws.
+    A guide that has not been called starts as the normal distribution of the draws, unless the
+    parameter store has loaded it. Ctrl-C ends all runs.
     """
     args, kwargs = inputs
     new = guide.prototype_trace is None
     with seeded(seed), torch.no_grad():
+        rows, weights = _rows(model, draws, inputs)
         if new:
-            guide._set_up(*args, **kwargs)
-        rows, weights = _rows(guide, draws, inputs)
+            guide._set_up(lambda flow: started(flow, rows, weights), *args, **kwargs)
         flow = guide._modules["transform"]
-        if new:
-            started(flow, rows, weights)
+        _settle(flow)
         guide(*args, **kwargs)  # which takes the store's parameters, or puts these there
-    start, results, ends = copy.deepcopy(flow.state_dict()), [], []
-    base = guide.get_base_dist()
+    start, ends = copy.deepcopy(flow.state_dict()), []
+    options = {"base": guide.get_base_dist(), "seed": seed, **settings}
+    results: list[FitResult] = []
     for rate in rates:
         flow.load_state_dict(start)
-        options = {**settings, "base": base, "learning_rate": rate, "seed": seed}
-        results.append(trained(flow, rows, weights, **options))
+        results.append(trained(flow, rows, weights, learning_rate=rate, **options))
         ends.append(copy.deepcopy(flow.state_dict()))
-    best = int(np.argmin([result.validation_losses.min() for result in results]))
+        if results[-1].stopped == "interrupted":
+            break
+    best = int(np.argmin([lowest(result.validation_losses) for result in results]))
     flow.load_state_dict(ends[best])
     return results[best], rates[best]
 
 
-def _rows(guide: AutoFlow, draws: Any, inputs: Inputs) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return draws in the guide's unconstrained coordinates, and their weights."""
+def _rows(
+    model: Callable[..., Any], draws: Any, inputs: Inputs
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return draws in the unconstrained coordinates of a guide of the model, and their weights."""
     args, kwargs = inputs
-    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
+    with alone():
+        sites = latent_sites(poutine.trace(model).get_trace(*args, **kwargs))
     shapes = {name: tuple(site["value"].shape) for name, site in sites.items()}
     given, weights = as_mapping(draws)
     values, weights = as_draws(given, weights, sites, shapes)
     tensors = {n: torch.tensor(v).to(sites[n]["value"]) for n, v in values.items()}
-    model = without(guide.model, InitMessenger)
 
     def unconstrained(values: dict[str, Tensor]) -> Tensor:
         trace = poutine.trace(poutine.condition(model, values)).get_trace(*args, **kwargs)
         supports = {name: trace.nodes[name]["fn"].support for name in sites}  # may depend on others
-        points = [biject_to(supports[name]).inv(values[name]) for name in sites]
-        return torch.cat([point.reshape(-1) for point in points])
+        return torch.cat([_point(supports[name], values[name]) for name in sites])
 
     with alone():
         try:
@@ -75,10 +91,23 @@ def _rows(guide: AutoFlow, draws: Any, inputs: Inputs) -> tuple[np.ndarray, np.n
             each = [{name: value[i] for name, value in tensors.items()} for i in range(count)]
             points = torch.stack([unconstrained(values) for values in each])
     rows = points.double().cpu().numpy()
-    check_rows(np.isfinite(rows).all(1), "`draws`", "with NaN or inf, or on the edge of a support")
+    check_rows(np.isfinite(rows).all(1), "`draws`", OUTSIDE)
     for name, value in values.items():
         check_moves(name, value.reshape(len(rows), -1))
     return rows, weights
+
+
+def _point(support: Any, value: Tensor) -> Tensor:
+    """Return the unconstrained coordinates of a value, NaN outside of its support."""
+    point, slope = inverse_inside(biject_to(support), value, support)
+    return torch.where(slope.isfinite().all(), point.reshape(-1), torch.nan)
+
+
+def _settle(flow: TransformModule) -> None:
+    """Let layers that would start from the first batch count as started."""
+    for name, state in flow.named_buffers():
+        if name.endswith("initialized"):
+            state.fill_(True)
 
 
 @torch.no_grad()
@@ -97,7 +126,11 @@ def started(flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None)
 def trained(
     flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None, **settings: Any
 ) -> FitResult:
-    """Train a flow on rows, a tenth of which is held out."""
+    """Train a flow on rows, a tenth of which is held out.
+
+    Layers that would start from the first batch count as started: the rows are in units of theirs.
+    """
+    _settle(flow)
     data, held = torch.tensor(rows).to(example(flow)), held_out(len(rows))
     weigh = None if weights is None else weights[~held]
     validation = data[held] if weights is None else (data[held], None, weights[held])

@@ -27,7 +27,7 @@ def log_evidence(
     samples: Any = None,
     seed: int = 0,
 ) -> Evidence:
-    r"""Estimate the evidence of a model, the probability of its data, by the help of a guide.
+    r"""Estimate the evidence of a model, the probability of its data, with the help of a guide.
 
     The evidence, or marginal likelihood, is the integral over all latent variables
 

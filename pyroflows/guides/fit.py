@@ -86,7 +86,8 @@ def fit_guide(
     With `draws` of the posterior, the guide is trained on them by maximum likelihood, as flows are
     by `fit`, in place of the bound: without gradients of the model, and in all modes that the draws
     have. A guide that is new starts as their normal distribution. A tenth of them is held
-    out, and the parameters that suit those best are kept.
+    out, and the parameters that suit those best are kept. The model has to depend on all sites: the
+    search alone finds numbers without a posterior, such as those under a mask.
 
     Args:
         guide: an automatic or hand-written guide. Its parameters, and those of the model, are
@@ -112,9 +113,11 @@ def fit_guide(
         The guide with the history of its best run. Ctrl-C ends training and keeps the best so far.
 
     Raises:
-        ValueError: if an argument is out of its range, if `model` is missing, or if the guide
-            leaves sites to a default `loss` that cannot be summed out.
-        TypeError: if `guide`, `model` or `args` has the wrong type.
+        ValueError: if an argument is out of its range, if `model` is missing, if the guide leaves
+            sites to a default `loss` that cannot be summed out, or if `draws` lack a site, are
+            fewer than ten or lie outside of a support.
+        TypeError: if `guide`, `model` or `args` has the wrong type, or if the guide of `draws` is
+            no `AutoFlow`.
 
     Examples:
         >>> import pyro, pyro.distributions as dist
@@ -129,19 +132,20 @@ def fit_guide(
     rates = as_scales(learning_rate, "learning_rate")
     steps, seed = as_count(steps, "steps"), as_count(seed, "seed", 0)
     check_schedule(schedule)
-    if draws is not None:
-        check_learner(guide, AutoFlow, loss)
-        settings = {"steps": steps, "schedule": schedule, "progress": progress}
-        found, rate = fit_to_draws(guide, draws, as_inputs(args, kwargs), rates, seed, **settings)
-        return GuideFitResult(guide, *outcome(found, rate))
     factors = [factor(schedule, k, steps) for k in range(steps)]
     own, model = model is None, model_of(guide, model, "guide")
+    seen = model
     if own:  # the guide may see only a part of its model
         model = without(model, BlockMessenger)
     model = Screened()(model)
     inputs = as_inputs(args, kwargs)
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
+    if draws is not None:
+        check_learner(guide, AutoFlow, loss)
+        settings = {"steps": steps, "schedule": schedule, "progress": progress}
+        found, rate = fit_to_draws(guide, seen, draws, inputs, rates, seed, **settings)
+        return GuideFitResult(guide, *outcome(found, rate))
     with seeded(seed):
         if loss is None:
             model, loss = _bound(model, guide, inputs)

@@ -59,9 +59,9 @@ def fit_prior(
 
     Args:
         draws: draws of the values: a dictionary of arrays `(draws, *shape)`, such as
-            `mcmc.get_samples()`; the data of ArviZ (`InferenceData` or `DataTree`), whose weights
-            count if they are of `to_arviz`; a sampler that has run; or a guide, which is drawn from
-            and weighed as by `to_arviz`.
+            `mcmc.get_samples()`, or by chain if a model tells the shapes; the data of ArviZ
+            (`InferenceData` or `DataTree`), whose weights count if they are of `to_arviz`; a
+            sampler that has run; or a guide, which is drawn from and weighed as by `to_arviz`.
         model: the model of the draws, whose latent sites give names, shapes and supports. Default:
             that of an automatic guide.
         args: positional arguments of the model, and of a guide.
@@ -83,12 +83,13 @@ def fit_prior(
         seed: seed of all random numbers; the global ones are left alone.
 
     Returns:
-        The prior, to call in a model.
+        The prior, to call in a model. It is on the CPU, in the precision of the draws.
 
     Raises:
         ValueError: if an argument is out of its range, if a support is missing, depends on other
             sites or is discrete, or if draws are not finite or not inside of it.
         TypeError: if an argument has the wrong type.
+        ImportError: if `draws` is a guide, and ArviZ is not installed.
 
     Examples:
         >>> import torch
@@ -117,7 +118,8 @@ def fit_prior(
     with seeded(seed):
         inner = build(size) if size > 1 else monotone(1)
     check_built(inner, size)
-    flow = preconditioned(inner, size if size <= DENSE else 0)
+    dtype = torch.tensor(next(iter(named.values.values()))[:0]).dtype
+    flow = preconditioned(inner, size if size <= DENSE else 0).to(dtype)
     flow = started(flow, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
@@ -133,6 +135,7 @@ def _known(model: Callable[..., Any], inputs: Inputs) -> dict[str, Known]:
         with seeded(seed), alone():
             runs.append(latent_sites(poutine.trace(model).get_trace(*args, **kwargs)))
     one, other = runs
+    priors.check_structure(one, other)
     return {
         name: Known(
             tuple(site["value"].shape),

@@ -105,9 +105,9 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:
     about, arrays = archive.read(path)
     try:
         prior = priors.described(about)
-        if isinstance(like, FlowPrior):
-            priors.check_like(prior, like.sites)
-            like = like.flow
+        if like is not None:
+            priors.check_like(prior, like.sites if isinstance(like, FlowPrior) else None)
+            like = like.flow if isinstance(like, FlowPrior) else like
         if like is None:
             flow = _built(about["builder"], about["arguments"], arrays)
             archive.check_values(arrays)
@@ -128,7 +128,17 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Any:
             tensor.data = tensor.data.to(dtypes[name])
     flow.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     flow.base = base
-    return flow if prior is None else FlowPrior(flow, *prior)
+    return _whole(flow, prior, path)
+
+
+def _whole(
+    flow: TransformModule, prior: priors.Described | None, path: str | os.PathLike[str]
+) -> TransformModule | FlowPrior:
+    """Return what a file holds: a flow, or a prior of it."""
+    try:
+        return flow if prior is None else FlowPrior(flow, *prior)
+    except ValueError as error:
+        raise ValueError(f"`path` {str(path)!r}: {error}") from error
 
 
 def _arrays(flow: TransformModule) -> dict[str, np.ndarray]:
@@ -175,7 +185,7 @@ def _built(
     builder: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> TransformModule:
     """Call the builder on the meta device, which uses no memory and no random numbers."""
-    given, added = archive.without_ends(arguments, ENDS)
+    given, added = archive.without_ends(arguments, ENDS, arrays)
     call = archive.check_call(BUILDERS, builder, given, arrays)
     try:
         with torch.device("meta"):

@@ -68,13 +68,11 @@ def test_training_finds_both_modes(host):
 
 
 def test_the_guide_is_that_of_its_result(host):
-    """Medians and draws for ArviZ are those of what was learned; so are weights."""
-    draws, normal = correlated(2)
-    weights = np.random.default_rng(0).integers(0, 3, DRAWS)
+    """Draws for ArviZ are those of what was learned."""
+    draws, _ = correlated(2)
     guide = small(host, positive(host), degrees_of_freedom=None)
-    copies = {name: np.repeat(value, weights, axis=0) for name, value in draws.items()}
-    result = learned(host, guide, copies)
-    rows = to_rows(copies)
+    result = learned(host, guide, draws)
+    rows = to_rows(draws)
     params = getattr(result, "params", None)
     data = host.to_arviz(guide, params=params, draws=4000)
     log_scale = np.log(np.asarray(data.posterior["scale"]))
@@ -132,7 +130,7 @@ def test_supports_that_depend_on_other_sites(host):
         ({"loss": "own"}, ValueError, "`loss` is given, but `draws` take the place"),
         ({"guide": "own"}, TypeError, "expected an AutoFlow to train on `draws`"),
         ({"still": "x"}, ValueError, "'x' a number that is the same in all 1000"),
-        ({"negative": "scale"}, ValueError, "`draws` has 1000 of 1000 rows with NaN or inf, or on"),
+        ({"negative": "scale"}, ValueError, "`draws` has 1000 of 1000 rows with NaN or inf, out"),
     ],
 )
 def test_bad_arguments(host, change, kind, match):
@@ -148,6 +146,54 @@ def test_bad_arguments(host, change, kind, match):
         options |= {"guide": lambda: None, "model": positive(host)}
     with pytest.raises(kind, match=match):
         learned(host, options.pop("guide"), options.pop("draws"), **options)
+
+
+@pytest.mark.parametrize("site", ["share", "parts"])
+def test_draws_outside_of_bounded_supports(host, site):
+    """Some bijections of the hosts would put them on an edge in silence."""
+
+    def model():
+        host.sample("share", host.dist.Uniform(host.array(0.0), host.array(1.0)))
+        host.sample("parts", host.dist.Dirichlet(host.array(np.ones(3))))
+
+    rng = np.random.default_rng(0)
+    draws = {"share": rng.random(50), "parts": rng.dirichlet(np.ones(3), 50)}
+    draws[site][7] += 1.0
+    with pytest.raises(ValueError, match="`draws` has 1 of 50 rows with NaN or inf, outside"):
+        learned(host, small(host, model), draws)
+
+
+def test_a_refusal_changes_nothing(host):
+    """The guide still makes its search, and an earlier one keeps its parameters."""
+    draws, _ = correlated()
+    first, guide = small(host, positive(host)), small(host, positive(host))
+    host.params(first)
+    before = host.stored()
+    for bad in ({**draws, "x": draws["x"] * np.nan}, {n: v[:5] for n, v in draws.items()}):
+        with pytest.raises(ValueError, match="NaN or inf, outside|5 draws, expected at least 10"):
+            learned(host, guide, bad)
+    assert host.stored() == before
+    host.clear()
+    x, log_density = host.drawn(guide, host.unfitted(guide))
+    assert abs(x[:, 1:].mean()) < 0.2  # where the model is, and not the draws
+
+
+def test_a_rate_that_diverges_does_not_win(host):
+    draws, _ = correlated()
+    guide = small(host, positive(host))
+    result = learned(host, guide, draws, steps=30, learning_rate=[1e-3, 1e6])
+    assert result.learning_rate == 1e-3
+    assert np.isfinite(result.loss)
+
+
+def test_trained_layers_do_not_start_again(host):
+    """Those that would start from a batch of data."""
+    draws, _ = correlated()
+    guide = small(host, positive(host), "AutoGlow", degrees_of_freedom=None)
+    first = learned(host, guide, draws, steps=20, learning_rate=1e-2)
+    before, _ = host.drawn(guide, first)
+    second = learned(host, guide, draws, **host.going_on(first))
+    assert_allclose(host.drawn(guide, second)[0], before, atol=1e-4)
 
 
 def test_weighed_draws_of_arviz(host):

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from pyroflows_common import priors
+from pyroflows_common import archive, priors
 from pyroflows_common.draws import held_out
 from tests.wings.hosts import HOSTS, small
 
@@ -81,6 +81,42 @@ def test_values_and_latent_vectors_are_inverse(every):
     assert ladj.shape == (DRAWS,)
     for name, values in prior.values(z).items():
         assert_allclose(numbers(values), draws[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3, 1)])
+def test_batches(every, batch):
+    """Also those of size one, which plates of sites do not take."""
+    host, _, prior = every
+    z = host.array(np.random.default_rng(0).standard_normal((*batch, 19)))
+    values = prior.values(z)
+    for site in prior.sites:
+        assert tuple(values[site.name].shape) == (*batch, *site.shape)
+    assert prior.log_prob(values).shape == batch
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_precision_is_that_of_the_draws(host, dtype):
+    x = np.random.default_rng(0).standard_normal((DRAWS, 2)).astype(dtype)
+    prior = learned(host, {"x": x}, supports={"x": dist_of(host).real})
+    if host.name == "numpyro":  # where it is that of the new flow
+        dtype = "float64"
+    assert str(prior.log_prob({"x": host.np.asarray(x)}).dtype).endswith(dtype)
+
+
+def test_sites_with_slashes(host):
+    """ArviZ has dots in their names."""
+    xarray = pytest.importorskip("xarray")
+    rng = np.random.default_rng(0)
+    data = xarray.Dataset({"a.b": (("draw", "chain"), rng.standard_normal((100, 4)))})
+    trees = [data, xarray.DataTree.from_dict({"posterior": data})]
+
+    def model():
+        host.sample("a/b", host.dist.Normal(host.array(0.0), host.array(1.0)))
+
+    for draws in trees:
+        prior = learned(host, draws, model=model)
+        assert [site.name for site in prior.sites] == ["a/b"]
+        assert prior.check(draws) > 100
 
 
 def test_the_start_is_the_normal_distribution_of_the_draws(host):
@@ -313,6 +349,8 @@ def test_a_flow_built_by_hand_needs_one_alike(host, tmp_path):
     host.package.save(host.package.Chain([host.package.ActNorm(2)]), tmp_path / "flow")
     with pytest.raises(ValueError, match="holds a flow, but `like` is a FlowPrior"):
         host.package.load(tmp_path / "flow", like=other)
+    with pytest.raises(ValueError, match="holds a FlowPrior .* but `like` is a flow"):
+        host.package.load(tmp_path / "prior", like=host.package.Chain([host.package.ActNorm(2)]))
 
 
 @pytest.mark.parametrize(
@@ -320,11 +358,26 @@ def test_a_flow_built_by_hand_needs_one_alike(host, tmp_path):
     [{}, {"sites": 3}, {"sites": [["x", [2], 0, [["a", None]]]], "draws": 3.0, "name": "p"}]
     + [{"sites": [["x", [-2], 0, "simplex"]], "draws": 3.0, "name": "p"}]
     + [{"sites": [["x", [2], 0, "sphere"]], "draws": 3.0, "name": "p"}]
-    + [{"sites": [["x", [2], 0, []]], "draws": 3.0, "name": "p"}],
+    + [{"sites": [["x", [2], 0, []]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [], 1, [[None, None]]]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [2], 0, [[None, None]] * 3]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [2], 0, [[1.0, 0.0]]]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [], 0, "corr_cholesky"]], "draws": 3.0, "name": "p"}]
+    + [{"sites": [["x", [2], 0, [[None, None]]]], "draws": 0.0, "name": "p"}],
 )
 def test_broken_files(about):
     with pytest.raises(ValueError, match="its prior is"):
         priors.described({"prior": about})
+
+
+def test_a_file_that_asks_for_a_large_matrix(host):
+    """The rank of a preconditioner has to be that of the file's arrays."""
+    arrays_ = {"layers.1.basis": np.eye(3, 2)}
+    arguments = {"event_shape": 3, "rank": 2}
+    assert archive.without_ends(arguments, ["rank"], arrays_)[1] == {"rank": 2}
+    for size, rank in [(3, 3), (3, 10**9), (10**9, 2), (3, "two")]:
+        with pytest.raises(ValueError, match="its rank is"):
+            archive.without_ends({"event_shape": size, "rank": rank}, ["rank"], arrays_)
 
 
 def test_supports_of_values_are_taken_again(every):
@@ -363,6 +416,8 @@ ERRORS = [
     (dict(weights=-np.ones(DRAWS)), ValueError, "`weights` has NaN, inf or negative"),
     (dict(name="x"), ValueError, r"\['x'\] twice"),
     (dict(steps=0), ValueError, "`steps` is 0"),
+    (dict(supports={"x": "real", "twice": "real"}), ValueError, "`draws` lie in a plane"),
+    (dict(weights=np.eye(DRAWS)[0]), ValueError, "`draws` has 1 draws, expected at least 10"),
     (dict(build=3), TypeError, "`build` is a int"),
 ]
 
@@ -376,6 +431,7 @@ def test_bad_arguments(host, options, kind, match):
         "still": np.ones((DRAWS, 2)),
         "short": np.arange(3.0),
     }
+    draws["twice"] = 2 * draws["x"]
     draws["hole"] = np.where(np.arange(DRAWS) == 7, np.nan, draws["t"])
     options = {"draws": draws, "supports": {"x": "real"}, **options}
     with pytest.raises(kind, match=match):
@@ -425,3 +481,13 @@ def test_a_posterior_outside_of_the_region(every):
         assert prior.check(arrays(host, draws_of_every_kind(seed=1))) > 100
     with pytest.warns(UserWarning, match="few draws, effectively .* of 400"):
         assert prior.check({"prior": host.array(latent + np.eye(19)[4] * 4)}) < 10
+    for bad, message in [
+        (np.full((100, 19), np.nan), "100 of 100 rows with NaN"),
+        (latent[:19], "19 draws of 19 numbers, expected more draws than numbers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            prior.check({"prior": host.array(bad)})
+    edge = draws_of_every_kind()
+    edge["positive"][3] = 0.0
+    with pytest.raises(ValueError, match="1 of 400 rows with NaN or inf, or outside"):
+        prior.check(arrays(host, edge))

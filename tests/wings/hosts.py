@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,15 @@ class PyroHost:
     def going_on(self, result):
         """Arguments of `fit_guide` to go on from an earlier result."""
         return {}
+
+    def unfitted(self, guide):
+        """What `drawn` takes for a guide at its start."""
+        guide()
+        return types.SimpleNamespace(guide=guide)
+
+    def stored(self):
+        """The parameters that the host holds."""
+        return {name: value.tolist() for name, value in pyro.get_param_store().items()}
 
     def bound(self):
         """An evidence lower bound."""
@@ -250,6 +260,13 @@ class NumPyroHost:
     def drawn(self, guide, result):
         """As Pyro's."""
         return tuple(map(np.asarray, draws_of(guide)(result.params)))
+
+    def unfitted(self, guide):
+        """As Pyro's."""
+        return types.SimpleNamespace(guide=guide, params=self.params(guide))
+
+    def stored(self):
+        """As Pyro's: nothing is held."""
 
     def going_on(self, result):
         """As Pyro's."""
