@@ -14,8 +14,6 @@ from tests.wings.conjugate import EVIDENCE, MEAN, SCALE, Y, conjugate, normal
 from tests.wings.evidence import autocorrelated, evidence, near, posterior, regression
 from tests.wings.hosts import gaussian, of_density
 
-# What a guide's density at given values is
-
 
 def known(host):
     """A model without data, which automatic guides can fit exactly."""
@@ -93,9 +91,6 @@ def test_supports_that_move(host):
     assert result.error < 0.1
 
 
-# What is estimated
-
-
 def test_a_regression(host):
     """Of unknown noise, and with a simplex; in each form in which the draws may come."""
     fitted = gaussian(host, regression(host))
@@ -167,9 +162,6 @@ def test_coordinates_without_a_posterior(host):
         assert result.error < 0.05
 
 
-FAR_OFF = [(1, 3.0, 1.0), (10, 0.0, 0.5), (10, 0.0, 2.0)]
-
-
 @pytest.mark.parametrize("rho", [0.0, 0.9])
 @pytest.mark.parametrize(
     ("size", "shift", "scale"), [(1, 3.0, 1.0), (10, 0.0, 0.5), (10, 0.0, 2.0)]
@@ -203,9 +195,6 @@ def test_draws_of_the_guide_without_weight():
     log_p = stats.norm.logpdf(there)
     result = bridged(weights, log_p, log_p, adapter.effective)
     assert near(result, stats.norm.logsf(2))
-
-
-# What is refused
 
 
 def test_too_little_overlap_is_refused(host):
