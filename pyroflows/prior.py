@@ -39,7 +39,8 @@ class FlowPrior:
     \log p(\theta) = \log p_z(z) + \log|\det dz/d\theta|,$$
 
     where c maps onto the supports. NUTS and guides thus see a vector that is standard normal
-    before any data are. Its draws are those of the values, with all their dependences.
+    before any data are. Its draws are those of the values, with all their dependences. To fix or to
+    hand on values, as to `Predictive`, give the latent vector, of which they are functions.
 
     Args:
         flow: a flow on the D unconstrained coordinates of all values, in the order of `sites`. Its

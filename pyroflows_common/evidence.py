@@ -8,6 +8,7 @@ mixture and Markov switching models using bridge sampling techniques" (Econometr
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from pyroflows_common.verdict import EQUAL, FEWEST, Weights, verdict
 
 # The overlap of guide and posterior has to count as so many draws of each.
 OVERLAP = 25
+# Two estimates differ if they are so many errors apart, and as many nats.
+APART, CLOSE = 5.0, 0.003
 # Halvings of the interval around the logarithm of the evidence.
 HALVINGS = 64
 
@@ -176,9 +179,24 @@ def bridged(
         raise ValueError(
             f"`posterior` and `samples` overlap too little: the overlap counts as {ours:.0f} draws "
             f"of `posterior` and {theirs:.0f} of `samples`, expected at least {OVERLAP} of each; "
-            "train longer, use a more flexible guide, or give more draws"
+            "train longer, use a more flexible guide, or give more draws; chains that do not mix "
+            "count as few"
         )
-    return Evidence(float(value), float(sum(variances) ** 0.5), weights.pareto_k)
+    found = Evidence(float(value), float(sum(variances) ** 0.5), weights.pareto_k)
+    _compare(found, weighed(weights))
+    return found
+
+
+def _compare(bridge: Evidence, importance: Evidence) -> None:
+    """Warn if the draws of the posterior tell another evidence than those of the guide."""
+    error = math.hypot(bridge.error, importance.error)
+    if abs(bridge.value - importance.value) > APART * error + CLOSE:  # not if it is NaN
+        warnings.warn(
+            f"the evidence is {bridge.value:.3f} ± {bridge.error:.3f} with `samples` and "
+            f"{importance.value:.3f} ± {importance.error:.3f} without: either the guide has missed "
+            "a part of the posterior, or `samples` are not draws of this model with these data",
+            stacklevel=4,
+        )
 
 
 def _relative(terms: np.ndarray, draws: float) -> float:

@@ -40,7 +40,8 @@ def check_sites(sites: Sequence[Site], name: str) -> None:
     twice = sorted({one for one in names if names.count(one) > 1})
     if twice:
         raise ValueError(
-            f"`name` and the names of the sites have {twice} twice, expected different ones"
+            f"`name` and the names of the sites have {twice} twice, expected different ones. If "
+            "the model draws from a FlowPrior, pass supports=prior.supports in place of the model"
         )
 
 
@@ -181,6 +182,12 @@ def choose(
     given, noted = as_mapping(draws)
     if names is None:
         names = list(chosen(given, dict.fromkeys([*known, *supports])))
+        lost = sorted(known.keys() - names)
+        if lost and names:
+            raise ValueError(
+                f"`draws` has no {lost}, which `model` has: it has {sorted(given)}. Name the sites "
+                "of the prior in `sites`"
+            )
         absent = sorted(supports.keys() - names)
         if absent:
             raise ValueError(f"`supports` has {absent}, but `draws` has the sites {sorted(given)}")
@@ -238,7 +245,9 @@ def draws_of(sites: Sequence[Site], name: str, size: int, draws: Any, weights: A
     return as_draws(given, noted if weights is None else weights, shapes, shapes)
 
 
-def checked_region(latents: np.ndarray, weights: np.ndarray | None, draws: float) -> float:
+def checked_region(
+    latents: np.ndarray, weights: np.ndarray | None, draws: float, level: int = 3
+) -> float:
     r"""Return how many of a prior's draws count where a new posterior lies; warn of few.
 
     In the coordinates of its base, the prior's draws are standard normal, and those of the new
@@ -255,6 +264,7 @@ def checked_region(latents: np.ndarray, weights: np.ndarray | None, draws: float
         latents: (S, D), draws of the new posterior in the coordinates of the prior's base.
         weights: (S,) or None.
         draws: n, the number of draws that the prior has learned from.
+        level: how far the user's call is, for the warning.
     """
     check_rows(np.isfinite(latents).all(1), "`draws`", "with NaN or inf, or outside of a support")
     if len(latents) <= latents.shape[1]:
@@ -276,6 +286,6 @@ def checked_region(latents: np.ndarray, weights: np.ndarray | None, draws: float
             "the new posterior lies where the prior has learned from few draws, effectively "
             f"{effective:.1f} of {draws:.0f}: there the prior is an extrapolation. Learn it from "
             "more draws, or fit all the data at once",
-            stacklevel=3,
+            stacklevel=level,
         )
     return effective

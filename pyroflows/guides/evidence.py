@@ -43,15 +43,16 @@ def log_evidence(
     $$Z = \frac{E_q[h(\theta) \, p(x, \theta)]}{E_{p(\theta | x)}[h(\theta) \, q(\theta)]}$$
 
     with the function h that makes the error least. It needs no low $\hat k$, but draws where guide
-    and posterior overlap, and counts modes that the guide has missed and MCMC has not.
+    and posterior overlap, and counts modes that the guide has missed and MCMC has not; a warning
+    says if the two disagree.
     Autocorrelated draws count by their effective number. A guide that was trained by an evidence
     lower bound may meet any draws of the posterior; one that was fitted to draws, as by `fit`,
     needs others here.
 
     The difference of two values is the logarithm of a Bayes factor, and its error is the root of
-    the sum of the squared errors. Two guides in one parameter store need a `name` each. An evidence
-    depends on the prior, however many the data: a prior that is ten times as wide costs log 10 for
-    each number on which the data leave no doubt.
+    the sum of the squared errors, if the two have different random numbers. Two guides in one
+    parameter store need a `name` each. An evidence depends on the prior, however many the data: a
+    prior that is ten times as wide costs log 10 for each number on which the data leave no doubt.
 
     Args:
         posterior: an automatic or hand-written guide; or a Pyro distribution over the only

@@ -71,8 +71,7 @@ def fit_prior(
             `ordered_vector` or `corr_cholesky`; or a sequence of constraints, one for each number.
             Without a model it has to have all values. That of values from a `FlowPrior` is
             `prior.supports`.
-        sites: names of the values. Default: the latent sites of the model that are among the draws,
-            and those in `supports`.
+        sites: names of the values. Default: all latent sites of the model, or all in `supports`.
         weights: weights `(draws,)` of the draws, from 0 on.
         build: makes the flow, given D, such as a builder of this package. Default: a
             RealNVP of 8 couplings, or a monotone function of a single number.

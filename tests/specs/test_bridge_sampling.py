@@ -133,7 +133,8 @@ def test_a_mode_that_the_guide_has_missed(host):
     rng = np.random.default_rng(0)
     x = rng.choice([-9.0, 9.0], size=(1, 2000, 1)) + rng.normal(size=(1, 2000, 1))
     options = {"samples": {"x": x}, "draws": 2000}
-    result = host.log_evidence(guide, of_density(host, peaks, size=1), **options)
+    with pytest.warns(UserWarning, match="the guide has missed a part of the posterior"):
+        result = host.log_evidence(guide, of_density(host, peaks, size=1), **options)
     assert near(result, math.log(2) + 0.5 * math.log(2 * math.pi))
     assert result.error < 0.1
 
@@ -282,3 +283,13 @@ def test_guides_whose_density_is_not_known(host):
     options = {"args": (host.array(Y),), "samples": samples, "draws": 100}
     with pytest.raises(ValueError, match=r"auxiliary sites \['inner'\]: its density at `samples`"):
         host.log_evidence(guide, conjugate(host), **options)
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(2.0, 1.0), (0.0, 2.5), (4.0, 0.2)])
+def test_samples_of_another_posterior(host, loc, scale):
+    """The guide's own weights tell, where they can be trusted."""
+    rng = np.random.default_rng(0)
+    samples = {"mean": MEAN + SCALE * (loc + scale * rng.normal(size=(2, 1000)))}
+    guide = normal(host, MEAN, 1.2 * SCALE)
+    with pytest.warns(UserWarning, match="with `samples` and .* without: either the guide"):
+        host.log_evidence(guide, conjugate(host), args=(host.array(Y),), samples=samples)

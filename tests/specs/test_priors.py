@@ -279,7 +279,9 @@ def test_draws_of_any_kind(host):
     old = arviz.__version__.startswith("0.")
     data = arviz.from_dict(**groups) if old else arviz.from_dict(groups)
     given = [arrays(host, flat), arrays(host, chains), flat, Sampler(), data]
-    found = [learned(host, draws, model=model) for draws in given]
+    found = [learned(host, draws, model=model, sites=list(flat)) for draws in given]
+    with pytest.raises(ValueError, match=r"`draws` has no \['unknown'\], which `model` has"):
+        learned(host, flat, model=model)
     at = arrays(host, {name: value[:9] for name, value in flat.items()})
     for prior in found:
         assert [site.name for site in prior.sites] == ["mean", "effect"]
