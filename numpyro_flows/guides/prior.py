@@ -82,7 +82,7 @@ def fit_prior(
         steps: maximum number of steps.
         learning_rate: step size of Adam, which falls along a cosine.
         name: name of the prior's latent site.
-        progress: whether to show a bar.
+        progress: whether to show a bar. Ctrl-C ends training and keeps the best so far.
         key: random key; by default always the same one.
 
     Returns:

@@ -78,7 +78,7 @@ def fit_prior(
         steps: maximum number of steps.
         learning_rate: step size of Adam, which falls along a cosine.
         name: name of the prior's latent site.
-        progress: whether to show a bar.
+        progress: whether to show a bar. Ctrl-C ends training and keeps the best so far.
         seed: seed of all random numbers; the global ones are left alone.
 
     Returns:
