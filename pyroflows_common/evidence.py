@@ -27,7 +27,7 @@ HALVINGS = 64
 class Evidence(NamedTuple):
     """The evidence of a model: the probability of its data, before any of them is seen.
 
-    Args:
+    Attributes:
         value: its natural logarithm.
         error: standard error of the value.
         pareto_k: shape of the Pareto distribution of the guide's importance weights.
