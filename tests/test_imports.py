@@ -12,7 +12,7 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "guides", "search", "ascent", "verdict", "evidence", "draws", "chains", "arviz",
+    "sites", "draws", "guides", "search", "ascent", "verdict", "evidence", "chains", "arviz",
     "priors", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
