@@ -13,7 +13,7 @@ from pyroflows_common.arviz import ArviZ
 from pyroflows_common.evidence import weighed
 from tests.wings import conjugate as one
 from tests.wings.conjugate import EVIDENCE, MEAN, SCALE, Y, by_hand, normal
-from tests.wings.evidence import ROWS, evidence, near, posterior, regression
+from tests.wings.evidence import ROWS, evidence, near, peaks, posterior, regression
 from tests.wings.hosts import HOSTS, of_density, small
 
 REFUSED = "importance sampling gives no evidence, k̂ = .*: do not trust: .* as `samples`"
@@ -166,7 +166,6 @@ def test_what_does_not_fit(host):
 
 def test_a_missed_mode_is_not_noticed(host):
     """This is why the documentation warns of it."""
-    peaks = lambda xp, x: xp.logaddexp(-0.5 * (x + 9) ** 2, -0.5 * (x - 9) ** 2).sum(-1)  # noqa: E731
     guide = host.dist.Normal(host.array([9.0]), host.array(1.1)).to_event(1)
     result = host.log_evidence(guide, of_density(host, peaks, size=1), draws=1000)
     assert near(result, 0.5 * math.log(2 * math.pi))
