@@ -19,6 +19,10 @@ SCHEMES = {"light": "default", "dark": "slate"}
 HEIGHTS = """() => [...document.querySelectorAll("math")]
     .filter(math => math.checkVisibility())
     .map(math => math.getBoundingClientRect().height)"""
+# Whether the theme's scripts are done: on a slow machine they outlast the network.
+READY = """scheme => document.body.dataset.mdColorScheme === scheme &&
+    [...document.querySelectorAll("pre > code")].every(code =>
+        !code.checkVisibility() || code.scrollWidth <= code.clientWidth || code.tabIndex === 0)"""
 
 pytestmark = pytest.mark.site
 
@@ -124,7 +128,7 @@ def test_a_page_is_accessible(visit, page, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     seen = visit(page, viewport=DESK, color_scheme=scheme)
-    assert seen.tab.evaluate("document.body.dataset.mdColorScheme") == SCHEMES[scheme]
+    seen.tab.wait_for_function(READY, arg=SCHEMES[scheme])
     found = Axe().run(seen.tab).response["violations"]
     serious = {
         finding["id"]: [node["html"][:120] for node in finding["nodes"][:3]]
