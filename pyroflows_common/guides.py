@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,15 @@ from pyroflows_common.history import FitResult
 INIT_SCALE = 1e-3
 # Number of draws from which medians and quantiles are taken.
 DRAWS = 4096
+
+MIXTURE = (
+    "a mixture of guides has no transform of one base distribution, which NeuTraReparam or "
+    "fit_guide(draws=...) would need: take the guide of one mode, from `parts`"
+)
+PARTIAL = (
+    "`guide` draws a part of the model's latent sites only: expected a guide of all, as the modes "
+    "of a part do not tell those of the whole"
+)
 
 
 def model_of(
@@ -58,20 +67,44 @@ def check_options(init: str, init_scale: float, degrees_of_freedom: float | None
         as_scale(degrees_of_freedom, "degrees_of_freedom", zero=False)
 
 
-def check_learner(guide: Any, kind: type, loss: Any) -> None:
+def check_learner(guide: Any, kind: type, mixture: type, loss: Any) -> None:
     """Check that a guide can be trained on draws.
 
     Args:
         guide: the guide.
         kind: the wing's `AutoFlow`.
+        mixture: the wing's mixture of guides.
         loss: the loss of an evidence lower bound, which draws take the place of.
     """
     if not isinstance(guide, kind):
         raise TypeError(
             f"`guide` is a {type(guide).__name__}, expected an AutoFlow to train on `draws`"
         )
+    if isinstance(guide, mixture):
+        raise TypeError(MIXTURE)
     if loss is not None:
         raise ValueError("`loss` is given, but `draws` take the place of an evidence lower bound")
+
+
+def check_mixable(guide: Any, kind: type, mixture: type) -> None:
+    """Check that guides like this one can be mixed.
+
+    Args:
+        guide: the guide.
+        kind: the wing's `AutoFlow`.
+        mixture: the wing's mixture of guides.
+    """
+    if not isinstance(guide, kind) or isinstance(guide, mixture):
+        raise TypeError(f"`guide` is a {type(guide).__name__}, expected an AutoFlow")
+
+
+def check_parameters(names: Sequence[str]) -> None:
+    """Check that a model has no parameters of its own, which each part would learn anew."""
+    if names:
+        raise ValueError(
+            f"`model` has the parameters {sorted(names)}, which the guide of each mode would learn "
+            "differently: learn them by fit_guide first, and give the model their values"
+        )
 
 
 def outcome(result: FitResult, rate: float) -> tuple[np.ndarray, float, float, int, str]:

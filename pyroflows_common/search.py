@@ -15,6 +15,8 @@ HISTORY = 10
 PROBES = 8
 # Number of step lengths, each half of the one before, that are tried along a way.
 HALVINGS = 15
+# Range of the random points, and how much further they reach in a search for several modes.
+NEAR, FURTHER = 2.0, 8.0
 # Multiples of the starts: a coordinate on which a model depends at none of them is free.
 FAR = (1.0, 10.0, 1000.0)
 # Weight of a draw's rounding error against its log-density.
@@ -28,8 +30,9 @@ HOPEFUL = 100.0, 10.0
 # Two modes are separate if their Gaussians are so many standard deviations apart, and the
 # log-density between the modes is lower than at both, by so much at one of so many points.
 APART, VALLEY, BETWEEN = 4.0, 3.0, 15
-# A mode whose bound is no lower than the best one by this has a part of the posterior, too.
-CLOSE = 5.0
+# A mode whose bound is no lower than the best one by this has a part of the posterior, too; and by
+# this, it may have one, because its Gaussian may fit it worse.
+CLOSE, POSSIBLE = 5.0, 10.0
 
 NO_HESSIAN = (
     "the model has no second derivatives: the search for a start takes differences of slopes"
@@ -48,6 +51,7 @@ class Budget(NamedTuple):
         quasi_newton_steps: most steps of a path without.
         rounds: number of rounds of batch and match.
         refined: number of Gaussians, the best ones, that are refined at first, and again.
+        spread: ratio of the widest to the narrowest range of the random points.
     """
 
     starts: int = 12
@@ -58,10 +62,41 @@ class Budget(NamedTuple):
     quasi_newton_steps: int = 200
     rounds: int = 30
     refined: tuple[int, ...] = (12, 3)
+    spread: float = 1.0
+
+    @property
+    def ranges(self) -> np.ndarray:
+        """The range of each random point, as a column: it lies between minus that and that.
+
+        The last ones, as many as draws of the prior, stand in for those.
+        """
+        own = np.geomspace(1.0, self.spread, self.starts - 2 - self.prior)
+        return NEAR * np.concatenate([own, np.full(self.prior, self.spread)])[:, None]
 
 
 # For models that can be evaluated at many points at once, and for those that take one at a time.
 LARGE, SMALL = Budget(), Budget(5, 1, 4, 32, 10, 20, 5, (2,))
+
+
+def for_modes(budget: Budget, starts: int) -> Budget:
+    """Return the budget of a search for several modes: half of the starts are of the prior."""
+    refined = (starts,) * len(budget.refined)
+    return budget._replace(starts=starts, prior=starts // 2, refined=refined, spread=FURTHER)
+
+
+def separate(bounds: Sequence[float], apart: np.ndarray, gap: float) -> list[int]:
+    """Return which Gaussians stand for a separate mode each, the best one first.
+
+    Args:
+        bounds: evidence lower bound of each, up to the constant of the entropy, in falling order.
+        apart: `(n, n)`, whether two lie at separate modes.
+        gap: how much lower than the best one a bound may be.
+    """
+    kept: list[int] = []
+    for k, bound in enumerate(bounds):
+        if bound > bounds[0] - gap and apart[k, kept].all():
+            kept.append(k)
+    return kept
 
 
 def warn_of_modes(bounds: Sequence[float], apart: np.ndarray, size: int) -> None:
@@ -73,17 +108,14 @@ def warn_of_modes(bounds: Sequence[float], apart: np.ndarray, size: int) -> None
         apart: `(n, n)`, whether two modes are separate.
         size: number of coordinates.
     """
-    kept: list[int] = []
-    for k, bound in enumerate(bounds):
-        if bound > bounds[0] - CLOSE and apart[k, kept].all():
-            kept.append(k)
+    kept = separate(bounds, apart, CLOSE)
     if len(kept) < 2:
         return
     constant = 0.5 * size * (1.0 + math.log(2.0 * math.pi))
     shown = ", ".join(f"{bounds[k] + constant:.1f}" for k in kept)
     warnings.warn(
         f"the search for a start found {len(kept)} separate modes, with the evidence lower bounds "
-        f"{shown}: the guide starts at the first one, and may miss the others. To fit a guide at "
-        "another one, start it there by `init_loc_fn`, with init='location'",
+        f"{shown}: the guide starts at the first one, and may miss the others; fit_mixture fits a "
+        "guide to each, and mixes them",
         stacklevel=2,
     )

@@ -12,6 +12,8 @@ FEWEST = 25
 EQUAL = 1e-3
 # Draws can be used as they are if their effective number is at least this fraction of them.
 ENOUGH = 0.8
+# What the weights of a single guide cannot tell.
+UNSEEN = "no draw tells of modes that the guide has missed: fit_mixture looks for them"
 
 
 class Weights(NamedTuple):
@@ -67,8 +69,14 @@ def weigh(
     return Weights(ratio, log_weight, k, float(1 / np.exp(2 * log_weight).sum()))
 
 
-def verdict(weights: Weights, resampled: bool) -> str:
-    """Say in one line whether the draws can be trusted."""
+def verdict(weights: Weights, resampled: bool, mixed: bool = False) -> str:
+    """Say in one line whether the draws can be trusted.
+
+    Args:
+        weights: importance weights of draws.
+        resampled: whether the draws are resampled by them.
+        mixed: whether the draws are those of a mixture of guides, which looks for modes.
+    """
     draws, k, limit = len(weights.ratio), weights.pareto_k, weights.limit
     digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4  # enough to tell the two apart
     if not weights.trusted:
@@ -89,6 +97,8 @@ def verdict(weights: Weights, resampled: bool) -> str:
         text = "good; the draws can be used as they are"
     if weights.lost:
         text += f"; {weights.lost} of {draws} draws have no finite ratio and no weight"
+    if weights.trusted and not mixed:
+        text += f"; {UNSEEN}"
     return f"k̂ = {k:.{digits}f}: {text}"
 
 

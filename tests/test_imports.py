@@ -12,8 +12,8 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "draws", "guides", "search", "ascent", "verdict", "evidence", "chains", "arviz",
-    "priors", "version",
+    "sites", "draws", "guides", "search", "ascent", "mixture", "verdict", "evidence", "chains",
+    "arviz", "priors", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [
@@ -27,8 +27,8 @@ WING = [
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
-    "guides.draws",
-    "guides.fit", "guides.arviz", "guides.density", "guides.evidence", "guides.prior",
+    "guides.mixture", "guides.draws", "guides.fit", "guides.modes",
+    "guides.arviz", "guides.density", "guides.evidence", "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip

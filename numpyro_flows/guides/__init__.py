@@ -5,6 +5,7 @@ from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from numpyro_flows.guides.evidence import log_evidence
 from numpyro_flows.guides.fit import GuideFitResult, fit_guide
+from numpyro_flows.guides.modes import MixtureFitResult, fit_mixture
 from numpyro_flows.guides.prior import fit_prior
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "AutoNICE",
     "AutoRealNVP",
     "GuideFitResult",
+    "MixtureFitResult",
     "fit_guide",
+    "fit_mixture",
     "fit_prior",
     "log_evidence",
     "to_arviz",

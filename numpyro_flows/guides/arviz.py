@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 
 from numpyro_flows.guides import importance
+from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common import verdict
 from pyroflows_common.arviz import ArviZ
@@ -106,7 +107,7 @@ def to_arviz(
         ...     dist.Normal(0.8, 0.55), model, args=(jnp.ones(3),), key=jax.random.key(0)
         ... )
         >>> data.attrs["verdict"]
-        'k̂ = ...: good; the draws can be used as they are'
+        'k̂ = ...: good; the draws can be used as they are; no draw tells of modes ...'
         >>> data.log_likelihood["y"].dims
         ('chain', 'draw', 'people')
     """
@@ -125,4 +126,6 @@ def to_arviz(
     if posterior_predictive:
         index = np.arange(draws) if kept is None else kept
         predicted = importance.simulate(model, params, inputs, drawn, index, predict_key)
-    return arviz.collect(drawn, predicted, weights, kept, coords=coords, dims=dims, host=numpyro)
+    mixed = isinstance(posterior, AutoFlowMixture)
+    options = {"coords": coords, "dims": dims, "host": numpyro, "mixed": mixed}
+    return arviz.collect(drawn, predicted, weights, kept, **options)

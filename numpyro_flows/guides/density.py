@@ -24,7 +24,7 @@ def free_sites(posterior: Any, params: Params) -> set[str]:
     found = set()
     for part in _parts(posterior):
         if isinstance(part, AutoFlow):
-            free = part._unpack_latent(part.get_transform(params).layers[-1].free)
+            free = part._unpack_latent(part._reference(params).free)
             found |= {name for name, each in free.items() if (each > 0).all()}
     return found
 
@@ -55,7 +55,7 @@ def densities(
             points = {name: biject_to(s).inv(given.pop(name)) for name, s in supports.items()}
             latent = jnp.concatenate([point.reshape(-1) for point in points.values()])
             if isinstance(part, AutoFlow):
-                start, (key, own) = part.get_transform(params).layers[-1], jax.random.split(key)
+                start, (key, own) = part._reference(params), jax.random.split(key)
                 fresh = start.loc + jax.random.normal(own, latent.shape, latent.dtype)
                 latent = jnp.where(start.free > 0, fresh, latent)
             given[_name(part)] = latent

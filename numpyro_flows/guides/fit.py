@@ -21,6 +21,7 @@ from numpyro.infer.util import log_density
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.draws import fit_to_draws
 from numpyro_flows.guides.importance import as_params
+from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
@@ -141,7 +142,7 @@ def fit_guide(
     check_key(key)
     params = as_params(params)
     if draws is not None:
-        check_learner(guide, AutoFlow, loss)
+        check_learner(guide, AutoFlow, AutoFlowMixture, loss)
         settings = {"steps": steps, "schedule": schedule, "progress": progress}
         learned, found, rate = fit_to_draws(guide, draws, params, inputs, rates, key, **settings)
         return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate))

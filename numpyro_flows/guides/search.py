@@ -26,6 +26,7 @@ from pyroflows_common.search import (
     PROBES,
     SAME,
     VALLEY,
+    Budget,
 )
 
 
@@ -41,7 +42,11 @@ class Found(NamedTuple):
 
 
 def search(
-    log_density: LogDensity, start: Preconditioner, starts: Float[Array, "n D"], key: Array
+    log_density: LogDensity,
+    start: Preconditioner,
+    starts: Float[Array, "n D"],
+    key: Array,
+    budget: Budget = LARGE,
 ) -> Found:
     r"""Find the Gaussians that fit a posterior best, for a guide to start from.
 
@@ -108,7 +113,7 @@ def search(
         found = found._replace(elbo=jnp.where(jnp.isfinite(elbo).any(), elbo, found.elbo))
         return _in_order(_distinct(found, found.gaussian.loc)), None
 
-    most = jnp.array(LARGE.refined)
+    most = jnp.array(budget.refined)
     return lax.scan(stage, found, (jax.random.split(match_key, len(most)), most))[0]
 
 
@@ -116,7 +121,8 @@ def apart(log_density: LogDensity, found: Found) -> Array:
     """Return which of the Gaussians of a search lie at separate modes, as a matrix.
 
     They are far from each other, and the log-density is low between their modes and also between
-    their locations. A banana is bent between locations, and a funnel is uncertain in its neck.
+    their locations. A banana is bent between locations, and a funnel is uncertain in its neck. A
+    path may have ended at a saddle point: a location that is higher stands for the mode.
     """
     target, count = _bounded(log_density), len(found.elbo)
     far = _squares(found.gaussian, found.gaussian.loc) > APART**2
@@ -127,7 +133,10 @@ def apart(log_density: LogDensity, found: Found) -> Array:
         return heights[1:-1].min() < jnp.minimum(heights[0], heights[-1]) - VALLEY
 
     first, second = (k.ravel() for k in jnp.indices((count, count)))
-    points = jnp.stack([found.mode, found.gaussian.loc])
+    locs = found.gaussian.loc
+    at_modes, at_locs = (lax.map(target, points) for points in (found.mode, locs))
+    modes = jnp.where((at_locs > at_modes)[:, None], locs, found.mode)
+    points = jnp.stack([modes, locs])
     ends = jnp.stack([points[:, first], points[:, second]], 2).reshape(-1, 2, points.shape[-1])
     valleys = lax.map(valley, ends).reshape(2, count, count)
     return far & far.T & valleys.all(0)

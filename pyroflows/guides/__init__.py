@@ -5,6 +5,7 @@ from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.guides.evidence import log_evidence
 from pyroflows.guides.fit import GuideFitResult, fit_guide
+from pyroflows.guides.modes import MixtureFitResult, fit_mixture
 from pyroflows.guides.prior import fit_prior
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "AutoNICE",
     "AutoRealNVP",
     "GuideFitResult",
+    "MixtureFitResult",
     "fit_guide",
+    "fit_mixture",
     "fit_prior",
     "log_evidence",
     "to_arviz",

@@ -7,6 +7,7 @@ import pyro
 import torch
 
 from pyroflows.guides import importance
+from pyroflows.guides.mixture import AutoFlowMixture
 from pyroflows.guides.model import alone, model_of
 from pyroflows.rng import seeded
 from pyroflows_common import verdict
@@ -100,7 +101,7 @@ def to_arviz(
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> data = to_arviz(dist.Normal(0.8, 0.55), model, args=(torch.ones(3),))
         >>> data.attrs["verdict"]
-        'k̂ = ...: good; the draws can be used as they are'
+        'k̂ = ...: good; the draws can be used as they are; no draw tells of modes ...'
         >>> data.log_likelihood["y"].dims
         ('chain', 'draw', 'people')
     """
@@ -120,4 +121,6 @@ def to_arviz(
             index = range(draws) if kept is None else kept
             simulated = importance.simulate(model, inputs, drawn, index)
             predicted = {name: importance.as_array(value) for name, value in simulated.items()}
-    return arviz.collect(arrays, predicted, weights, kept, coords=coords, dims=dims, host=pyro)
+    mixed = isinstance(posterior, AutoFlowMixture)
+    options = {"coords": coords, "dims": dims, "host": pyro, "mixed": mixed}
+    return arviz.collect(arrays, predicted, weights, kept, **options)

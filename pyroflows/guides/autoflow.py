@@ -1,13 +1,16 @@
 """A guide of any flow: its start, its parameters and its posterior."""
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Int
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
@@ -18,10 +21,19 @@ from torch.utils._pytree import tree_map
 from pyroflows.distribution import FlowDistribution
 from pyroflows.flows.monotone import monotone
 from pyroflows.guides import store
-from pyroflows.guides.model import Latents, alone, drawn, latents, moving, placed, without
+from pyroflows.guides.model import (
+    Latents,
+    LogDensity,
+    alone,
+    drawn,
+    latents,
+    moving,
+    placed,
+    without,
+)
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.reference import GuideDistribution, Start
-from pyroflows.guides.search import apart, search
+from pyroflows.guides.search import Found, apart, search
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
 from pyroflows.layers.linear import LowerTriangular
@@ -31,6 +43,7 @@ from pyroflows.transform import TransformModule
 from pyroflows_common.checks import Inputs, as_count
 from pyroflows_common.guides import (
     DRAWS,
+    PARTIAL,
     check_built,
     check_function,
     check_options,
@@ -41,8 +54,11 @@ from pyroflows_common.search import (
     DENSE,
     HISTORY,
     LARGE,
+    POSSIBLE,
     SMALL,
     Budget,
+    for_modes,
+    separate,
     warn_of_modes,
 )
 
@@ -207,43 +223,84 @@ class AutoFlow(AutoContinuous):
         if self._start is not None and not stored:
             self._start(transform)
         found = stored or self._start is not None
-        found = found or (self.init == "search" and self._search(start, *args, **kwargs))
+        found = found or (self.init == "search" and self._searched(start, *args, **kwargs))
         if wrong is not None and not found:
             raise wrong
         if not stored:
             self._take_name(transform)
         return transform
 
-    def _search(self, start: Start, *args: Any, **kwargs: Any) -> bool:
+    def _searched(self, start: Start, *args: Any, **kwargs: Any) -> bool:
         """Set the start to the Gaussian that fits the posterior best, if there is one."""
+        searched = self._search(start, None, *args, **kwargs)
+        if searched is None:
+            return False
+        bounds = searched.bounds
+        if len(bounds) > 1 and bounds[1] > bounds[0] - CLOSE:
+            warn_of_modes(bounds, searched.apart(), searched.size)
+        start.marginal(searched.found[0].gaussian, searched.own)
+        return True
+
+    def _another(self, name: str) -> "AutoFlow":
+        """Return a new guide with the options of this one."""
+        return AutoFlow(self.model, self.build, **self._options(), name=name)
+
+    def _options(self) -> dict[str, Any]:
+        names = ("init_loc_fn", "create_plates", "init", "init_scale", "degrees_of_freedom")
+        return {name: getattr(self, name) for name in (*names, "path_gradient", "seed")}
+
+    def _modes(self, starts: int, *args: Any, **kwargs: Any) -> "Modes":
+        """Return where guides of the separate modes of the posterior start, the best one first."""
+        self._set_up(lambda _: None, *args, **kwargs)  # the search is below
+        start = self._modules["transform"].layers[-1]
+        searched = self._search(start, starts, *args, **kwargs)
+        if searched is None:
+            return Modes([start], None)
+        if len(searched.own) < searched.size:
+            raise ValueError(PARTIAL)
+        chosen = separate(searched.bounds, searched.apart(), POSSIBLE)
+        begins = [copy.deepcopy(start) for _ in chosen]
+        with torch.no_grad():
+            for begin, k in zip(begins, chosen, strict=True):
+                begin.marginal(searched.found[k].gaussian, searched.own)
+                # The densities of all parts are relative to one reference.
+                begin.loc.copy_(torch.where(begin.free > 0, begins[0].loc, begin.loc))
+        return Modes(begins, searched.log_density)
+
+    def _search(
+        self, start: Start, starts: int | None, *args: Any, **kwargs: Any
+    ) -> "Searched | None":
+        """Search for the Gaussians that fit the posterior best; None, with a warning, if it fails.
+
+        With a number of starts, it is for several modes.
+        """
         try:
             found = latents(self.model, self.init_loc_fn, *args, **kwargs)
             sites = self.prototype_trace.iter_stochastic_nodes()
             own = torch.cat([found.where[name] for name, _ in sites])
             loc, budget = found.loc, LARGE if found.batched else SMALL
+            if starts is not None:
+                budget = for_modes(budget, starts)
             loc[own] = start.loc
             with torch.enable_grad():
-                starts = self._starts(found, loc, budget, *args, **kwargs)
-                whole = _new_start(loc, self.init_scale).relative(*found.free(starts))
+                points = self._starts(found, loc, budget, *args, **kwargs)
+                whole = _new_start(loc, self.init_scale).relative(*found.free(points))
                 target = whole.target(found.log_density)
-                gaussians = search(target, whole, starts, budget)
+                gaussians = search(target, whole, points, budget)
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
-            return False
+            return None
         if not gaussians:
             warn_of_search("found no Gaussian with a finite evidence lower bound")
-            return False
-        bounds = [one.elbo.item() for one in gaussians]
-        if len(bounds) > 1 and bounds[1] > bounds[0] - CLOSE:
-            warn_of_modes(bounds, apart(target, gaussians), len(loc))
-        start.marginal(gaussians[0].gaussian, own)
-        return True
+            return None
+        return Searched(gaussians, found, own, target)
 
     def _starts(
         self, found: Latents, loc: Tensor, budget: Budget, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return the model's own start, the origin, points around it and draws of the prior."""
-        points = 4.0 * torch.rand(budget.starts - 2, len(loc)).to(loc) - 2.0
+        uniform = 2.0 * torch.rand(budget.starts - 2, len(loc)) - 1.0
+        points = (torch.as_tensor(budget.ranges) * uniform).to(loc)
         prior = drawn(self.model, found.where, budget.prior, *args, **kwargs).to(loc)
         sound = prior.isfinite().all(1) & found.log_density(prior).isfinite()
         prior = prior.where(sound[:, None], points[-budget.prior :])
@@ -262,7 +319,7 @@ class AutoFlow(AutoContinuous):
         )
         return True
 
-    def _take_name(self, transform: TransformModule) -> None:
+    def _take_name(self, transform: torch.nn.Module) -> None:
         """Take this guide's name in Pyro's parameter store from an earlier guide."""
         name = self._pyro_name
         if pyro.settings.get("module_local_params") or not store.has_made(name, transform):
@@ -327,13 +384,17 @@ class AutoFlow(AutoContinuous):
 
     def get_base_dist(self) -> dist.Distribution:
         """Return the distribution of z: Student-t or normal."""
-        zeros = torch.zeros_like(self._modules["transform"].layers[-1].loc)
+        zeros = torch.zeros_like(self._reference().loc)
         if self.degrees_of_freedom is None:
             return dist.Normal(zeros, 1.0).to_event(1)
         return dist.StudentT(self.degrees_of_freedom, zeros, 1.0).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> TransformModule:
         """Return the transform from z to the unconstrained latent numbers."""
+        return self._registered()
+
+    def _registered(self) -> Any:
+        """Return the transform, whose parameters are those of the store while a handler is on."""
         if not self._pyro_context.active or pyro.settings.get("module_local_params"):
             return self.transform
         transform = self._modules["transform"]
@@ -343,12 +404,19 @@ class AutoFlow(AutoContinuous):
         store.register(self._pyro_name, transform)
         return transform
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
         """Return the posterior of the unconstrained latent numbers."""
         kind: type[FlowDistribution] = FlowDistribution
         if self._pyro_context.active:
             kind = PathDistribution if self.path_gradient else GuideDistribution
+        return self._posterior(kind)
+
+    def _posterior(self, kind: type[FlowDistribution]) -> dist.TorchDistribution:
         return kind(self.get_base_dist(), [self.get_transform()])
+
+    def _reference(self) -> Start:
+        """Return the layer that tells of coordinates without a posterior."""
+        return self._modules["transform"].layers[-1]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the median of each latent number, from 4096 draws that are always the same."""
@@ -357,7 +425,7 @@ class AutoFlow(AutoContinuous):
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return quantiles of each latent number, from 4096 draws that are always the same."""
-        posterior = FlowDistribution(self.get_base_dist(), [self.get_transform()])
+        posterior = self._posterior(FlowDistribution)
         with seeded(0):
             draws = posterior.sample((DRAWS,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
@@ -374,6 +442,40 @@ class AutoFlow(AutoContinuous):
             value = value.reshape(DRAWS, *self.prototype_trace.nodes[name]["value"].shape)
             result[name] = torch.quantile(value, levels, dim=0)
         return result
+
+
+class Searched(NamedTuple):
+    """What a search has found, in the coordinates of all latent numbers of the model."""
+
+    found: list[Found]
+    latents: Latents
+    own: Int[Tensor, " D"]  # the coordinates of the guide among them
+    target: LogDensity  # the log-density with the reference measure
+
+    def log_density(self, x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
+        """Return the log-density of the model in the guide's order of coordinates."""
+        return self.latents.log_density(x[:, self.own.argsort()])
+
+    @property
+    def bounds(self) -> list[float]:
+        """The evidence lower bound of each Gaussian, in falling order."""
+        return [one.elbo.item() for one in self.found]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return len(self.found[0].mode)
+
+    def apart(self) -> np.ndarray:
+        """Return which of the Gaussians lie at separate modes, as a matrix."""
+        return apart(self.target, self.found)
+
+
+class Modes(NamedTuple):
+    """Where guides of the modes of a posterior start, and the model's log-density if needed."""
+
+    starts: list[Start]
+    log_density: LogDensity | None
 
 
 def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:

@@ -23,7 +23,7 @@ def free_sites(posterior: Any) -> set[str]:
     found = set()
     for part in _parts(posterior):
         if isinstance(part, AutoFlow):
-            free = part._unpack_latent(part.get_transform().layers[-1].free)
+            free = part._unpack_latent(part._reference().free)
             found |= {site["name"] for site, each in free if (each > 0).all()}
     return found
 
@@ -53,7 +53,7 @@ def densities(
         given[vector] = torch.cat(parts, 1).reshape(-1, *shape)
     for part in _parts(posterior):
         if isinstance(part, AutoFlow):
-            start, latent = part.get_transform().layers[-1], given[_name(part)]
+            start, latent = part._reference(), given[_name(part)]
             fresh = start.loc + torch.randn_like(latent)
             given[_name(part)] = torch.where(start.free > 0, fresh, latent)
     return log_p, _scores(matched, inputs, given)

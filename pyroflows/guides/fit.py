@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.draws import fit_to_draws
+from pyroflows.guides.mixture import AutoFlowMixture
 from pyroflows.guides.model import (
     Screened,
     alone,
@@ -142,7 +143,7 @@ def fit_guide(
     if not (loss is None or isinstance(loss, ELBO)):
         raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
     if draws is not None:
-        check_learner(guide, AutoFlow, loss)
+        check_learner(guide, AutoFlow, AutoFlowMixture, loss)
         settings = {"steps": steps, "schedule": schedule, "progress": progress}
         found, rate = fit_to_draws(guide, seen, draws, inputs, rates, seed, **settings)
         return GuideFitResult(guide, *outcome(found, rate))

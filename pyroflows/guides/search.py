@@ -93,7 +93,8 @@ def apart(log_density: LogDensity, found: list[Found]) -> np.ndarray:
     """Return which of the Gaussians of a search lie at separate modes, as a matrix.
 
     They are far from each other, and the log-density is low between their modes and also between
-    their locations. A banana is bent between locations, and a funnel is uncertain in its neck.
+    their locations. A banana is bent between locations, and a funnel is uncertain in its neck. A
+    path may have ended at a saddle point: a location that is higher stands for the mode.
     """
     target = _bounded(log_density)
     shares = torch.linspace(0.0, 1.0, BETWEEN + 2).to(found[0].mode)[:, None]
@@ -105,8 +106,12 @@ def apart(log_density: LogDensity, found: list[Found]) -> np.ndarray:
     def far(one: Found, other: Found) -> bool:
         return bool(_square(one.gaussian, other.gaussian.loc - one.gaussian.loc) > APART**2)
 
+    def peak(one: Found) -> Tensor:
+        at_mode, at_loc = target(torch.stack([one.mode, one.gaussian.loc]))
+        return one.gaussian.loc if at_loc > at_mode else one.mode
+
     def separate(a: Found, b: Found) -> bool:
-        between = valley(a.mode, b.mode) and valley(a.gaussian.loc, b.gaussian.loc)
+        between = valley(peak(a), peak(b)) and valley(a.gaussian.loc, b.gaussian.loc)
         return far(a, b) and far(b, a) and between
 
     return np.array([[separate(a, b) for b in found] for a in found], dtype=bool)

@@ -5,7 +5,7 @@ import weakref
 
 import pyro
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from pyroflows.transform import TransformModule
 
@@ -21,7 +21,7 @@ def tensors(name: str, transform: TransformModule) -> dict[str, Tensor]:
     return {f"{name}.{'transform$$$' if k in trained else 'state.'}{k}": v for k, v in state}
 
 
-def has_made(name: str, transform: TransformModule) -> bool:
+def has_made(name: str, transform: Module) -> bool:
     """Return whether the store holds another guide of this name that was made in this process."""
     store, made = pyro.get_param_store(), _made.get(name)
     key = (made is not None and store.param_name(made)) or ""

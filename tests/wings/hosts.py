@@ -69,7 +69,7 @@ class PyroHost:
     name, package, np, Fitted = "pyro", pyroflows, torch, PyroFitted
     dist, guides = pyro.distributions, pyro.infer.autoguide
     sample, factor, plate = staticmethod(pyro.sample), staticmethod(pyro.factor), pyro.plate
-    deterministic = staticmethod(pyro.deterministic)
+    deterministic, param = staticmethod(pyro.deterministic), staticmethod(pyro.param)
     init_to_value = staticmethod(pyro_init_to_value)
     block, scale = staticmethod(pyro.poutine.block), staticmethod(pyro.poutine.scale)
     mask, reparam = staticmethod(pyro.poutine.mask), staticmethod(pyro.poutine.reparam)
@@ -109,9 +109,22 @@ class PyroHost:
             x = posterior.sample((DRAWS,))
         return x.numpy(), posterior.log_prob(x).numpy()
 
+    @torch.no_grad()
+    def density_at(self, result, x):
+        """The log-density of a fitted guide at unconstrained coordinates."""
+        return result.guide.get_posterior().log_prob(torch.as_tensor(x)).numpy()
+
+    def quantiles(self, result, levels):
+        """Those of each site in a fitted guide."""
+        return {n: value.numpy() for n, value in result.guide.quantiles(levels).items()}
+
     def going_on(self, result):
         """Arguments of `fit_guide` to go on from an earlier result."""
         return {}
+
+    def named(self, name):
+        """The argument of a guide that gives its parameters a name."""
+        return {"name": name}
 
     def unfitted(self, guide):
         """What `drawn` takes for a guide at its start."""
@@ -210,6 +223,7 @@ class NumPyroHost:
     dist, guides = numpyro.distributions, numpyro.infer.autoguide
     sample, factor = staticmethod(numpyro.sample), staticmethod(numpyro.factor)
     plate, deterministic = numpyro.plate, staticmethod(numpyro.deterministic)
+    param = staticmethod(numpyro.param)
     init_to_value = staticmethod(numpyro_init_to_value)
     block, scale, mask = numpyro.handlers.block, numpyro.handlers.scale, numpyro.handlers.mask
     reparam, reparams = numpyro.handlers.reparam, numpyro.infer.reparam
@@ -268,9 +282,21 @@ class NumPyroHost:
     def stored(self):
         """As Pyro's: nothing is held."""
 
+    def density_at(self, result, x):
+        """As Pyro's."""
+        return np.asarray(jax.jit(result.guide.get_posterior(result.params).log_prob)(x))
+
+    def quantiles(self, result, levels):
+        """As Pyro's."""
+        return jax.tree.map(np.asarray, result.guide.quantiles(result.params, levels))
+
     def going_on(self, result):
         """As Pyro's."""
         return {"params": result.params}
+
+    def named(self, name):
+        """As Pyro's."""
+        return {"prefix": name}
 
     def bound(self):
         """As Pyro's."""

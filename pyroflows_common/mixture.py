@@ -1,0 +1,59 @@
+"""Weights of the parts of a mixture, so that it is as close to a posterior as they can make it."""
+
+import numpy as np
+
+# Draws of each part from which the weights are found.
+DRAWS = 2000
+# Most rounds of the search for the weights, and the change of a weight at which it ends.
+ROUNDS, CHANGE = 10_000, 1e-9
+
+
+def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    r"""Return the weights of the mixture that is closest to a posterior.
+
+    They minimise \(\mathrm{KL}(p \,\|\, \sum_k w_k q_k)\). The draws of all parts together stand
+    for the posterior, each with its importance ratio to the mixture in equal parts. Where the parts
+    do not overlap, their weights are in the ratios of their evidences.
+
+    Args:
+        log_p: log-density of the posterior, up to its constant, at draws of each part, `(K, n)`.
+        log_q: log-density of every part at the same draws, `(K, n, K)`.
+
+    Returns:
+        The weights, `(K,)`.
+
+    Raises:
+        ValueError: if no draw has a finite density ratio.
+
+    References:
+        Cappé, Douc, Guillin, Marin and Robert, "Adaptive importance sampling in general mixture
+        classes" (Statistics and Computing 2008), equation 12, with the weights of Veach and
+        Guibas, "Optimally combining sampling techniques" (SIGGRAPH 1995), section 3.
+    """
+    count = log_q.shape[-1]
+    log_q = np.asarray(log_q, dtype=float).reshape(-1, count)
+    ratio = np.asarray(log_p, dtype=float).ravel() - np.logaddexp.reduce(log_q, -1)
+    sound = np.isfinite(ratio)
+    if not sound.any():
+        raise ValueError("none of the guides of the modes has a draw with a finite density ratio")
+    ratio, log_q = ratio[sound], log_q[sound]
+    ratio = np.exp(ratio - ratio.max())
+    ratio /= ratio.sum()
+    density = np.exp(log_q - log_q.max(-1, keepdims=True))
+    weights = np.full(count, 1 / count)
+    for _ in range(ROUNDS):  # expectation maximisation
+        shares = weights * density
+        new = ratio @ (shares / shares.sum(-1, keepdims=True))
+        if np.abs(new - weights).max() < CHANGE:
+            return new
+        weights = new
+    return weights
+
+
+def bound_of(weights: np.ndarray, log_p: np.ndarray, log_q: np.ndarray) -> float:
+    """Return the evidence lower bound of a mixture, from the draws of its parts."""
+    log_p, log_q = np.asarray(log_p, dtype=float), np.asarray(log_q, dtype=float)
+    with np.errstate(divide="ignore"):  # a part may have no weight
+        log_mixture = np.logaddexp.reduce(np.log(weights) + log_q, -1)
+    each = (log_p - log_mixture).mean(1)
+    return float(weights[weights > 0] @ each[weights > 0])
