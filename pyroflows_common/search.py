@@ -17,6 +17,8 @@ PROBES = 8
 HALVINGS = 15
 # Range of the random points, and how much further they reach in a search for several modes.
 NEAR, FURTHER = 2.0, 8.0
+# Most modes that such a search refines.
+MODES = 16
 # Multiples of the starts: a coordinate on which a model depends at none of them is free.
 FAR = (1.0, 10.0, 1000.0)
 # Weight of a draw's rounding error against its log-density.
@@ -80,7 +82,7 @@ LARGE, SMALL = Budget(), Budget(5, 1, 4, 32, 10, 20, 5, (2,))
 
 def for_modes(budget: Budget, starts: int) -> Budget:
     """Return the budget of a search for several modes: half of the starts are of the prior."""
-    refined = (starts,) * len(budget.refined)
+    refined = (min(starts, MODES),) * len(budget.refined)
     return budget._replace(starts=starts, prior=starts // 2, refined=refined, spread=FURTHER)
 
 

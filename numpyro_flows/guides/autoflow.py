@@ -56,6 +56,7 @@ from pyroflows_common.search import (
     DENSE,
     HISTORY,
     LARGE,
+    MODES,
     POSSIBLE,
     Budget,
     for_modes,
@@ -326,7 +327,8 @@ class AutoFlow(AutoContinuous):
             whole = whole.relative(*latents.free(starts))
             return search(whole.target(latents.log_density), whole, starts, key, budget)
 
-        return Searched(searched(whole, start_key, search_key), latents, own)
+        found = jax.tree.map(lambda a: a[:MODES], searched(whole, start_key, search_key))
+        return Searched(found, latents, own)
 
     def _starts(self, latents: Latents, loc: Array, budget: Budget, key: RandomKey) -> Array:
         """Return the model's own start, the origin, points around it and draws of the prior."""

@@ -54,6 +54,7 @@ from pyroflows_common.search import (
     DENSE,
     HISTORY,
     LARGE,
+    MODES,
     POSSIBLE,
     SMALL,
     Budget,
@@ -293,7 +294,7 @@ class AutoFlow(AutoContinuous):
         if not gaussians:
             warn_of_search("found no Gaussian with a finite evidence lower bound")
             return None
-        return Searched(gaussians, found, own, target)
+        return Searched(gaussians[:MODES], found, own, target)
 
     def _starts(
         self, found: Latents, loc: Tensor, budget: Budget, *args: Any, **kwargs: Any

@@ -44,7 +44,7 @@ def fit_mixture(
     guide: AutoFlow,
     model: Callable[..., Any] | None = None,
     *,
-    starts: int = 16,
+    starts: int = 64,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
@@ -99,11 +99,11 @@ def fit_mixture(
         >>> import pyro, pyro.distributions as dist, torch
         >>> from pyroflows import AutoRealNVP, fit_mixture
         >>> def model():
-        ...     x = pyro.sample("x", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
-        ...     pyro.sample("y", dist.Normal(x**2, 0.1).to_event(1), obs=torch.tensor([4.0, 1.0]))
-        >>> result = fit_mixture(AutoRealNVP(model, layers=2), steps=100, progress=False)
+        ...     x = pyro.sample("x", dist.Normal(0.0, 3.0))
+        ...     pyro.sample("y", dist.Normal(x**2, 0.1), obs=torch.tensor(4.0))
+        >>> result = fit_mixture(AutoRealNVP(model), steps=100, progress=False)
         >>> result.weights.round(1)
-        array([0.2, 0.2, 0.2, 0.2])
+        array([0.5, 0.5])
     """
     check_mixable(guide, AutoFlow, AutoFlowMixture)
     starts = as_count(starts, "starts", 4)
