@@ -1,9 +1,14 @@
 """Weights of the parts of a mixture, so that it is as close to a posterior as they can make it."""
 
+import math
+import warnings
+
 import numpy as np
 
 # Draws of each part from which the weights are found.
 DRAWS = 2000
+# Effective number of draws below which the weights are uncertain.
+FEWEST = 100
 # Most rounds of the search for the weights, and the change of a weight at which it ends.
 ROUNDS, CHANGE = 10_000, 1e-9
 
@@ -27,8 +32,9 @@ def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
     References:
         Cappé, Douc, Guillin, Marin and Robert, "Adaptive importance sampling in general mixture
-        classes" (Statistics and Computing 2008), equation 12, with the weights of Veach and
-        Guibas, "Optimally combining sampling techniques" (SIGGRAPH 1995), section 3.
+        classes" (Statistics and Computing 2008), equation 12, with the ratios of Veach and Guibas,
+        "Optimally combining sampling techniques" (SIGGRAPH 1995), section 3, truncated as in
+        Ionides, "Truncated importance sampling" (JCGS 2008), section 2.
     """
     count = log_q.shape[-1]
     log_q = np.asarray(log_q, dtype=float).reshape(-1, count)
@@ -38,7 +44,15 @@ def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         raise ValueError("none of the guides of the modes has a draw with a finite density ratio")
     ratio, log_q = ratio[sound], log_q[sound]
     ratio = np.exp(ratio - ratio.max())
+    ratio = np.minimum(ratio, ratio.mean() * math.sqrt(len(ratio)))  # a few must not decide
     ratio /= ratio.sum()
+    effective = 1 / np.square(ratio).sum()
+    if effective < FEWEST:
+        warnings.warn(
+            f"the weights of the modes are uncertain: {len(ratio)} draws of their guides count as "
+            f"{effective:.0f} of the posterior: train longer, or use a more flexible guide",
+            stacklevel=3,
+        )
     density = np.exp(log_q - log_q.max(-1, keepdims=True))
     weights = np.full(count, 1 / count)
     for _ in range(ROUNDS):  # expectation maximisation

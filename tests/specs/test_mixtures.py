@@ -140,11 +140,11 @@ def test_supports_that_move(host):
 
     def model():
         with host.plate("pair", 2):
-            top = host.sample("top", host.dist.LogNormal(host.array(0.0), host.array(0.2)))
+            top = host.sample("top", host.dist.LogNormal(host.array(0.0), host.array(0.1)))
             part = host.sample("part", host.dist.Uniform(-top, top))
-            host.sample("y", host.dist.Normal(part**2, 0.05), obs=host.array([0.3, 0.4]))
+            host.sample("y", host.dist.Normal(part**2, 0.05), obs=host.array([0.2, 0.3]))
 
-    result = mixed(host, model)
+    result = mixed(host, model, degrees_of_freedom=5.0)
     assert_allclose(result.weights, np.full(4, 0.25), atol=0.05)
     data = host.to_arviz(result.guide, params=params(result), draws=1000)
     assert data.attrs["pareto_k"] < 0.7
@@ -229,6 +229,18 @@ def test_a_part_without_weight():
     assert bound_of(weights, log_p, log_q) == pytest.approx(0.0, abs=0.01)
     with pytest.raises(ValueError, match="none of the guides"):
         weights_of(np.full((2, 1000), -np.inf), log_q)
+
+
+def test_uncertain_weights_are_told():
+    """A draw of the one part that is worth more than all others decides nothing."""
+    x = np.random.default_rng(0).normal(size=(2, 1000)) + np.array([0.0, 20.0])[:, None]
+    log_p, log_q = densities(x, (0.5, 0.5), (0.0, 20.0))[0], densities(x, (1, 1), (0.0, 20.0))[1]
+    log_p[0, 7] += 30.0
+    with pytest.warns(UserWarning, match="2000 draws of their guides count as .* train longer"):
+        weights = weights_of(log_p, log_q)
+    assert weights[1] > 0.0
+    log_p[0, 7] -= 23.0  # worth a thousand others, of which a few dozen count
+    assert_allclose(weights_of(log_p, log_q), 0.5, atol=0.05)
 
 
 def test_which_modes_are_separate():
