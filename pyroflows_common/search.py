@@ -32,9 +32,11 @@ HOPEFUL = 100.0, 10.0
 # Two modes are separate if their Gaussians are so many standard deviations apart, and the
 # log-density between the modes is lower than at both, by so much at one of so many points.
 APART, VALLEY, BETWEEN = 4.0, 3.0, 15
-# A mode whose bound is no lower than the best one by this has a part of the posterior, too; and by
-# this, it may have one, because its Gaussian may fit it worse.
-CLOSE, POSSIBLE = 5.0, 10.0
+# A mode whose bound is no lower than the best one by this has a part of the posterior, too.
+CLOSE = 5.0
+# It may have one if the bound is no lower by a number, and by as much again for each coordinate as
+# the second says, because its Gaussian may fit it worse.
+POSSIBLE = 7.0, 0.1
 
 NO_HESSIAN = (
     "the model has no second derivatives: the search for a start takes differences of slopes"

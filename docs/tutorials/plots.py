@@ -100,3 +100,21 @@ def curves(result):
     axes.set(xlabel="step", ylabel="nats per point")
     axes.legend()
     return fig
+
+
+def modes(grid, log_density, found):
+    """Draw the density of a frequency on a grid, and draws of several guides, a panel for each.
+
+    `found` maps names to the data of ArviZ.
+    """
+    grid, log_density = np.asarray(grid), np.asarray(log_density)
+    density = np.exp(log_density - log_density.max())
+    density /= density.sum() * (grid[1] - grid[0])
+    fig, axes = plt.subplots(len(found), 1, figsize=(8, 4.2), sharex=True, sharey=True)
+    for panel, (name, data) in zip(axes, found.items(), strict=True):
+        draws = np.asarray(data["posterior"]["frequency"]).ravel()
+        panel.hist(draws, bins=np.linspace(0.05, 2.0, 196), density=True, color=SAMPLES, alpha=0.6)
+        panel.plot(grid, density, lw=1, color=DATA)
+        panel.set(title=name, yticks=[], xlim=(0.05, 2.0))
+    axes[-1].set(xlabel="frequency")
+    return fig

@@ -303,7 +303,8 @@ class AutoFlow(AutoContinuous):
         if not math.isfinite(bounds[0]):
             warn_of_search("found no Gaussian with a finite evidence lower bound")
             return Modes([self._named(inner, start)], None)
-        chosen = separate(bounds, searched.apart(), POSSIBLE)
+        gap = POSSIBLE[0] + POSSIBLE[1] * len(searched.own)
+        chosen = separate(bounds, searched.apart(), gap)
         begins = [searched.start(start, k) for k in chosen]
         # The densities of all parts are relative to one reference.
         free = begins[0].free > 0

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -128,33 +128,81 @@ def fit_guide(
         >>> abs(result.loss) < 0.1
         True
     """
-    rates = as_scales(learning_rate, "learning_rate")
-    steps = as_count(steps, "steps")
-    check_schedule(schedule)
-    factors = jnp.array([factor(schedule, k, steps) for k in range(steps)])
-    own, model = model is None, model_of(guide, model, "guide")
-    if own:  # the guide may see only a part of its model
-        model = unblocked(model)
+    settings = as_settings(steps, learning_rate, schedule, loss, progress)
     inputs = as_inputs(args, kwargs)
-    if not (loss is None or isinstance(loss, ELBO)):
-        raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
     key = jax.random.key(0) if key is None else key
     check_key(key)
     params = as_params(params)
-    if draws is not None:
-        check_learner(guide, AutoFlow, AutoFlowMixture, loss)
-        settings = {"steps": steps, "schedule": schedule, "progress": progress}
-        learned, found, rate = fit_to_draws(guide, draws, params, inputs, rates, key, **settings)
-        return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate))
-    ascent = _Ascent(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, params, key)
-    if loss is None:
-        params = ascent.svi.get_params(ascent.start)
-        _check_sites(model, handlers.substitute(guide, params), inputs, key)
-    best = ascent.best(rates, steps, progress)
-    if best.stopped == "not finite":
-        bound = ascent.svi.evaluate(best.state, *inputs[0], **inputs[1])
-        best.warn(GRADIENT if np.isfinite(bound) else BOUND)
-    return GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:])
+    if draws is None:
+        return fit_from([params], guide, model, inputs, settings, key)[0]
+    model_of(guide, model, "guide")
+    check_learner(guide, AutoFlow, AutoFlowMixture, loss)
+    rates, options = settings.rates, settings.of_draws()
+    learned, found, rate = fit_to_draws(guide, draws, params, inputs, rates, key, **options)
+    return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate))
+
+
+class Settings(NamedTuple):
+    """How a guide is trained, as in `fit_guide`."""
+
+    steps: int
+    rates: list[float]
+    schedule: str | Callable[[int], float] | None
+    loss: ELBO | None
+    progress: bool
+
+    def of_draws(self) -> dict[str, Any]:
+        """Return those of the settings that training on draws takes."""
+        return {"steps": self.steps, "schedule": self.schedule, "progress": self.progress}
+
+
+def as_settings(
+    steps: int,
+    learning_rate: float | Sequence[float],
+    schedule: str | Callable[[int], float] | None,
+    loss: Any,
+    progress: bool,
+) -> Settings:
+    """Check how a guide is to be trained."""
+    check_schedule(schedule)
+    rates, steps = as_scales(learning_rate, "learning_rate"), as_count(steps, "steps")
+    if not (loss is None or isinstance(loss, ELBO)):
+        raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
+    return Settings(steps, rates, schedule, loss, progress)
+
+
+def fit_from(
+    starts: Sequence[dict[str, Any]],
+    guide: Callable[..., Any],
+    model: Callable[..., Any] | None,
+    inputs: Inputs,
+    settings: Settings,
+    key: RandomKey,
+) -> list[GuideFitResult]:
+    """Train a guide from each of several parameters; Ctrl-C ends all that follow.
+
+    One program serves all of them.
+    """
+    own, model = model is None, model_of(guide, model, "guide")
+    if own:  # the guide may see only a part of its model
+        model = unblocked(model)
+    steps, loss = settings.steps, settings.loss
+    factors = jnp.array([factor(settings.schedule, k, steps) for k in range(steps)])
+    ascent = _Ascent(model, guide, loss or Trace_ELBO(PARTICLES), factors, inputs, key)
+    results: list[GuideFitResult] = []
+    for params in starts:
+        ascent.start_from(params)
+        if loss is None:
+            params = ascent.svi.get_params(ascent.start)
+            _check_sites(model, handlers.substitute(guide, params), inputs, key)
+        best = ascent.best(settings.rates, steps, settings.progress)
+        if best.stopped == "not finite":
+            bound = ascent.svi.evaluate(best.state, *inputs[0], **inputs[1])
+            best.warn(GRADIENT if np.isfinite(bound) else BOUND)
+        results.append(GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:]))
+        if best.stopped == "interrupted":
+            break
+    return results
 
 
 def _check_sites(model: Model, guide: Model, inputs: Inputs, key: RandomKey) -> None:
@@ -182,18 +230,16 @@ class _Ascent(Ascent):
         loss: ELBO,
         factors: Array,
         inputs: Inputs,
-        params: dict[str, Any],
         key: RandomKey,
     ) -> None:
         args, kwargs = inputs
         self.model, self.guide, self.inputs = model, guide, inputs
-        init_key, self.key = jax.random.split(key)
+        self.init_key, self.key = jax.random.split(key)
 
         def svi(rate: float | Array) -> SVI:
             return SVI(model, guide, optax.adam(lambda count: rate * factors[count]), loss)
 
         self.svi = svi(0.0)
-        self.start = self.svi.init(init_key, *args, init_params=params or None, **kwargs)
 
         @functools.partial(jax.jit, static_argnames="length")
         def stretch(state: SVIState, rate: Array, length: int) -> tuple[SVIState, Array]:
@@ -203,6 +249,11 @@ class _Ascent(Ascent):
             return lax.scan(step, state, None, length=length)
 
         self.stretch = stretch
+
+    def start_from(self, params: dict[str, Any]) -> None:
+        """Set where all runs start; without parameters, it is the start of the guide."""
+        args, kwargs = self.inputs
+        self.start = self.svi.init(self.init_key, *args, init_params=params or None, **kwargs)
 
     def begin(self) -> None:
         self.state = self.start._replace(rng_key=self.key)

@@ -11,7 +11,7 @@ from jax import Array, lax
 from numpyro import handlers
 
 from numpyro_flows.guides.autoflow import AutoFlow
-from numpyro_flows.guides.fit import GuideFitResult, fit_guide
+from numpyro_flows.guides.fit import GuideFitResult, as_settings, fit_from
 from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.guides.model import LogDensity
 from numpyro_flows.rng import RandomKey, check_key
@@ -107,27 +107,14 @@ def fit_mixture(
     """
     check_mixable(guide, AutoFlow, AutoFlowMixture)
     starts = as_count(starts, "starts", 4)
+    settings = as_settings(steps, learning_rate, schedule, loss, progress)
     inputs = as_inputs(args, kwargs)
     key = jax.random.key(0) if key is None else key
     check_key(key)
     check_parameters(_parameters(model_of(guide, model, "guide"), inputs, key))
     search_key, fit_key, weigh_key = jax.random.split(key, 3)
     modes = guide._modes(starts, search_key, *inputs[0], **inputs[1])
-    settings = {
-        "args": args,
-        "kwargs": kwargs,
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "loss": loss,
-        "progress": progress,
-        "key": fit_key,
-    }
-    parts: list[GuideFitResult] = []
-    for params in modes.params:
-        parts.append(fit_guide(guide, model, params=params, **settings))
-        if parts[-1].stopped == "interrupted":
-            break
+    parts = fit_from(modes.params, guide, model, inputs, settings, fit_key)
     if len(parts) == 1 or modes.log_density is None:
         return MixtureFitResult(guide, parts[0].params, np.ones(1), parts, parts[0].loss)
     fitted = [part.params for part in parts]

@@ -259,7 +259,8 @@ class AutoFlow(AutoContinuous):
             return Modes([start], None)
         if len(searched.own) < searched.size:
             raise ValueError(PARTIAL)
-        chosen = separate(searched.bounds, searched.apart(), POSSIBLE)
+        gap = POSSIBLE[0] + POSSIBLE[1] * searched.size
+        chosen = separate(searched.bounds, searched.apart(), gap)
         begins = [copy.deepcopy(start) for _ in chosen]
         with torch.no_grad():
             for begin, k in zip(begins, chosen, strict=True):

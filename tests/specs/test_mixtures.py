@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from pyroflows_common.mixture import bound_of, weights_of
-from pyroflows_common.search import POSSIBLE, separate
+from pyroflows_common.search import separate
 from tests.wings.conjugate import MEAN, SCALE, Y, conjugate, normal
 from tests.wings.evidence import near
 from tests.wings.hosts import HOSTS, small
@@ -246,6 +246,6 @@ def test_uncertain_weights_are_told():
 def test_which_modes_are_separate():
     """Far from all that are kept, and no lower than the gap."""
     apart = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]], dtype=bool)
-    assert separate([0.0, -1.0, -2.0, -3.0], apart, POSSIBLE) == [0, 2, 3]
-    assert separate([0.0, -1.0, -2.0, -30.0], apart, POSSIBLE) == [0, 2]
-    assert separate([0.0], apart[:1, :1], POSSIBLE) == [0]
+    assert separate([0.0, -1.0, -2.0, -3.0], apart, 7.0) == [0, 2, 3]
+    assert separate([0.0, -1.0, -2.0, -30.0], apart, 7.0) == [0, 2]
+    assert separate([0.0], apart[:1, :1], 7.0) == [0]
