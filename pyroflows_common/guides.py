@@ -20,6 +20,11 @@ MIXTURE = (
     "a mixture of guides has no transform of one base distribution, which NeuTraReparam or "
     "fit_guide(draws=...) would need: take the guide of one mode, from `parts`"
 )
+NOTHING = "found no Gaussian with a finite evidence lower bound"
+SUBSAMPLED = (
+    "the posterior has several modes, and the model takes a part of its data, which does not tell "
+    "the shares of the modes: expected a model of all data"
+)
 PARTIAL = (
     "`guide` draws a part of the model's latent sites only: expected a guide of all, as the modes "
     "of a part do not tell those of the whole"

@@ -113,12 +113,12 @@ def fit_mixture(
     check_key(key)
     check_parameters(_parameters(model_of(guide, model, "guide"), inputs, key))
     search_key, fit_key, weigh_key = jax.random.split(key, 3)
-    modes = guide._modes(starts, search_key, *inputs[0], **inputs[1])
-    parts = fit_from(modes.params, guide, model, inputs, settings, fit_key)
-    if len(parts) == 1 or modes.log_density is None:
+    begins, log_density = guide._modes(starts, search_key, *inputs[0], **inputs[1])
+    parts = fit_from(begins, guide, model, inputs, settings, fit_key)
+    if len(parts) == 1 or log_density is None:
         return MixtureFitResult(guide, parts[0].params, np.ones(1), parts, parts[0].loss)
     fitted = [part.params for part in parts]
-    log_p, log_q = _densities(guide, fitted, modes.log_density, weigh_key)
+    log_p, log_q = _densities(guide, fitted, log_density, weigh_key)
     weights = weights_of(log_p, log_q)
     mixture = AutoFlowMixture(guide, weights)
     return MixtureFitResult(

@@ -113,7 +113,7 @@ def fit_mixture(
         check_parameters(_parameters(model_of(guide, model, "guide"), inputs))
         name = guide._pyro_name
         store.forget(name)
-        modes = guide._modes(starts, *inputs[0], **inputs[1])
+        begins, log_density = guide._modes(starts, *inputs[0], **inputs[1])
     settings = {
         "args": args,
         "kwargs": kwargs,
@@ -125,16 +125,16 @@ def fit_mixture(
         "seed": seed,
     }
     parts: list[GuideFitResult] = []
-    for k, start in enumerate(modes.starts):
+    for k, start in enumerate(begins):
         part = guide if k == 0 else guide._another(f"{name}_{k}")
         part._set_up(functools.partial(_begin, start=start), *inputs[0], **inputs[1])
         parts.append(fit_guide(part, model, **settings))
         if parts[-1].stopped == "interrupted":
             break
-    if len(parts) == 1 or modes.log_density is None:
+    if len(parts) == 1 or log_density is None:
         return MixtureFitResult(guide, np.ones(1), parts, parts[0].loss)
     with seeded(seed):
-        log_p, log_q = _densities([part.guide for part in parts], modes.log_density)
+        log_p, log_q = _densities([part.guide for part in parts], log_density)
     weights = weights_of(log_p, log_q)
     transforms = [copy.deepcopy(part.guide._modules["transform"]) for part in parts]
     mixture = AutoFlowMixture(guide, transforms, weights, name=f"{name}_mixture")

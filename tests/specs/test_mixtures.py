@@ -170,6 +170,11 @@ def test_guides_that_cannot_be_mixed(host):
         host.sample("a", normal(host, 0.0, 1.0))
         host.sample("b", normal(host, 0.0, 1.0))
 
+    def partly():
+        x = host.sample("x", normal(host, 0.0, 3.0))
+        with host.plate("rows", 6, subsample_size=2):
+            host.sample("y", host.dist.Normal(x**2, 0.5), obs=host.array([4.0, 4.1]))
+
     fit = functools.partial(host.package.fit_mixture, steps=1, progress=False)
     with pytest.raises(TypeError, match="`guide` is a AutoNormal, expected an AutoFlow"):
         fit(host.guides.AutoNormal(pair))
@@ -181,6 +186,8 @@ def test_guides_that_cannot_be_mixed(host):
         fit(small(host, learning))
     with pytest.raises(ValueError, match="`guide` draws a part of the model's latent sites only"):
         fit(small(host, host.block(pair, hide=["b"])))
+    with pytest.raises(ValueError, match="several modes, and the model takes a part of its data"):
+        fit(small(host, partly))
 
 
 def test_the_verdict_on_a_single_guide_names_what_looks_for_more(host):
