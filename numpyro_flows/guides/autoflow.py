@@ -41,6 +41,7 @@ from numpyro_flows.rng import RandomKey, check_key
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.guides import (
     DRAWS,
+    PARTIAL,
     check_built,
     check_function,
     check_options,
@@ -260,11 +261,8 @@ class AutoFlow(AutoContinuous):
 
     def _modes(
         self, starts: int, key: RandomKey, *args: Any, **kwargs: Any
-    ) -> tuple[list[dict[str, Array]], LogDensity | None]:
-        """Return the parameters at the start of a guide of each mode, the best mode first.
-
-        The model's log-density comes with them, if the model can be followed.
-        """
+    ) -> tuple[list[dict[str, Array]], LogDensity]:
+        """Return the parameters at the start of a guide of each mode, and the log-density."""
         set_up_key, key = jax.random.split(key)
         if self.prototype_trace is None:
             with handlers.block(), handlers.seed(rng_seed=set_up_key):
@@ -276,8 +274,9 @@ class AutoFlow(AutoContinuous):
             found = self._search(start, for_modes(LARGE, starts), key)
         finally:
             self._inputs = None
-        begins = [start] if found is None else found.modes(start)
-        return [self._named(inner, b) for b in begins], None if found is None else found.log_density
+        if found is None:  # sites that are hidden from the guide have no continuous coordinates
+            raise ValueError(PARTIAL)
+        return [self._named(inner, begin) for begin in found.modes(start)], found.log_density
 
     def _search(self, start: Start, budget: Budget, key: RandomKey) -> Searched | None:
         """Search for the Gaussians that fit the posterior best, if the model can be followed."""

@@ -23,6 +23,7 @@ from pyroflows_common.search import (
     POSSIBLE,
     Budget,
     separate,
+    warn_of_many,
     warn_of_modes,
 )
 
@@ -48,19 +49,20 @@ class Searched(NamedTuple):
         """Return a Gaussian for each separate mode, the best one first.
 
         Raises:
-            ValueError: if the guide draws only a part of the sites; or if there are several modes,
-                and the model takes a part of its data.
+            ValueError: if the guide draws only a part of the sites, or if the model takes a part of
+                its data.
         """
         bounds = self.found.elbo.tolist()
         if len(self.own) < self._size:
             raise ValueError(PARTIAL)
+        if self.latents.subsampled:
+            raise ValueError(SUBSAMPLED)
         if not np.isfinite(bounds[0]):
             warn_of_search(NOTHING)
             return [start]
         gap = POSSIBLE[0] + POSSIBLE[1] * self._size
         starts = [self._start(start, k) for k in separate(bounds, self._apart(), gap)]
-        if len(starts) > 1 and self.latents.subsampled:
-            raise ValueError(SUBSAMPLED)
+        warn_of_many(len(starts))
         # The densities of all guides are relative to one reference.
         free, loc = starts[0].free > 0, starts[0].loc
         return [replace(one, loc=jnp.where(free, loc, one.loc)) for one in starts]

@@ -223,7 +223,9 @@ class AutoFlow(AutoContinuous):
 
     def _another(self, name: str) -> "AutoFlow":
         """Return a new guide with the options of this one."""
-        return AutoFlow(self.model, self.build, **self._options(), name=name)
+        other = type(self).__new__(type(self))
+        AutoFlow.__init__(other, self.model, self.build, **self._options(), name=name)
+        return other
 
     def _options(self) -> dict[str, Any]:
         names = ("init_loc_fn", "create_plates", "init", "init_scale", "degrees_of_freedom")

@@ -22,6 +22,7 @@ from pyroflows_common.search import (
     POSSIBLE,
     Budget,
     separate,
+    warn_of_many,
     warn_of_modes,
 )
 
@@ -46,15 +47,16 @@ class Searched(NamedTuple):
         """Return a Gaussian for each separate mode, the best one first.
 
         Raises:
-            ValueError: if the guide draws only a part of the sites; or if there are several modes,
-                and the model takes a part of its data.
+            ValueError: if the guide draws only a part of the sites, or if the model takes a part of
+                its data.
         """
         if len(self.own) < self._size:
             raise ValueError(PARTIAL)
+        if self.latents.subsampled:
+            raise ValueError(SUBSAMPLED)
         gap = POSSIBLE[0] + POSSIBLE[1] * self._size
         chosen = separate(self._bounds, self._apart(), gap)
-        if len(chosen) > 1 and self.latents.subsampled:
-            raise ValueError(SUBSAMPLED)
+        warn_of_many(len(chosen))
         gaussians = [self.found[k].gaussian for k in chosen]
         starts = [copy.deepcopy(start).marginal(one, self.own) for one in gaussians]
         for one in starts:  # the densities of all guides are relative to one reference
@@ -113,7 +115,7 @@ def _points(
     """Return the model's own start, the origin, points around it and draws of the prior."""
     args, kwargs = inputs
     uniform = 2.0 * torch.rand(budget.starts - 2, len(loc)) - 1.0
-    points = (torch.as_tensor(budget.ranges) * uniform).to(loc)
+    points = (torch.as_tensor(budget.ranges).to(uniform) * uniform).to(loc)
     prior = drawn(model, latents.where, budget.prior, *args, **kwargs).to(loc)
     sound = prior.isfinite().all(1) & latents.log_density(prior).isfinite()
     prior = prior.where(sound[:, None], points[-budget.prior :])
