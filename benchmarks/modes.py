@@ -1,6 +1,6 @@
 """Mixtures of guides on posteriors with several modes, compared with exact shares and grids.
 
-    python benchmarks/modes.py                     # both wings; an hour each on a CPU
+    python benchmarks/modes.py                     # both wings; an hour on a CPU
     python benchmarks/modes.py --wing numpyro --only sine labels
 
 Each run is one `fit_mixture` of an AutoRealNVP. What comes out is kept in benchmarks/modes.json,
@@ -65,6 +65,8 @@ class Gaussians:
 class Grid:
     """A posterior of one number of interest, with the others integrated out on a grid."""
 
+    site: str  # of that number
+
     def __init__(self, points: np.ndarray, log_density: np.ndarray, log_evidence: float) -> None:
         weights = np.exp(log_density - log_density.max())
         self.points, self.weights, self.exact = points, weights / weights.sum(), log_evidence
@@ -76,8 +78,6 @@ class Grid:
 
     def mode(self, draws: dict[str, np.ndarray]) -> np.ndarray:
         return np.searchsorted(self.ends, draws[self.site])
-
-    site: str
 
 
 class Sine(Grid):
@@ -293,7 +293,7 @@ def measured(wing: str, name: str, options: Any) -> dict[str, Any]:
         "title": target.title,
         "steps": options.steps,
         "shares": target.shares.tolist(),
-        "exact": target.exact,
+        "exact": None if math.isnan(target.exact) else target.exact,
         "found": [],
     }
     for seed in range(min(seeds, options.seeds or seeds)):

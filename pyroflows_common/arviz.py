@@ -59,7 +59,7 @@ class ArviZ:
         coords: Mapping[str, Any] | None,
         dims: Mapping[str, Sequence[str]] | None,
         host: ModuleType,
-        mixed: bool,
+        single: bool,
     ) -> Any:
         """Return draws, densities and weights as the data of this ArviZ.
 
@@ -71,7 +71,7 @@ class ArviZ:
             coords: coordinates of dimensions.
             dims: names of the dimensions of sites, before those of the plates.
             host: the package that ran the model.
-            mixed: whether the guide is a mixture.
+            single: whether the guide is one that `fit_mixture` takes.
         """
         draws = len(weights.ratio)
         index = np.arange(draws) if kept is None else kept
@@ -100,7 +100,7 @@ class ArviZ:
             "log_evidence": evidence.value,
             "log_evidence_error": evidence.error,
             "importance_ess": weights.ess,
-            "verdict": verdict(weights, kept is not None, mixed),
+            "verdict": verdict(weights, kept is not None, single),
         }
         # Neither NetCDF nor xarray's trees allow a slash in a name.
         groups = {

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ DRAWS = 4096
 MIXTURE = (
     "a mixture of guides has no transform of one base distribution, which NeuTraReparam or "
     "fit_guide(draws=...) would need: take the guide of one mode, from `parts`"
+)
+NOTHING = "found no Gaussian with a finite evidence lower bound"
+SUBSAMPLED = (
+    "the model takes a part of its data, which does not tell the modes and their shares: expected "
+    "all data"
 )
 PARTIAL = (
     "`guide` draws a part of the model's latent sites only: expected a guide of all, as the modes "
@@ -81,7 +86,7 @@ def check_learner(guide: Any, kind: type, mixture: type, loss: Any) -> None:
             f"`guide` is a {type(guide).__name__}, expected an AutoFlow to train on `draws`"
         )
     if isinstance(guide, mixture):
-        raise TypeError(MIXTURE)
+        raise ValueError(MIXTURE)
     if loss is not None:
         raise ValueError("`loss` is given, but `draws` take the place of an evidence lower bound")
 
@@ -98,12 +103,22 @@ def check_mixable(guide: Any, kind: type, mixture: type) -> None:
         raise TypeError(f"`guide` is a {type(guide).__name__}, expected an AutoFlow")
 
 
-def check_parameters(names: Sequence[str]) -> None:
+def check_parameters(names: Iterable[str]) -> None:
     """Check that a model has no parameters of its own, which each part would learn anew."""
-    if names:
+    found = sorted(names)
+    if found:
         raise ValueError(
-            f"`model` has the parameters {sorted(names)}, which the guide of each mode would learn "
+            f"the model has the parameters {found}, which the guide of each mode would learn "
             "differently: learn them by fit_guide first, and give the model their values"
+        )
+
+
+def warn_of_interruption(done: int, modes: int) -> None:
+    """Warn that guides of some modes have not been trained, and are left out."""
+    if done < modes:
+        warnings.warn(
+            f"training was interrupted: guides of {done} of {modes} modes are in the mixture",
+            stacklevel=3,
         )
 
 

@@ -7,10 +7,12 @@ import numpy as np
 
 # Draws of each part from which the weights are found.
 DRAWS = 2000
+# Draws at which the model is evaluated at once.
+BLOCK = 250
 # Effective number of draws below which the weights are uncertain.
 FEWEST = 100
 # Most rounds of the search for the weights, and the change of a weight at which it ends.
-ROUNDS, CHANGE = 10_000, 1e-9
+ROUNDS, CHANGE = 1000, 1e-6
 
 
 def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
@@ -37,7 +39,7 @@ def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
         Ionides, "Truncated importance sampling" (JCGS 2008), section 2.
     """
     count = log_q.shape[-1]
-    log_q = np.asarray(log_q, dtype=float).reshape(-1, count)
+    log_q = _known(log_q).reshape(-1, count)
     ratio = np.asarray(log_p, dtype=float).ravel() - np.logaddexp.reduce(log_q, -1)
     sound = np.isfinite(ratio)
     if not sound.any():
@@ -65,9 +67,16 @@ def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
 
 def bound_of(weights: np.ndarray, log_p: np.ndarray, log_q: np.ndarray) -> float:
-    """Return the evidence lower bound of a mixture, from the draws of its parts."""
-    log_p, log_q = np.asarray(log_p, dtype=float), np.asarray(log_q, dtype=float)
-    with np.errstate(divide="ignore"):  # a part may have no weight
-        log_mixture = np.logaddexp.reduce(np.log(weights) + log_q, -1)
-    each = (log_p - log_mixture).mean(1)
-    return float(weights[weights > 0] @ each[weights > 0])
+    """Return the evidence lower bound of a mixture, from draws of its parts with finite ratios."""
+    kept = np.flatnonzero(weights > CHANGE)
+    log_mixture = np.logaddexp.reduce(np.log(weights[kept]) + _known(log_q)[kept][..., kept], -1)
+    ratio = np.asarray(log_p, dtype=float)[kept] - log_mixture
+    sound = np.isfinite(ratio)
+    each = np.where(sound, ratio, 0.0).sum(1) / np.maximum(sound.sum(1), 1)
+    return float(weights[kept] @ each)
+
+
+def _known(log_density: np.ndarray) -> np.ndarray:
+    """Return log-densities in double precision; one that is unknown counts as none."""
+    log_density = np.asarray(log_density, dtype=float)
+    return np.where(np.isnan(log_density), -np.inf, log_density)

@@ -103,6 +103,15 @@ def separate(bounds: Sequence[float], apart: np.ndarray, gap: float) -> list[int
     return kept
 
 
+def warn_of_many(modes: int) -> None:
+    """Warn that there may be more modes than are kept, if there are as many."""
+    if modes >= MODES:
+        warnings.warn(
+            f"the search found {modes} modes, and keeps no more: others may be missed",
+            stacklevel=2,
+        )
+
+
 def warn_of_modes(bounds: Sequence[float], apart: np.ndarray, size: int) -> None:
     """Warn of separate modes that are close in their bounds, if there are any.
 

@@ -8,12 +8,13 @@ import numpy as np
 
 # A Pareto distribution cannot be fitted to the tail of fewer draws.
 FEWEST = 25
-# Log ratios this close differ by rounding only.
-EQUAL = 1e-3
+# Log ratios this close are as good as equal: their tail would be that of roundings, or of the step
+# from one part of a mixture to the next.
+EQUAL = 0.02
 # Draws can be used as they are if their effective number is at least this fraction of them.
 ENOUGH = 0.8
-# What the weights of a single guide cannot tell.
-UNSEEN = "no draw tells of modes that the guide has missed: fit_mixture looks for them"
+# What no weights can tell, and what looks for it.
+UNSEEN, SEEKER = "no draw tells of modes that were missed", ": fit_mixture looks for them"
 
 
 class Weights(NamedTuple):
@@ -69,13 +70,13 @@ def weigh(
     return Weights(ratio, log_weight, k, float(1 / np.exp(2 * log_weight).sum()))
 
 
-def verdict(weights: Weights, resampled: bool, mixed: bool = False) -> str:
+def verdict(weights: Weights, resampled: bool, single: bool = False) -> str:
     """Say in one line whether the draws can be trusted.
 
     Args:
         weights: importance weights of draws.
         resampled: whether the draws are resampled by them.
-        mixed: whether the draws are those of a mixture of guides, which looks for modes.
+        single: whether the guide is one that `fit_mixture` takes.
     """
     draws, k, limit = len(weights.ratio), weights.pareto_k, weights.limit
     digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4  # enough to tell the two apart
@@ -97,8 +98,8 @@ def verdict(weights: Weights, resampled: bool, mixed: bool = False) -> str:
         text = "good; the draws can be used as they are"
     if weights.lost:
         text += f"; {weights.lost} of {draws} draws have no finite ratio and no weight"
-    if weights.trusted and not mixed:
-        text += f"; {UNSEEN}"
+    if weights.trusted:
+        text += f"; {UNSEEN}{SEEKER if single else ''}"
     return f"k̂ = {k:.{digits}f}: {text}"
 
 

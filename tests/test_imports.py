@@ -26,9 +26,10 @@ WING = [
     "storage.checkpoint", "storage.flow",
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
-    "guides.search", "guides.importance", "guides.store", "guides.autoflow", "guides.couplings",
-    "guides.mixture", "guides.draws", "guides.fit", "guides.modes",
-    "guides.arviz", "guides.density", "guides.evidence", "guides.prior",
+    "guides.search", "guides.starts", "guides.importance", "guides.store",
+    "guides.autoflow", "guides.couplings", "guides.mixture", "guides.draws",
+    "guides.fit", "guides.modes", "guides.arviz", "guides.density", "guides.evidence",
+    "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 
 from numpyro_flows.guides import importance
+from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common import verdict
@@ -42,8 +43,7 @@ def to_arviz(
     they are not. A guide that is too wide is good in this sense, too, because its draws can be
     weighed; the verdict then says to resample them. The verdict covers only the places where the
     draws are. It cannot detect modes that the guide missed: no draw lands there. If there may be
-    several modes, fit guides from several starts, by `init_loc_fn`, and compare their evidence
-    lower bounds.
+    several modes, `fit_mixture` looks for them.
 
     The draws are independent and form one chain. ArviZ gives no R-hat for it: R-hat compares
     chains, and the chains of one guide agree however wrong the guide is. Use $\hat k$ instead.
@@ -107,7 +107,7 @@ def to_arviz(
         ...     dist.Normal(0.8, 0.55), model, args=(jnp.ones(3),), key=jax.random.key(0)
         ... )
         >>> data.attrs["verdict"]
-        'k̂ = ...: good; the draws can be used as they are; no draw tells of modes ...'
+        'k̂ = ...: good; the draws can be used as they are; no draw tells of modes that were missed'
         >>> data.log_likelihood["y"].dims
         ('chain', 'draw', 'people')
     """
@@ -126,6 +126,6 @@ def to_arviz(
     if posterior_predictive:
         index = np.arange(draws) if kept is None else kept
         predicted = importance.simulate(model, params, inputs, drawn, index, predict_key)
-    mixed = isinstance(posterior, AutoFlowMixture)
-    options = {"coords": coords, "dims": dims, "host": numpyro, "mixed": mixed}
+    single = isinstance(posterior, AutoFlow) and not isinstance(posterior, AutoFlowMixture)
+    options = {"coords": coords, "dims": dims, "host": numpyro, "single": single}
     return arviz.collect(drawn, predicted, weights, kept, **options)

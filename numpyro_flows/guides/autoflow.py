@@ -1,9 +1,8 @@
 """A guide of any flow: its start, its parameters and its posterior."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax import Array, lax
+from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_leaves_with_path
-from jaxtyping import Float, Int
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.infer.autoguide import AutoContinuous
@@ -26,7 +24,6 @@ from numpyro_flows.flows.monotone import monotone
 from numpyro_flows.guides.model import (
     Latents,
     LogDensity,
-    drawn,
     latents,
     moving,
     placed,
@@ -35,14 +32,13 @@ from numpyro_flows.guides.model import (
 )
 from numpyro_flows.guides.path_gradient import PathDistribution
 from numpyro_flows.guides.reference import GuideDistribution, Start
-from numpyro_flows.guides.search import Found, apart, search
+from numpyro_flows.guides.starts import Searched, new_start, searched
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.elementwise import ActNorm
 from numpyro_flows.layers.linear import LowerTriangular
 from numpyro_flows.layers.tails import SinhArcsinh
 from numpyro_flows.rng import RandomKey, check_key
 from numpyro_flows.transform import TransformModule
-from numpyro_flows.tree import replace, select
 from pyroflows_common.guides import (
     DRAWS,
     PARTIAL,
@@ -52,16 +48,10 @@ from pyroflows_common.guides import (
     warn_of_search,
 )
 from pyroflows_common.search import (
-    CLOSE,
     DENSE,
-    HISTORY,
     LARGE,
-    MODES,
-    POSSIBLE,
     Budget,
     for_modes,
-    separate,
-    warn_of_modes,
 )
 
 Params = Mapping[str, Any]
@@ -183,7 +173,7 @@ class AutoFlow(AutoContinuous):
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             inner = Chain([SinhArcsinh(size, tails=False), flow, affine])
-            self._flow = Chain([inner, _new_start(size)]).astype(dtype)
+            self._flow = Chain([inner, new_start(size)]).astype(dtype)
 
     def _set_up(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -254,7 +244,8 @@ class AutoFlow(AutoContinuous):
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
         if self.init == "search":
-            start = self._searched(start, key)
+            found = self._search(start, LARGE, key)
+            start = start if found is None else found.best(start)
         return self._named(inner, start)
 
     def _named(self, inner: TransformModule, start: Start) -> dict[str, Array]:
@@ -268,22 +259,10 @@ class AutoFlow(AutoContinuous):
         named = {f"{self.prefix}_flow{keystr(path)}": leaf for path, leaf in learned}
         return {f"{self.prefix}_start": fixed, **named}
 
-    def _searched(self, start: Start, key: RandomKey) -> Start:
-        """Return the Gaussian that fits the posterior best."""
-        searched = self._search(start, LARGE, key)
-        if searched is None:
-            return start
-        found, sound = searched.found, jnp.isfinite(searched.found.elbo[0])
-        if not isinstance(sound, jax.core.Tracer):
-            if not sound:
-                warn_of_search("found no Gaussian with a finite evidence lower bound")
-            elif found.elbo[1] > found.elbo[0] - CLOSE:
-                size = found.mode.shape[-1]
-                warn_of_modes(found.elbo.tolist(), searched.apart(), size)
-        return select(sound, searched.start(start, 0), start)
-
-    def _modes(self, starts: int, key: RandomKey, *args: Any, **kwargs: Any) -> "Modes":
-        """Return where guides of the separate modes of the posterior start, the best one first."""
+    def _modes(
+        self, starts: int, key: RandomKey, *args: Any, **kwargs: Any
+    ) -> tuple[list[dict[str, Array]], LogDensity]:
+        """Return the parameters at the start of a guide of each mode, and the log-density."""
         set_up_key, key = jax.random.split(key)
         if self.prototype_trace is None:
             with handlers.block(), handlers.seed(rng_seed=set_up_key):
@@ -292,55 +271,22 @@ class AutoFlow(AutoContinuous):
         try:
             inner, preconditioner = self._flow.layers
             start = preconditioner.at(self._init_latent, self.init_scale)
-            searched = self._search(start, for_modes(LARGE, starts), key)
+            found = self._search(start, for_modes(LARGE, starts), key)
         finally:
             self._inputs = None
-        if searched is None:
-            return Modes([self._named(inner, start)], None)
-        if len(searched.own) < searched.found.mode.shape[-1]:
+        if found is None:  # sites that are hidden from the guide have no continuous coordinates
             raise ValueError(PARTIAL)
-        bounds = searched.found.elbo.tolist()
-        if not math.isfinite(bounds[0]):
-            warn_of_search("found no Gaussian with a finite evidence lower bound")
-            return Modes([self._named(inner, start)], None)
-        gap = POSSIBLE[0] + POSSIBLE[1] * len(searched.own)
-        chosen = separate(bounds, searched.apart(), gap)
-        begins = [searched.start(start, k) for k in chosen]
-        # The densities of all parts are relative to one reference.
-        free = begins[0].free > 0
-        begins = [replace(b, loc=jnp.where(free, begins[0].loc, b.loc)) for b in begins]
-        return Modes([self._named(inner, b) for b in begins], searched.log_density)
+        return [self._named(inner, begin) for begin in found.modes(start)], found.log_density
 
-    def _search(self, start: Start, budget: Budget, key: RandomKey) -> "Searched | None":
+    def _search(self, start: Start, budget: Budget, key: RandomKey) -> Searched | None:
         """Search for the Gaussians that fit the posterior best, if the model can be followed."""
-        key, start_key, search_key = jax.random.split(key, 3)
+        key, search_key = jax.random.split(key)
         latents = self._latents(key)
         if latents is None:
             return None
-        where = latents.where
-        own = np.concatenate([where[name] for name in self._init_locs])
-        loc = latents.loc.at[own].set(start.loc)
-        whole = _new_start(len(loc)).astype(loc.dtype).at(loc, self.init_scale)
-
-        @jax.jit
-        def searched(whole: Start, start_key: Array, key: Array) -> Found:
-            starts = self._starts(latents, whole.loc, budget, start_key)
-            whole = whole.relative(*latents.free(starts))
-            return search(whole.target(latents.log_density), whole, starts, key, budget)
-
-        found = jax.tree.map(lambda a: a[:MODES], searched(whole, start_key, search_key))
-        return Searched(found, latents, own)
-
-    def _starts(self, latents: Latents, loc: Array, budget: Budget, key: RandomKey) -> Array:
-        """Return the model's own start, the origin, points around it and draws of the prior."""
-        args, kwargs = self._inputs
-        uniform_key, *keys = jax.random.split(key, 1 + budget.prior)
-        shape = (budget.starts - 2, len(loc))
-        points = budget.ranges * jax.random.uniform(uniform_key, shape, loc.dtype, -1.0, 1.0)
-        prior = drawn(self.model, latents.where, jnp.stack(keys), *args, **kwargs)
-        sound = jnp.isfinite(prior).all(1) & jnp.isfinite(lax.map(latents.log_density, prior))
-        prior = jnp.where(sound[:, None], prior, points[-budget.prior :]).astype(loc.dtype)
-        return jnp.stack([loc, jnp.zeros_like(loc), *points[: -budget.prior], *prior])
+        own = np.concatenate([latents.where[name] for name in self._init_locs])
+        loc, scale = start.loc, self.init_scale
+        return searched(self.model, self._inputs, latents, own, loc, scale, budget, search_key)
 
     def _latents(self, key: RandomKey) -> Latents | None:
         args, kwargs = self._inputs
@@ -419,36 +365,3 @@ class AutoFlow(AutoContinuous):
         draws = self.sample_posterior(jax.random.key(0), params, sample_shape=(DRAWS,))
         levels = jnp.asarray(quantiles)
         return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
-
-
-class Searched(NamedTuple):
-    """What a search has found, in the coordinates of all latent numbers of the model."""
-
-    found: Found
-    latents: Latents
-    own: Int[np.ndarray, " D"]  # the coordinates of the guide among them
-
-    def log_density(self, x: Float[Array, " D"]) -> Float[Array, ""]:
-        """Return the log-density of the model in the guide's order of coordinates."""
-        return self.latents.log_density(x[np.argsort(self.own)])
-
-    def apart(self) -> np.ndarray:
-        """Return which of the Gaussians lie at separate modes, as a matrix."""
-        best = jax.tree.map(lambda a: a[0], self.found.gaussian)
-        log_density = best.target(self.latents.log_density)
-        return np.asarray(jax.jit(lambda found: apart(log_density, found))(self.found))
-
-    def start(self, start: Start, k: int) -> Start:
-        """Return the guide's start at one of the Gaussians."""
-        return start.marginal(jax.tree.map(lambda a: a[k], self.found.gaussian), self.own)
-
-
-class Modes(NamedTuple):
-    """Where guides of the modes of a posterior start, and the model's log-density if needed."""
-
-    params: list[dict[str, Array]]
-    log_density: LogDensity | None
-
-
-def _new_start(size: int) -> Start:
-    return Start(size, rank=None if size <= DENSE else 2 * HISTORY)

@@ -27,7 +27,7 @@ class AutoFlowMixture(AutoFlow):
         weights: those of the parts, `(K,)`.
 
     Raises:
-        TypeError: where a transform is asked for.
+        ValueError: where a transform is asked for.
     """
 
     def __init__(self, guide: AutoFlow, weights: np.ndarray) -> None:
@@ -60,10 +60,6 @@ class AutoFlowMixture(AutoFlow):
         """Return the layer that tells of coordinates without a posterior."""
         return self.parts[0]._reference(params)
 
-    def get_base_dist(self) -> NoReturn:
-        """Raise an error: a mixture has no base distribution."""
-        raise TypeError(MIXTURE)
-
     def get_transform(self, params: Params) -> NoReturn:
         """Raise an error: a mixture has no transform."""
-        raise TypeError(MIXTURE)
+        raise ValueError(MIXTURE)

@@ -7,6 +7,7 @@ import pyro
 import torch
 
 from pyroflows.guides import importance
+from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.mixture import AutoFlowMixture
 from pyroflows.guides.model import alone, model_of
 from pyroflows.rng import seeded
@@ -40,8 +41,7 @@ def to_arviz(
     they are not. A guide that is too wide is good in this sense, too, because its draws can be
     weighed; the verdict then says to resample them. The verdict covers only the places where the
     draws are. It cannot detect modes that the guide missed: no draw lands there. If there may be
-    several modes, fit guides from several starts, by `init_loc_fn`, and compare their evidence
-    lower bounds.
+    several modes, `fit_mixture` looks for them.
 
     The draws are independent and form one chain. ArviZ gives no R-hat for it: R-hat compares
     chains, and the chains of one guide agree however wrong the guide is. Use $\hat k$ instead.
@@ -101,7 +101,7 @@ def to_arviz(
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> data = to_arviz(dist.Normal(0.8, 0.55), model, args=(torch.ones(3),))
         >>> data.attrs["verdict"]
-        'k̂ = ...: good; the draws can be used as they are; no draw tells of modes ...'
+        'k̂ = ...: good; the draws can be used as they are; no draw tells of modes that were missed'
         >>> data.log_likelihood["y"].dims
         ('chain', 'draw', 'people')
     """
@@ -121,6 +121,6 @@ def to_arviz(
             index = range(draws) if kept is None else kept
             simulated = importance.simulate(model, inputs, drawn, index)
             predicted = {name: importance.as_array(value) for name, value in simulated.items()}
-    mixed = isinstance(posterior, AutoFlowMixture)
-    options = {"coords": coords, "dims": dims, "host": pyro, "mixed": mixed}
+    single = isinstance(posterior, AutoFlow) and not isinstance(posterior, AutoFlowMixture)
+    options = {"coords": coords, "dims": dims, "host": pyro, "single": single}
     return arviz.collect(arrays, predicted, weights, kept, **options)

@@ -1,16 +1,13 @@
 """A guide of any flow: its start, its parameters and its posterior."""
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
@@ -22,10 +19,8 @@ from pyroflows.distribution import FlowDistribution
 from pyroflows.flows.monotone import monotone
 from pyroflows.guides import store
 from pyroflows.guides.model import (
-    Latents,
     LogDensity,
     alone,
-    drawn,
     latents,
     moving,
     placed,
@@ -33,7 +28,7 @@ from pyroflows.guides.model import (
 )
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.reference import GuideDistribution, Start
-from pyroflows.guides.search import Found, apart, search
+from pyroflows.guides.starts import Searched, new_start, searched
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
 from pyroflows.layers.linear import LowerTriangular
@@ -43,24 +38,17 @@ from pyroflows.transform import TransformModule
 from pyroflows_common.checks import Inputs, as_count
 from pyroflows_common.guides import (
     DRAWS,
-    PARTIAL,
+    NOTHING,
     check_built,
     check_function,
     check_options,
     warn_of_search,
 )
 from pyroflows_common.search import (
-    CLOSE,
     DENSE,
-    HISTORY,
     LARGE,
-    MODES,
-    POSSIBLE,
     SMALL,
-    Budget,
     for_modes,
-    separate,
-    warn_of_modes,
 )
 
 
@@ -218,60 +206,47 @@ class AutoFlow(AutoContinuous):
             flow = self.build(size) if size > 1 else monotone()
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
-        start = _new_start(loc, self.init_scale)
+        start = new_start(loc, self.init_scale)
         transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
         stored = self._is_stored(transform)
         if self._start is not None and not stored:
             self._start(transform)
         found = stored or self._start is not None
-        found = found or (self.init == "search" and self._searched(start, *args, **kwargs))
+        if not found and self.init == "search":
+            result = self._search(start, None, *args, **kwargs)
+            found = result is not None and result.best(start) is start
         if wrong is not None and not found:
             raise wrong
         if not stored:
             self._take_name(transform)
         return transform
 
-    def _searched(self, start: Start, *args: Any, **kwargs: Any) -> bool:
-        """Set the start to the Gaussian that fits the posterior best, if there is one."""
-        searched = self._search(start, None, *args, **kwargs)
-        if searched is None:
-            return False
-        bounds = searched.bounds
-        if len(bounds) > 1 and bounds[1] > bounds[0] - CLOSE:
-            warn_of_modes(bounds, searched.apart(), searched.size)
-        start.marginal(searched.found[0].gaussian, searched.own)
-        return True
-
     def _another(self, name: str) -> "AutoFlow":
         """Return a new guide with the options of this one."""
-        return AutoFlow(self.model, self.build, **self._options(), name=name)
+        other = type(self).__new__(type(self))
+        AutoFlow.__init__(other, self.model, self.build, **self._options(), name=name)
+        return other
 
     def _options(self) -> dict[str, Any]:
         names = ("init_loc_fn", "create_plates", "init", "init_scale", "degrees_of_freedom")
         return {name: getattr(self, name) for name in (*names, "path_gradient", "seed")}
 
-    def _modes(self, starts: int, *args: Any, **kwargs: Any) -> "Modes":
-        """Return where guides of the separate modes of the posterior start, the best one first."""
-        self._set_up(lambda _: None, *args, **kwargs)  # the search is below
+    def _modes(
+        self, starts: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[Start], LogDensity | None]:
+        """Return the start of a guide of each mode, the best mode first.
+
+        The model's log-density comes with them, if the model can be followed.
+        """
+        self._set_up(lambda _: None, *args, **kwargs)  # the search follows
         start = self._modules["transform"].layers[-1]
-        searched = self._search(start, starts, *args, **kwargs)
-        if searched is None:
-            return Modes([start], None)
-        if len(searched.own) < searched.size:
-            raise ValueError(PARTIAL)
-        gap = POSSIBLE[0] + POSSIBLE[1] * searched.size
-        chosen = separate(searched.bounds, searched.apart(), gap)
-        begins = [copy.deepcopy(start) for _ in chosen]
-        with torch.no_grad():
-            for begin, k in zip(begins, chosen, strict=True):
-                begin.marginal(searched.found[k].gaussian, searched.own)
-                # The densities of all parts are relative to one reference.
-                begin.loc.copy_(torch.where(begin.free > 0, begins[0].loc, begin.loc))
-        return Modes(begins, searched.log_density)
+        found = self._search(start, starts, *args, **kwargs)
+        begins = [start] if found is None else found.modes(start)
+        return begins, None if found is None else found.log_density
 
     def _search(
         self, start: Start, starts: int | None, *args: Any, **kwargs: Any
-    ) -> "Searched | None":
+    ) -> Searched | None:
         """Search for the Gaussians that fit the posterior best; None, with a warning, if it fails.
 
         With a number of starts, it is for several modes.
@@ -280,33 +255,16 @@ class AutoFlow(AutoContinuous):
             found = latents(self.model, self.init_loc_fn, *args, **kwargs)
             sites = self.prototype_trace.iter_stochastic_nodes()
             own = torch.cat([found.where[name] for name, _ in sites])
-            loc, budget = found.loc, LARGE if found.batched else SMALL
-            if starts is not None:
-                budget = for_modes(budget, starts)
-            loc[own] = start.loc
-            with torch.enable_grad():
-                points = self._starts(found, loc, budget, *args, **kwargs)
-                whole = _new_start(loc, self.init_scale).relative(*found.free(points))
-                target = whole.target(found.log_density)
-                gaussians = search(target, whole, points, budget)
+            budget = LARGE if found.batched else SMALL
+            budget = budget if starts is None else for_modes(budget, starts)
+            options = start.loc, self.init_scale, budget
+            result = searched(self.model, (args, kwargs), found, own, *options)
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return None
-        if not gaussians:
-            warn_of_search("found no Gaussian with a finite evidence lower bound")
-            return None
-        return Searched(gaussians[:MODES], found, own, target)
-
-    def _starts(
-        self, found: Latents, loc: Tensor, budget: Budget, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Return the model's own start, the origin, points around it and draws of the prior."""
-        uniform = 2.0 * torch.rand(budget.starts - 2, len(loc)) - 1.0
-        points = (torch.as_tensor(budget.ranges) * uniform).to(loc)
-        prior = drawn(self.model, found.where, budget.prior, *args, **kwargs).to(loc)
-        sound = prior.isfinite().all(1) & found.log_density(prior).isfinite()
-        prior = prior.where(sound[:, None], points[-budget.prior :])
-        return torch.stack([loc, torch.zeros_like(loc), *points[: -budget.prior], *prior])
+        if result is None:
+            warn_of_search(NOTHING)
+        return result
 
     def _is_stored(self, transform: TransformModule) -> bool:
         """Return whether Pyro's parameter store has loaded this guide, which needs no search."""
@@ -446,40 +404,6 @@ class AutoFlow(AutoContinuous):
         return result
 
 
-class Searched(NamedTuple):
-    """What a search has found, in the coordinates of all latent numbers of the model."""
-
-    found: list[Found]
-    latents: Latents
-    own: Int[Tensor, " D"]  # the coordinates of the guide among them
-    target: LogDensity  # the log-density with the reference measure
-
-    def log_density(self, x: Float[Tensor, "n D"]) -> Float[Tensor, " n"]:
-        """Return the log-density of the model in the guide's order of coordinates."""
-        return self.latents.log_density(x[:, self.own.argsort()])
-
-    @property
-    def bounds(self) -> list[float]:
-        """The evidence lower bound of each Gaussian, in falling order."""
-        return [one.elbo.item() for one in self.found]
-
-    @property
-    def size(self) -> int:
-        """Number of coordinates."""
-        return len(self.found[0].mode)
-
-    def apart(self) -> np.ndarray:
-        """Return which of the Gaussians lie at separate modes, as a matrix."""
-        return apart(self.target, self.found)
-
-
-class Modes(NamedTuple):
-    """Where guides of the modes of a posterior start, and the model's log-density if needed."""
-
-    starts: list[Start]
-    log_density: LogDensity | None
-
-
 def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
     """Map a function over points, at once if it can be."""
     try:
@@ -487,8 +411,3 @@ def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
     except Exception:  # a model that cannot be batched may raise anything
         results = [function(point) for point in points]
         return tree_map(lambda *parts: torch.stack(parts), *results)
-
-
-def _new_start(loc: Tensor, scale: float) -> Start:
-    rank = None if len(loc) <= DENSE else 2 * HISTORY
-    return Start(len(loc), rank=rank).to(loc).at(loc, scale)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -130,32 +130,58 @@ def fit_guide(
         >>> abs(result.loss) < 0.1
         True
     """
-    rates = as_scales(learning_rate, "learning_rate")
-    steps, seed = as_count(steps, "steps"), as_count(seed, "seed", 0)
-    check_schedule(schedule)
-    factors = [factor(schedule, k, steps) for k in range(steps)]
+    settings = as_settings(steps, learning_rate, schedule, loss, progress)
+    seed = as_count(seed, "seed", 0)
     own, model = model is None, model_of(guide, model, "guide")
     seen = model
     if own:  # the guide may see only a part of its model
         model = without(model, BlockMessenger)
     model = Screened()(model)
     inputs = as_inputs(args, kwargs)
-    if not (loss is None or isinstance(loss, ELBO)):
-        raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
     if draws is not None:
         check_learner(guide, AutoFlow, AutoFlowMixture, loss)
-        settings = {"steps": steps, "schedule": schedule, "progress": progress}
-        found, rate = fit_to_draws(guide, seen, draws, inputs, rates, seed, **settings)
+        rates, options = settings.rates, settings.of_draws()
+        found, rate = fit_to_draws(guide, seen, draws, inputs, rates, seed, **options)
         return GuideFitResult(guide, *outcome(found, rate))
     with seeded(seed):
         if loss is None:
             model, loss = _bound(model, guide, inputs)
+        factors = [factor(schedule, k, settings.steps) for k in range(settings.steps)]
         ascent = _Ascent(model, guide, loss, factors, inputs, seed)
-        best = ascent.best(rates, steps, progress)
+        best = ascent.best(settings.rates, settings.steps, progress)
     ascent.restore(best.state)
     if best.stopped == "not finite":
         best.warn(GRADIENT if np.isfinite(best.losses[-1]) else BOUND + ascent.cause)
     return GuideFitResult(guide, *best[1:])
+
+
+class Settings(NamedTuple):
+    """How a guide is trained, as in `fit_guide`."""
+
+    steps: int
+    rates: list[float]
+    schedule: str | Callable[[int], float] | None
+    loss: ELBO | None
+    progress: bool
+
+    def of_draws(self) -> dict[str, Any]:
+        """Return those of the settings that training on draws takes."""
+        return {"steps": self.steps, "schedule": self.schedule, "progress": self.progress}
+
+
+def as_settings(
+    steps: int,
+    learning_rate: float | Sequence[float],
+    schedule: str | Callable[[int], float] | None,
+    loss: Any,
+    progress: bool,
+) -> Settings:
+    """Check how a guide is to be trained."""
+    check_schedule(schedule)
+    rates, steps = as_scales(learning_rate, "learning_rate"), as_count(steps, "steps")
+    if not (loss is None or isinstance(loss, ELBO)):
+        raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
+    return Settings(steps, rates, schedule, loss, progress)
 
 
 def _bound(model: Model, guide: Model, inputs: Inputs) -> tuple[Model, ELBO]:

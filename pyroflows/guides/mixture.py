@@ -32,7 +32,7 @@ class AutoFlowMixture(AutoFlow):
         name: name of the mixture in Pyro's parameter store.
 
     Raises:
-        TypeError: where a transform is asked for.
+        ValueError: where a transform is asked for.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class AutoFlowMixture(AutoFlow):
         name: str,
     ) -> None:
         super().__init__(guide.model, guide.build, **guide._options(), name=name)
+        self._kind = type(guide)
         self._given = [_Parts(transforms, weights)]  # in a list, as the set-up registers it
 
     def _made(self, wrong: ValueError | None, *args: Any, **kwargs: Any) -> Any:
@@ -55,13 +56,17 @@ class AutoFlowMixture(AutoFlow):
         parts, base = self._registered(), self.get_base_dist()
         return Mixture(parts.weights, [kind(base, [transform]) for transform in parts.layers])
 
+    def get_base_dist(self) -> dist.Distribution:
+        """Return the distribution of z, that of the parts."""
+        return self._kind.get_base_dist(self)
+
     def _reference(self) -> Start:
         """Return the layer that tells of coordinates without a posterior."""
         return self._modules["transform"].layers[0].layers[-1]
 
     def get_transform(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise an error: a mixture has no transform."""
-        raise TypeError(MIXTURE)
+        raise ValueError(MIXTURE)
 
 
 class _Parts(torch.nn.Module):

@@ -8,11 +8,13 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
+import numpyro_flows.guides.fit
+import pyroflows.guides.fit
 from pyroflows_common.mixture import bound_of, weights_of
-from pyroflows_common.search import separate
+from pyroflows_common.search import MODES, separate, warn_of_many
 from tests.wings.conjugate import MEAN, SCALE, Y, conjugate, normal
 from tests.wings.evidence import near
-from tests.wings.hosts import HOSTS, small
+from tests.wings.hosts import HOSTS, gaussian, small
 from tests.wings.targets import log_normal
 
 # Two modes of unlike shapes: shares, locations and deviations.
@@ -37,16 +39,21 @@ def mixed(host, model, degrees_of_freedom=None):
     return host.package.fit_mixture(guide, steps=1, learning_rate=1e-9, progress=False)
 
 
-@functools.cache
-def of_two(name):
-    host = HOSTS[name]
+def two_modes(host):
+    """The model of the two modes, under a wide prior."""
 
     def model():
         wide = host.dist.Normal(host.array(np.zeros(2)), host.array(6.0)).to_event(1)
         x = host.sample("x", wide)
         host.factor("density", two(host.np, x) - wide.log_prob(x))
 
-    return mixed(host, model)
+    return model
+
+
+@functools.cache
+def of_two(name):
+    host = HOSTS[name]
+    return mixed(host, two_modes(host))
 
 
 def params(result):
@@ -80,7 +87,7 @@ def test_what_takes_a_guide_takes_a_mixture(host):
     data = host.to_arviz(result.guide, **options)
     assert data.attrs["pareto_k"] < 0.5
     assert data.attrs["elbo"] == pytest.approx(CONSTANT, abs=0.05)
-    assert "fit_mixture" not in data.attrs["verdict"]
+    assert data.attrs["verdict"].endswith("no draw tells of modes that were missed")
     assert near(host.log_evidence(result.guide, **options), CONSTANT)
     x = data["posterior"]["x"].values[0]
     samples = {"x": x.reshape(2, 500, 2)}
@@ -115,6 +122,37 @@ def test_one_mode_is_left_to_the_guide(host):
     assert params(result) == params(result.parts[0])
     single = host.package.fit_guide(small(host, model, layers=2, **host.named("single")), **options)
     assert result.loss == pytest.approx(single.loss, abs=0.05)
+
+
+def test_an_interruption_is_told(host, monkeypatch):
+    """The modes without a guide are left out."""
+    where = {"pyro": pyroflows.guides.fit, "numpyro": numpyro_flows.guides.fit}[host.name]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where._Ascent, "climb", interrupted)
+    with pytest.warns(UserWarning, match="guides of 1 of 2 modes are in the mixture"):
+        result = mixed(host, two_modes(host))
+    assert result.weights.tolist() == [1.0]
+
+
+def test_a_refusal_leaves_a_guide_as_it_was(host):
+    """Whichever argument is wrong."""
+
+    def pair():
+        host.sample("a", normal(host, 0.0, 1.0))
+        host.sample("b", normal(host, 0.0, 1.0))
+
+    seen = host.block(pair, hide=["b"])
+    guide = small(host, seen)
+    result = host.package.fit_guide(guide, seen, steps=1, progress=False)
+    before = host.quantiles(result, [0.1, 0.9])
+    fit = functools.partial(host.package.fit_mixture, guide, progress=False)
+    for wrong in ({"steps": 0}, {"learning_rate": -1.0}, {"loss": 3}, {"schedule": "flat"}, {}):
+        with pytest.raises((TypeError, ValueError)):
+            fit(**wrong)
+    assert_allclose(host.quantiles(result, [0.1, 0.9])["a"], before["a"])
 
 
 def test_sites_without_a_posterior(host):
@@ -153,10 +191,12 @@ def test_supports_that_move(host):
 def test_a_mixture_has_no_transform(host):
     result = of_two(host.name)
     wanted = [params(result)] if host.name == "numpyro" else []
-    with pytest.raises(TypeError, match="a mixture of guides has no transform"):
+    with pytest.raises(ValueError, match="a mixture of guides has no transform"):
         result.guide.get_transform(*wanted)
+    with pytest.raises(ValueError, match="a mixture of guides has no transform"):
+        host.reparams.NeuTraReparam(result.guide, *wanted).reparam(two_modes(host))()
     draws = {"x": np.random.default_rng(0).normal(size=(100, 2))}
-    with pytest.raises(TypeError, match="a mixture of guides has no transform"):
+    with pytest.raises(ValueError, match="a mixture of guides has no transform"):
         host.package.fit_guide(result.guide, draws=draws)
 
 
@@ -170,6 +210,11 @@ def test_guides_that_cannot_be_mixed(host):
         host.sample("a", normal(host, 0.0, 1.0))
         host.sample("b", normal(host, 0.0, 1.0))
 
+    def partly():
+        x = host.sample("x", normal(host, 0.0, 3.0))
+        with host.plate("rows", 6, subsample_size=2):
+            host.sample("y", host.dist.Normal(x**2, 0.5), obs=host.array([4.0, 4.1]))
+
     fit = functools.partial(host.package.fit_mixture, steps=1, progress=False)
     with pytest.raises(TypeError, match="`guide` is a AutoNormal, expected an AutoFlow"):
         fit(host.guides.AutoNormal(pair))
@@ -177,16 +222,21 @@ def test_guides_that_cannot_be_mixed(host):
         fit(of_two(host.name).guide)
     with pytest.raises(ValueError, match="`starts` is 3"):
         fit(small(host, pair), starts=3)
-    with pytest.raises(ValueError, match=r"`model` has the parameters \['scale'\]"):
+    with pytest.raises(ValueError, match=r"the model has the parameters \['scale'\]"):
         fit(small(host, learning))
     with pytest.raises(ValueError, match="`guide` draws a part of the model's latent sites only"):
         fit(small(host, host.block(pair, hide=["b"])))
+    with pytest.raises(ValueError, match="the model takes a part of its data"):
+        fit(small(host, partly))
 
 
 def test_the_verdict_on_a_single_guide_names_what_looks_for_more(host):
-    data = host.to_arviz(
-        normal(host, MEAN, SCALE), conjugate(host), args=(host.array(Y),), draws=100
-    )
+    args = (host.array(Y),)
+    data = host.to_arviz(normal(host, MEAN, SCALE), conjugate(host), args=args, draws=100)
+    assert data.attrs["verdict"].endswith("modes that were missed")
+    fitted = gaussian(host, conjugate(host), *args)
+    options = {"args": args, "params": getattr(fitted, "params", None), "draws": 100}
+    data = host.to_arviz(fitted.guide, **options)
     assert data.attrs["verdict"].endswith("missed: fit_mixture looks for them")
 
 
@@ -241,6 +291,23 @@ def test_uncertain_weights_are_told():
     assert weights[1] > 0.0
     log_p[0, 7] -= 23.0  # worth a thousand others, of which a few dozen count
     assert_allclose(weights_of(log_p, log_q), 0.5, atol=0.05)
+
+
+def test_draws_without_a_density():
+    """They count for no part, and the others as ever."""
+    x = np.random.default_rng(0).normal(size=(3, 1000)) + np.array([0.0, 20.0, 40.0])[:, None]
+    log_p, log_q = densities(x, (0.6, 0.4), (0.0, 20.0))[0], densities(x, (1,) * 3, (0, 20, 40))[1]
+    log_p[0, :5], log_p[1, :5], log_p[2] = -np.inf, np.nan, -np.inf
+    log_q[..., 2] = np.nan
+    weights = weights_of(log_p, log_q)
+    assert_allclose(weights, [0.6, 0.4, 0.0], atol=0.03)
+    assert bound_of(weights, log_p, log_q) == pytest.approx(0.0, abs=0.01)
+
+
+def test_as_many_modes_as_are_kept():
+    with pytest.warns(UserWarning, match=f"found {MODES} modes, and keeps no more"):
+        warn_of_many(MODES)
+    warn_of_many(MODES - 1)
 
 
 def test_which_modes_are_separate():
