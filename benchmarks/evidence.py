@@ -17,22 +17,18 @@ import argparse
 import datetime
 import functools
 import importlib.metadata
-import json
 import math
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from pine import DENSITY, EXACT, PRIOR, RESIN_ADJUSTED, STRENGTH
+from records import Records, when
 from scipy import stats
 
-RESULTS = Path(__file__).with_suffix(".json")
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-START, END = "<!-- evidence: start -->", "<!-- evidence: end -->"
 PACKAGES = {"numpyro": ("numpyro", "jax", "arviz"), "pyro": ("pyro-ppl", "torch", "arviz")}
 CHAINS, DRAWS = 2, 1000  # of NUTS
 
@@ -137,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print, but keep and write nothing")
     options = parser.parse_args()
+    records = Records(__file__, list(TARGETS))
     for name, value in EXACT.items():  # the published values are those of these data
         assert abs(TARGETS[name].model.exact - value) < 1e-3
     for wing in options.wing:
@@ -146,8 +143,8 @@ def main() -> None:
                 run = measured(wing, name, options)
             print(run, flush=True)
             if not options.dry:
-                keep(run)
-                write(kept())
+                records.keep(run)
+                records.write(about, table, nested)
 
 
 def measured(wing: str, name: str, options: Any) -> dict[str, Any]:
@@ -239,38 +236,9 @@ def in_pyro(target: Target, steps: int, seed: int) -> tuple[Any, Any]:
     return estimate, sampled
 
 
-def kept() -> list[dict[str, Any]]:
-    """Return all that has been measured."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def keep(run: dict[str, Any]) -> None:
-    """Store a run in place of an earlier one of the same target."""
-    others = [r for r in kept() if (r["wing"], r["target"]) != (run["wing"], run["target"])]
-    order = list(TARGETS)
-    runs = sorted([*others, run], key=lambda r: (r["wing"], order.index(r["target"])))
-    RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
-
-
-def write(runs: list[dict[str, Any]]) -> None:
-    """Write the tables into the page."""
-    before, _, rest = PAGE.read_text().partition(START)
-    after = rest.partition(END)[2]
-    parts = []
-    for wing, title in (("numpyro", "NumPyro"), ("pyro", "Pyro")):
-        own = [run for run in runs if run["wing"] == wing]
-        if own:
-            parts += [f"### {title}", about(own), table(own), nested(own)]
-    PAGE.write_text(f"{before}{START}\n\n" + "\n\n".join(filter(None, parts)) + f"\n\n{END}{after}")
-
-
 def about(runs: list[dict[str, Any]]) -> str:
     """Return when and with what the runs were made."""
-    versions = ", ".join(
-        f"{package} {version}" for package, version in runs[-1]["versions"].items()
-    )
-    dates = " to ".join(sorted({min(r["date"] for r in runs), max(r["date"] for r in runs)}))
-    return f"Measured on {dates} with {versions}."
+    return f"{when(runs)}."
 
 
 def table(runs: list[dict[str, Any]]) -> str:

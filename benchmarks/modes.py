@@ -15,19 +15,15 @@ for the time that the search for more takes.
 import argparse
 import datetime
 import importlib.metadata
-import json
 import math
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import Records, when
 from scipy import stats
 
-RESULTS = Path(__file__).with_suffix(".json")
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-START, END = "<!-- modes: start -->", "<!-- modes: end -->"
 PACKAGES = {"numpyro": ("numpyro", "jax", "arviz"), "pyro": ("pyro-ppl", "torch", "arviz")}
 DRAWS = 10_000
 
@@ -270,6 +266,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--dry", action="store_true", help="print, but keep and write nothing")
     options = parser.parse_args()
+    records = Records(__file__, list(TARGETS))
     for wing in options.wing:
         for name in options.only:
             with warnings.catch_warnings():
@@ -277,8 +274,8 @@ def main() -> None:
                 run = measured(wing, name, options)
             print(run, flush=True)
             if not options.dry:
-                keep(run)
-                write(kept())
+                records.keep(run)
+                records.write(about, table, ratio)
 
 
 def measured(wing: str, name: str, options: Any) -> dict[str, Any]:
@@ -319,38 +316,9 @@ def measured(wing: str, name: str, options: Any) -> dict[str, Any]:
     return run
 
 
-def kept() -> list[dict[str, Any]]:
-    """Return all that has been measured."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-
-
-def keep(run: dict[str, Any]) -> None:
-    """Store a run in place of an earlier one of the same target."""
-    others = [r for r in kept() if (r["wing"], r["target"]) != (run["wing"], run["target"])]
-    order = list(TARGETS)
-    runs = sorted([*others, run], key=lambda r: (r["wing"], order.index(r["target"])))
-    RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
-
-
-def write(runs: list[dict[str, Any]]) -> None:
-    """Write the tables into the page."""
-    before, _, rest = PAGE.read_text().partition(START)
-    after = rest.partition(END)[2]
-    parts = []
-    for wing, title in (("numpyro", "NumPyro"), ("pyro", "Pyro")):
-        own = [run for run in runs if run["wing"] == wing]
-        if own:
-            parts += [f"### {title}", about(own), table(own), ratio(own)]
-    PAGE.write_text(f"{before}{START}\n\n" + "\n\n".join(filter(None, parts)) + f"\n\n{END}{after}")
-
-
 def about(runs: list[dict[str, Any]]) -> str:
     """Return when and with what the runs were made."""
-    versions = ", ".join(
-        f"{package} {version}" for package, version in runs[-1]["versions"].items()
-    )
-    dates = " to ".join(sorted({min(r["date"] for r in runs), max(r["date"] for r in runs)}))
-    return f"Measured on {dates} with {versions}, {runs[-1]['steps']} steps for each mode."
+    return f"{when(runs)}, {runs[-1]['steps']} steps for each mode."
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -3,13 +3,14 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyroflows_common.checks import as_count, as_scales
 from pyroflows_common.progress import bar
-from pyroflows_common.schedule import SHORTEST, mean_loss, stretches
+from pyroflows_common.schedule import SHORTEST, check_schedule, mean_loss, stretches
 
 # Draws of the guide at each step, by default.
 PARTICLES = 16
@@ -21,6 +22,36 @@ GRADIENT = (
     "in a branch that `where` or a mask leaves out, which still passes its gradient on: put a "
     "finite value in its place before the model computes with it)"
 )
+
+
+class Settings(NamedTuple):
+    """How a guide is trained, as in `fit_guide`."""
+
+    steps: int
+    rates: list[float]
+    schedule: str | Callable[[int], float] | None
+    loss: Any
+    progress: bool
+
+    def of_draws(self) -> dict[str, Any]:
+        """Return those of the settings that training on draws takes."""
+        return {"steps": self.steps, "schedule": self.schedule, "progress": self.progress}
+
+
+def as_settings(
+    steps: int,
+    learning_rate: float | Sequence[float],
+    schedule: str | Callable[[int], float] | None,
+    loss: Any,
+    progress: bool,
+    kind: type,
+) -> Settings:
+    """Check how a guide is to be trained, with a loss of one of the host's kinds."""
+    rates, steps = as_scales(learning_rate, "learning_rate"), as_count(steps, "steps")
+    check_schedule(schedule)
+    if not (loss is None or isinstance(loss, kind)):
+        raise TypeError(f"`loss` is {loss!r}, expected one of the host's, such as Trace_ELBO()")
+    return Settings(steps, rates, schedule, loss, progress)
 
 
 class Run(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,10 +24,10 @@ from numpyro_flows.guides.importance import as_params
 from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import RandomKey, check_key
-from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
-from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
+from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent, Settings, as_settings
+from pyroflows_common.checks import Inputs, as_inputs
 from pyroflows_common.guides import check_learner, model_of, outcome
-from pyroflows_common.schedule import check_schedule, factor
+from pyroflows_common.schedule import factor
 
 Model = Callable[..., Any]  # or a guide
 
@@ -128,7 +128,7 @@ def fit_guide(
         >>> abs(result.loss) < 0.1
         True
     """
-    settings = as_settings(steps, learning_rate, schedule, loss, progress)
+    settings = as_settings(steps, learning_rate, schedule, loss, progress, ELBO)
     inputs = as_inputs(args, kwargs)
     key = jax.random.key(0) if key is None else key
     check_key(key)
@@ -140,35 +140,6 @@ def fit_guide(
     rates, options = settings.rates, settings.of_draws()
     learned, found, rate = fit_to_draws(guide, draws, params, inputs, rates, key, **options)
     return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate))
-
-
-class Settings(NamedTuple):
-    """How a guide is trained, as in `fit_guide`."""
-
-    steps: int
-    rates: list[float]
-    schedule: str | Callable[[int], float] | None
-    loss: ELBO | None
-    progress: bool
-
-    def of_draws(self) -> dict[str, Any]:
-        """Return those of the settings that training on draws takes."""
-        return {"steps": self.steps, "schedule": self.schedule, "progress": self.progress}
-
-
-def as_settings(
-    steps: int,
-    learning_rate: float | Sequence[float],
-    schedule: str | Callable[[int], float] | None,
-    loss: Any,
-    progress: bool,
-) -> Settings:
-    """Check how a guide is to be trained."""
-    check_schedule(schedule)
-    rates, steps = as_scales(learning_rate, "learning_rate"), as_count(steps, "steps")
-    if not (loss is None or isinstance(loss, ELBO)):
-        raise TypeError(f"`loss` is {loss!r}, expected one of NumPyro's, such as Trace_ELBO()")
-    return Settings(steps, rates, schedule, loss, progress)
 
 
 def fit_from(

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from numpyro import handlers
+from numpyro.infer.elbo import ELBO
 
 from numpyro_flows.guides.autoflow import AutoFlow
-from numpyro_flows.guides.fit import GuideFitResult, as_settings, fit_from
+from numpyro_flows.guides.fit import GuideFitResult, fit_from
 from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.guides.model import LogDensity
 from numpyro_flows.rng import RandomKey, check_key
+from pyroflows_common.ascent import as_settings
 from pyroflows_common.checks import as_count, as_inputs
 from pyroflows_common.guides import check_mixable, check_parameters, warn_of_interruption
 from pyroflows_common.mixture import BLOCK, DRAWS, bound_of, weights_of
@@ -111,7 +113,7 @@ def fit_mixture(
     """
     check_mixable(guide, AutoFlow, AutoFlowMixture)
     starts = as_count(starts, "starts", 4)
-    settings = as_settings(steps, learning_rate, schedule, loss, progress)
+    settings = as_settings(steps, learning_rate, schedule, loss, progress, ELBO)
     inputs = as_inputs(args, kwargs)
     key = jax.random.key(0) if key is None else key
     check_key(key)

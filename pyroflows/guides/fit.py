@@ -4,7 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro
@@ -28,10 +28,10 @@ from pyroflows.guides.model import (
     without,
 )
 from pyroflows.rng import seeded
-from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent
-from pyroflows_common.checks import Inputs, as_count, as_inputs, as_scales
+from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent, as_settings
+from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.guides import check_learner, outcome
-from pyroflows_common.schedule import check_schedule, factor
+from pyroflows_common.schedule import factor
 
 Model = Callable[..., Any]  # or a guide
 
@@ -130,7 +130,7 @@ def fit_guide(
         >>> abs(result.loss) < 0.1
         True
     """
-    settings = as_settings(steps, learning_rate, schedule, loss, progress)
+    settings = as_settings(steps, learning_rate, schedule, loss, progress, ELBO)
     seed = as_count(seed, "seed", 0)
     own, model = model is None, model_of(guide, model, "guide")
     seen = model
@@ -153,35 +153,6 @@ def fit_guide(
     if best.stopped == "not finite":
         best.warn(GRADIENT if np.isfinite(best.losses[-1]) else BOUND + ascent.cause)
     return GuideFitResult(guide, *best[1:])
-
-
-class Settings(NamedTuple):
-    """How a guide is trained, as in `fit_guide`."""
-
-    steps: int
-    rates: list[float]
-    schedule: str | Callable[[int], float] | None
-    loss: ELBO | None
-    progress: bool
-
-    def of_draws(self) -> dict[str, Any]:
-        """Return those of the settings that training on draws takes."""
-        return {"steps": self.steps, "schedule": self.schedule, "progress": self.progress}
-
-
-def as_settings(
-    steps: int,
-    learning_rate: float | Sequence[float],
-    schedule: str | Callable[[int], float] | None,
-    loss: Any,
-    progress: bool,
-) -> Settings:
-    """Check how a guide is to be trained."""
-    check_schedule(schedule)
-    rates, steps = as_scales(learning_rate, "learning_rate"), as_count(steps, "steps")
-    if not (loss is None or isinstance(loss, ELBO)):
-        raise TypeError(f"`loss` is {loss!r}, expected one of Pyro's, such as Trace_ELBO()")
-    return Settings(steps, rates, schedule, loss, progress)
 
 
 def _bound(model: Model, guide: Model, inputs: Inputs) -> tuple[Model, ELBO]:

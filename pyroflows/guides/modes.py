@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.infer import ELBO
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine import Trace
 from pyro.poutine.block_messenger import BlockMessenger
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from pyroflows.guides import store
 from pyroflows.guides.autoflow import AutoFlow
-from pyroflows.guides.fit import GuideFitResult, as_settings, fit_guide
+from pyroflows.guides.fit import GuideFitResult, fit_guide
 from pyroflows.guides.mixture import AutoFlowMixture
 from pyroflows.guides.model import LogDensity, alone, latent_sites, without
 from pyroflows.guides.reference import GuideDistribution, Start
 from pyroflows.rng import seeded
 from pyroflows.transform import TransformModule
+from pyroflows_common.ascent import as_settings
 from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.guides import (
     PARTIAL,
@@ -122,7 +124,7 @@ def fit_mixture(
     """
     check_mixable(guide, AutoFlow, AutoFlowMixture)
     starts, seed = as_count(starts, "starts", 4), as_count(seed, "seed", 0)
-    settings = as_settings(steps, learning_rate, schedule, loss, progress)
+    settings = as_settings(steps, learning_rate, schedule, loss, progress, ELBO)
     inputs = as_inputs(args, kwargs)
     with seeded(seed):
         _check_model(guide, inputs)
