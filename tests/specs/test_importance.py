@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from pyroflows_common import verdict
+from pyroflows_common.arviz import ArviZ
 from tests.wings.conjugate import (
     EVIDENCE,
     MEAN,
@@ -153,6 +154,16 @@ def test_verdicts(k, ess, lost, resampled, text):
     weights = verdict.Weights(ratio, np.zeros(1000), k, ess)
     found = verdict.verdict(weights, resampled)
     assert re.match(text, found), found
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_step_is_no_tail(seed):
+    """Two parts of a mixture that are nearly perfect, one a hair better than the other."""
+    rng = np.random.default_rng(seed)
+    ratio = np.where(rng.uniform(size=1000) < 0.1, 0.008, 0.0) + 1e-3 * rng.normal(size=1000)
+    weights = verdict.weigh(ArviZ().smooth, ratio, np.zeros(1000))
+    assert weights.trusted
+    assert weights.ess == pytest.approx(1000)
 
 
 def test_draws_outside_of_the_support_have_no_weight(host):
