@@ -34,9 +34,9 @@ def weights_of(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
     References:
         Cappé, Douc, Guillin, Marin and Robert, "Adaptive importance sampling in general mixture
-        classes" (Statistics and Computing 2008), equation 12, with the ratios of Veach and Guibas,
-        "Optimally combining sampling techniques" (SIGGRAPH 1995), section 3, truncated as in
-        Ionides, "Truncated importance sampling" (JCGS 2008), section 2.
+        classes" (Statistics and Computing 2008), for the update of the weights; Veach and Guibas,
+        "Optimally combining sampling techniques" (SIGGRAPH 1995), for ratios to the mixture of all
+        parts; Ionides, "Truncated importance sampling" (JCGS 2008), for their largest value.
     """
     count = log_q.shape[-1]
     log_q = _known(log_q).reshape(-1, count)
