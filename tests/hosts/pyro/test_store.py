@@ -57,7 +57,7 @@ def test_an_interrupted_set_up_starts_again(monkeypatch):
 
     guide = small()
     with monkeypatch.context() as patch:
-        patch.setattr("pyroflows.guides.autoflow.search", interrupted)
+        patch.setattr("pyroflows.guides.autoflow.searched", interrupted)
         with pytest.raises(KeyboardInterrupt):
             guide()
     guide()
