@@ -19,7 +19,7 @@ from pyroflows.guides import store
 from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.fit import GuideFitResult, fit_guide
 from pyroflows.guides.mixture import AutoFlowMixture
-from pyroflows.guides.model import LogDensity, alone, latent_sites, without
+from pyroflows.guides.model import LogDensity, alone, latent_sites, plates, without
 from pyroflows.guides.reference import GuideDistribution, Start
 from pyroflows.rng import seeded
 from pyroflows.transform import TransformModule
@@ -27,6 +27,7 @@ from pyroflows_common.ascent import as_settings
 from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.guides import (
     PARTIAL,
+    SUBSAMPLED,
     check_mixable,
     check_parameters,
     model_of,
@@ -170,9 +171,9 @@ def _begin(flow: TransformModule, start: Start) -> None:
 
 
 def _check_model(guide: AutoFlow, inputs: Inputs) -> None:
-    """Check that the guide draws all latent sites of its model, and that it has no parameters.
+    """Check that the guide draws all latent sites of its model, of all data, without parameters.
 
-    Those that the guide leaves out and that can be summed out do not matter.
+    Sites that the guide leaves out and that can be summed out do not matter.
     """
     args, kwargs = inputs
     model = model_of(guide, None, "guide")
@@ -187,6 +188,8 @@ def _check_model(guide: AutoFlow, inputs: Inputs) -> None:
         seen = latent_sites(traced(model))
         trace = traced(without(model, InitMessenger, BlockMessenger))
     check_parameters(name for name, site in trace.nodes.items() if site["type"] == "param")
+    if any(frame.size != frame.full_size for frame in plates(trace)):
+        raise ValueError(SUBSAMPLED)
     for name, site in latent_sites(trace).items():
         discrete = site["fn"].support.is_discrete
         if not site["fn"].has_enumerate_support if discrete else name not in seen:

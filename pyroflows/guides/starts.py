@@ -13,7 +13,6 @@ from pyroflows.guides.model import Latents, LogDensity, drawn
 from pyroflows.guides.reference import Start
 from pyroflows.guides.search import Found, apart, search
 from pyroflows_common.checks import Inputs
-from pyroflows_common.guides import PARTIAL, SUBSAMPLED
 from pyroflows_common.search import (
     CLOSE,
     DENSE,
@@ -44,16 +43,7 @@ class Searched(NamedTuple):
 
     @torch.no_grad()
     def modes(self, start: Start) -> list[Start]:
-        """Return a Gaussian for each separate mode, the best one first.
-
-        Raises:
-            ValueError: if the guide draws only a part of the sites, or if the model takes a part of
-                its data.
-        """
-        if len(self.own) < self._size:
-            raise ValueError(PARTIAL)
-        if self.latents.subsampled:
-            raise ValueError(SUBSAMPLED)
+        """Return a Gaussian for each separate mode, the best one first."""
         gap = POSSIBLE[0] + POSSIBLE[1] * self._size
         chosen = separate(self._bounds, self._apart(), gap)
         warn_of_many(len(chosen))

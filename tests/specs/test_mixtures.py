@@ -137,22 +137,39 @@ def test_an_interruption_is_told(host, monkeypatch):
     assert result.weights.tolist() == [1.0]
 
 
-def test_a_refusal_leaves_a_guide_as_it_was(host):
-    """Whichever argument is wrong."""
+def partly(host):
+    """A model of a part of its data."""
 
-    def pair():
-        host.sample("a", normal(host, 0.0, 1.0))
-        host.sample("b", normal(host, 0.0, 1.0))
+    def model():
+        x = host.sample("x", normal(host, 0.0, 3.0))
+        with host.plate("rows", 6, subsample_size=2):
+            host.sample("y", host.dist.Normal(x**2, 0.5), obs=host.array([4.0, 4.1]))
 
-    seen = host.block(pair, hide=["b"])
-    guide = small(host, seen)
-    result = host.package.fit_guide(guide, seen, steps=1, progress=False)
+    return model
+
+
+def blocked(host):
+    """A model of which a site is hidden."""
+
+    def model():
+        host.sample("x", normal(host, 0.0, 1.0))
+        host.sample("other", normal(host, 0.0, 1.0))
+
+    return host.block(model, hide=["other"])
+
+
+@pytest.mark.parametrize("make", [blocked, partly])
+def test_a_refusal_leaves_a_guide_as_it_was(host, make):
+    """Whatever is wrong, an argument or the model."""
+    model = make(host)
+    guide = small(host, model, init="location")
+    result = host.package.fit_guide(guide, model, steps=1, progress=False)
     before = host.quantiles(result, [0.1, 0.9])
     fit = functools.partial(host.package.fit_mixture, guide, progress=False)
     for wrong in ({"steps": 0}, {"learning_rate": -1.0}, {"loss": 3}, {"schedule": "flat"}, {}):
         with pytest.raises((TypeError, ValueError)):
             fit(**wrong)
-    assert_allclose(host.quantiles(result, [0.1, 0.9])["a"], before["a"])
+    assert_allclose(host.quantiles(result, [0.1, 0.9])["x"], before["x"])
 
 
 def test_sites_without_a_posterior(host):
@@ -210,11 +227,6 @@ def test_guides_that_cannot_be_mixed(host):
         host.sample("a", normal(host, 0.0, 1.0))
         host.sample("b", normal(host, 0.0, 1.0))
 
-    def partly():
-        x = host.sample("x", normal(host, 0.0, 3.0))
-        with host.plate("rows", 6, subsample_size=2):
-            host.sample("y", host.dist.Normal(x**2, 0.5), obs=host.array([4.0, 4.1]))
-
     fit = functools.partial(host.package.fit_mixture, steps=1, progress=False)
     with pytest.raises(TypeError, match="`guide` is a AutoNormal, expected an AutoFlow"):
         fit(host.guides.AutoNormal(pair))
@@ -227,7 +239,7 @@ def test_guides_that_cannot_be_mixed(host):
     with pytest.raises(ValueError, match="`guide` draws a part of the model's latent sites only"):
         fit(small(host, host.block(pair, hide=["b"])))
     with pytest.raises(ValueError, match="the model takes a part of its data"):
-        fit(small(host, partly))
+        fit(small(host, partly(host)))
 
 
 def test_the_verdict_on_a_single_guide_names_what_looks_for_more(host):
