@@ -18,7 +18,7 @@ from numpyro.distributions.transforms import Transform, _InverseTransform
 from numpyro_flows.inputs import Contexts, Events, as_context, check_event, check_finite
 from numpyro_flows.networks import DataDependent
 from numpyro_flows.support import check_support
-from numpyro_flows.tree import Module, dtype_of, fields, frozen, named, nodes, replace, restored
+from numpyro_flows.tree import Module, as_dtype, dtype_of, fields, frozen, named, nodes, replace, restored
 from pyroflows_common.checks import as_count, as_event_shape, check_shape, joint_batch
 from pyroflows_common.recipe import Recipe
 
@@ -346,7 +346,7 @@ class TransformModule(eqx.Module, _HostTransform):
 
     def astype(self: Module, dtype: DTypeLike) -> Module:
         """Return the flow with its floating-point arrays in another dtype."""
-        return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, self)
+        return as_dtype(self, dtype)
 
 
 def has_penalty(node: object) -> bool:

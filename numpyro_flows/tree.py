@@ -30,6 +30,11 @@ def fields(module: eqx.Module, static: bool = False) -> dict[str, Any]:
     return {field.name: getattr(module, field.name) for field in chosen}
 
 
+def as_dtype(module: Module, dtype: DTypeLike) -> Module:
+    """Return a module with its floating-point arrays in another dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, module)
+
+
 def select(condition: Array, a: Tree, b: Tree) -> Tree:
     """Return the tree `a` if a condition holds, and `b` otherwise."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

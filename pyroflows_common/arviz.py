@@ -10,7 +10,7 @@ import numpy as np
 
 from pyroflows_common.evidence import weighed
 from pyroflows_common.sites import Draws, dim_names
-from pyroflows_common.verdict import Weights, verdict
+from pyroflows_common.verdict import Weights, verdict, weigh
 
 
 class ArviZ:
@@ -100,8 +100,10 @@ class ArviZ:
             "log_evidence": evidence.value,
             "log_evidence_error": evidence.error,
             "importance_ess": weights.ess,
-            "verdict": verdict(weights, kept is not None, single),
+            "verdict": verdict(weights, kept is not None, single, drawn.joint is not None),
         }
+        if drawn.joint is not None:
+            attrs["pareto_k_joint"] = weigh(self.smooth, drawn.joint, 0.0).pareto_k
         # Neither NetCDF nor xarray's trees allow a slash in a name.
         groups = {
             group: {name.replace("/", "."): array for name, array in arrays.items()}

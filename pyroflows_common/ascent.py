@@ -10,10 +10,20 @@ import numpy as np
 
 from pyroflows_common.checks import as_count, as_scales
 from pyroflows_common.progress import bar
-from pyroflows_common.schedule import SHORTEST, check_schedule, mean_loss, stretches
+from pyroflows_common.schedule import (
+    SHORTEST,
+    check_schedule,
+    mean_loss,
+    standard_error,
+    stretches,
+)
 
 # Draws of the guide at each step, by default.
 PARTICLES = 16
+
+# A stretch counts as no worse than the best one up to so many standard errors: the later it is, the
+# less its parameters are those of a lucky draw.
+EQUAL = 2.0
 
 # Why a run ends early.
 BOUND = "the evidence lower bound was not finite"
@@ -129,6 +139,7 @@ class Ascent(ABC):
     def _run(self, rate: float, steps: int, shown: Any) -> Run:
         self.begin()
         best, loss, losses, stopped = self.state_now(), math.inf, [np.array([])], "steps"
+        lowest, doubt = math.inf, 0.0
         for length in stretches(steps):
             before, skipped = self.state_now(), self.skipped
             parts: list[np.ndarray] = []
@@ -141,8 +152,11 @@ class Ascent(ABC):
             stretch = np.concatenate(parts) if parts else np.array([])
             losses.append(stretch)
             mean = mean_loss(stretch) if len(stretch) >= min(length, SHORTEST) else math.inf
-            if mean < loss:
+            error = standard_error(stretch)
+            if mean < lowest + EQUAL * math.hypot(error, doubt):
                 best, loss = self.state_now(), mean
+            if mean < lowest:
+                lowest, doubt = mean, error
             if stopped != "steps":
                 break
             taken = length - (self.skipped - skipped)

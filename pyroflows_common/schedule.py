@@ -42,3 +42,9 @@ def mean_loss(losses: np.ndarray) -> float:
     """Return the mean of the finite losses; infinity if most are not finite."""
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if 2 * len(finite) > len(losses) else math.inf
+
+
+def standard_error(losses: np.ndarray) -> float:
+    """Return the standard error of the mean of the finite losses."""
+    finite = losses[np.isfinite(losses)]
+    return float(finite.std() / math.sqrt(len(finite))) if len(finite) else 0.0

@@ -19,7 +19,8 @@ class Sites(NamedTuple):
 class Draws(NamedTuple, Generic[Array]):
     """Draws of a guide, and what the model makes of them.
 
-    The first dimension of each array is that of the draws, except in `observed`.
+    The first dimension of each array is that of the draws, except in `observed`. Of a guide with
+    local sites, `log_p` minus `log_q` is the log ratio of the global ones, and `joint` that of all.
     """
 
     sites: Sites
@@ -29,6 +30,7 @@ class Draws(NamedTuple, Generic[Array]):
     log_p: Array
     log_likelihood: dict[str, Array]
     deterministic: dict[str, Array]
+    joint: Array | None = None
 
     def as_numpy(self, convert: Callable[[Array], np.ndarray]) -> "Draws[np.ndarray]":
         """Return the same draws with each array converted."""
@@ -44,6 +46,7 @@ class Draws(NamedTuple, Generic[Array]):
             convert(self.log_p),
             each(self.log_likelihood),
             each(self.deterministic),
+            None if self.joint is None else convert(self.joint),
         )
 
 

@@ -49,7 +49,9 @@ class Weights(NamedTuple):
 
 
 def weigh(
-    smooth: Callable[[np.ndarray], tuple[np.ndarray, float]], log_p: np.ndarray, log_q: np.ndarray
+    smooth: Callable[[np.ndarray], tuple[np.ndarray, float]],
+    log_p: np.ndarray,
+    log_q: np.ndarray | float,
 ) -> Weights:
     """Weigh draws by their densities in model and guide.
 
@@ -70,13 +72,16 @@ def weigh(
     return Weights(ratio, log_weight, k, float(1 / np.exp(2 * log_weight).sum()))
 
 
-def verdict(weights: Weights, resampled: bool, single: bool = False) -> str:
+def verdict(
+    weights: Weights, resampled: bool, single: bool = False, local: bool = False
+) -> str:
     """Say in one line whether the draws can be trusted.
 
     Args:
         weights: importance weights of draws.
         resampled: whether the draws are resampled by them.
         single: whether the guide is one that `fit_mixture` takes.
+        local: whether the weights are those of the global sites, and local ones are weighed apart.
     """
     draws, k, limit = len(weights.ratio), weights.pareto_k, weights.limit
     digits = 2 if f"{k:.2f}" != f"{limit:.2f}" else 4  # enough to tell the two apart
@@ -100,7 +105,7 @@ def verdict(weights: Weights, resampled: bool, single: bool = False) -> str:
         text += f"; {weights.lost} of {draws} draws have no finite ratio and no weight"
     if weights.trusted:
         text += f"; {UNSEEN}{SEEKER if single else ''}"
-    return f"k̂ = {k:.{digits}f}: {text}"
+    return f"k̂ = {k:.{digits}f}{' of the global sites' if local else ''}: {text}"
 
 
 def resample(log_weight: np.ndarray, start: float) -> np.ndarray:

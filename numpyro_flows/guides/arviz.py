@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import numpyro
 
-from numpyro_flows.guides import importance
+from numpyro_flows.guides import importance, row_weights
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.mixture import AutoFlowMixture
 from numpyro_flows.rng import RandomKey, check_key
@@ -118,7 +118,7 @@ def to_arviz(
     params = importance.as_params(params)
     inputs = as_inputs(args, kwargs)
     draw_key, resample_key, predict_key = jax.random.split(key, 3)
-    drawn = importance.draw(posterior, model, params, inputs, draws, draw_key)
+    drawn = row_weights.draw(posterior, model, params, inputs, draws, draw_key)
     weights = verdict.weigh(arviz.smooth, drawn.log_p, drawn.log_q)
     kept, predicted = None, {}
     if resample:

@@ -1,7 +1,8 @@
 """A guide of any flow: its start, its parameters and its posterior."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,9 +22,12 @@ from numpyro.infer.util import constrain_fn
 
 from numpyro_flows.distribution import FlowDistribution
 from numpyro_flows.flows.monotone import monotone
+from numpyro_flows.guides.groups import Encoding, Groups
+from numpyro_flows.guides.local import LocalFlow
 from numpyro_flows.guides.model import (
     Latents,
     LogDensity,
+    Trace,
     latents,
     moving,
     placed,
@@ -32,6 +36,7 @@ from numpyro_flows.guides.model import (
 )
 from numpyro_flows.guides.path_gradient import PathDistribution
 from numpyro_flows.guides.reference import GuideDistribution, Start
+from numpyro_flows.guides.rows import layout_of_model
 from numpyro_flows.guides.starts import Searched, new_start, searched
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.elementwise import ActNorm
@@ -39,6 +44,7 @@ from numpyro_flows.layers.linear import LowerTriangular
 from numpyro_flows.layers.tails import SinhArcsinh
 from numpyro_flows.rng import RandomKey, check_key
 from numpyro_flows.transform import TransformModule
+from numpyro_flows.tree import replace
 from pyroflows_common.guides import (
     DRAWS,
     PARTIAL,
@@ -47,12 +53,8 @@ from pyroflows_common.guides import (
     check_options,
     warn_of_search,
 )
-from pyroflows_common.search import (
-    DENSE,
-    LARGE,
-    Budget,
-    for_modes,
-)
+from pyroflows_common.local import LOCAL_MODES, NO_LOCAL, check_encoder
+from pyroflows_common.search import DENSE, LARGE, Budget, for_modes
 
 Params = Mapping[str, Any]
 
@@ -142,6 +144,9 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         degrees_of_freedom: float | None = 20.0,
         path_gradient: bool = True,
+        local: str | None = None,
+        encoder: Callable[[Array], Array] | None = None,
+        features: Any = None,
         key: RandomKey | None = None,
     ) -> None:
         expected = "a function of D and a key that makes a flow"
@@ -150,6 +155,7 @@ class AutoFlow(AutoContinuous):
         expected = "one of NumPyro's strategies"
         check_function(init_loc_fn, "init_loc_fn", expected, TransformModule)
         check_options(init, init_scale, degrees_of_freedom)
+        check_encoder(local, encoder, features)
         key = jax.random.key(0) if key is None else key
         check_key(key)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
@@ -157,10 +163,14 @@ class AutoFlow(AutoContinuous):
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom
         self.path_gradient = path_gradient
+        self.local, self.encoder, self.features = local, encoder, features
         self.key = key
         self._inputs: Any = None
+        self._groups: Groups | None = None
+        self._local: LocalFlow | None = None
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        self._find_groups(*args, **kwargs)
         try:
             self._set_up(*args, **kwargs)
         except (RuntimeError, ValueError) as error:  # no finite density, or out of range
@@ -174,14 +184,39 @@ class AutoFlow(AutoContinuous):
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
             inner = Chain([SinhArcsinh(size, tails=False), flow, affine])
             self._flow = Chain([inner, new_start(size)]).astype(dtype)
+            if self._groups is not None:
+                self._local = self._groups.like(size, self.key, (args, kwargs), dtype)
+
+    def _find_groups(self, *args: Any, **kwargs: Any) -> None:
+        """Find the local sites, which the rest of the guide does not see."""
+        key = numpyro.prng_key()
+        options = self.init_loc_fn, self.local, key
+        layout, trace = layout_of_model(self.model, *options, *args, **kwargs)
+        if layout is not None:
+            encoding = None if self.encoder is None else Encoding(self.encoder, self.features)
+            self._groups = Groups(layout, trace, self.prefix, encoding)
+        elif self.encoder is not None:
+            raise ValueError(NO_LOCAL)
+
+    @contextlib.contextmanager
+    def _global(self) -> Iterator[None]:
+        """Hide the local sites from the host."""
+        model = self.model
+        if self._groups is not None:
+            self.model = handlers.block(model, hide=list(self._groups.trace))
+        try:
+            yield
+        finally:
+            self.model = model
 
     def _set_up(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super()._setup_prototype(*args, **kwargs)
-        except KeyError:  # NumPyro misses the sizes of plates inside of `scan`
-            for name, frame in self._prototype_frames.items():
-                self._prototype_frame_full_sizes.setdefault(name, frame.size)
-            super()._setup_prototype(*args, **kwargs)
+        with self._global():
+            try:
+                super()._setup_prototype(*args, **kwargs)
+            except KeyError:  # NumPyro misses the sizes of plates inside of `scan`
+                for name, frame in self._prototype_frames.items():
+                    self._prototype_frame_full_sizes.setdefault(name, frame.size)
+                super()._setup_prototype(*args, **kwargs)
 
     def _set_up_elsewhere(self, error: Exception, *args: Any, **kwargs: Any) -> None:
         """Set the guide up at a point where the model can be evaluated.
@@ -221,9 +256,25 @@ class AutoFlow(AutoContinuous):
         try:
             if self.prototype_trace is None:
                 self._setup_prototype(*args, **kwargs)
-            return self._drawn() if self._moving else super().__call__(*args, **kwargs)
+            if self._groups is None:
+                return self._drawn_global(*args, **kwargs)
+            with handlers.trace() as trace:
+                result = self._drawn_global(*args, **kwargs)
+            return result | self._drawn_local(trace)
         finally:
             self._inputs = None
+
+    def _drawn_global(self, *args: Any, **kwargs: Any) -> Any:
+        return self._drawn() if self._moving else super().__call__(*args, **kwargs)
+
+    def _drawn_local(self, trace: Trace) -> dict[str, Array]:
+        """Draw the local sites, given a run of the guide that has drawn the global ones."""
+        params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+        flow, local = handlers.substitute(self._modules, params)()
+        white = flow.layers[-1].inv(trace[f"_{self.prefix}_latent"]["value"])
+        plates = self._create_plates(*self._inputs[0], **self._inputs[1])
+        options = plates, self.path_gradient
+        return self._groups.draw(local, white, self.model, self._inputs, *options)
 
     def _drawn(self) -> dict[str, Array]:
         """Draw each site in the support that it has at the sites before it."""
@@ -243,12 +294,25 @@ class AutoFlow(AutoContinuous):
         """Return the parameters of a new guide."""
         inner, preconditioner = self._flow.layers
         start = preconditioner.at(self._init_latent, self.init_scale)
+        if self._groups is not None:
+            return self._started_with_rows(inner, start, key)
         if self.init == "search":
             found = self._search(start, LARGE, key)
             start = start if found is None else found.best(start)
         return self._named(inner, start)
 
-    def _named(self, inner: TransformModule, start: Start) -> dict[str, Array]:
+    def _started_with_rows(
+        self, inner: TransformModule, start: Start, key: RandomKey
+    ) -> dict[str, Array]:
+        locs = {name: jnp.asarray(loc) for name, loc in self._init_locs.items()}  # in order
+        options = self.init_scale, self.init == "search", key
+        start, starts = self._groups.start(self.model, self._inputs, locs, start, *options)
+        packed = jnp.asarray(starts.packed(), self._local.start.dtype)
+        return self._named(inner, start, replace(self._local, start=packed))
+
+    def _named(
+        self, inner: TransformModule, start: Start, local: LocalFlow | None = None
+    ) -> dict[str, Array]:
         """Return parameters by name.
 
         They are arrays, because NumPyro's `scan` takes the shape of each value in a guide's trace.
@@ -257,6 +321,8 @@ class AutoFlow(AutoContinuous):
         fixed, _ = ravel_pytree((start, jnp.ones((), start.loc.dtype)))
         learned = tree_leaves_with_path(eqx.filter(inner, eqx.is_inexact_array))
         named = {f"{self.prefix}_flow{keystr(path)}": leaf for path, leaf in learned}
+        rows = tree_leaves_with_path(eqx.filter(local, eqx.is_inexact_array))
+        named |= {f"{self.prefix}_rows{keystr(path)}": leaf for path, leaf in rows}
         return {f"{self.prefix}_start": fixed, **named}
 
     def _modes(
@@ -267,6 +333,8 @@ class AutoFlow(AutoContinuous):
         if self.prototype_trace is None:
             with handlers.block(), handlers.seed(rng_seed=set_up_key):
                 self._setup_prototype(*args, **kwargs)
+        if self._groups is not None:
+            raise ValueError(LOCAL_MODES)
         self._inputs = args, kwargs
         try:
             inner, preconditioner = self._flow.layers
@@ -301,16 +369,21 @@ class AutoFlow(AutoContinuous):
             return None
 
     def _transform(self) -> TransformModule:
+        return self._modules()[0]
+
+    def _modules(self) -> tuple[TransformModule, LocalFlow | None]:
+        """Return the flow, and the guide of local sites."""
         inner, preconditioner = self._flow.layers
-        fixed, *learned = self._params(self._named(inner, preconditioner))
-        arrays, rest = eqx.partition(inner, eqx.is_inexact_array)
-        inner = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), learned), rest)
+        fixed, *learned = self._params(self._named(inner, preconditioner, self._local))
+        arrays, rest = eqx.partition((inner, self._local), eqx.is_inexact_array)
+        learned = jax.tree.unflatten(jax.tree.structure(arrays), learned)
+        inner, local = eqx.combine(learned, rest)
         start, unit = ravel_pytree((preconditioner, jnp.ones(())))[1](fixed)
         # The fixed start is a parameter, too: NumPyro keeps only parameters with the results of
         # SVI. It has no gradient, but decoupled weight decay shrinks it. The unit, which starts at
         # one, is a part of the same array, so that every optimizer shrinks it by the same factor,
         # and the division by it undoes the decay.
-        return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)])
+        return Chain([inner, jax.tree.map(lambda leaf: leaf / unit, start)]), local
 
     def _params(self, like: dict[str, Array]) -> list[Array]:
         """Return the parameters of the guide, or start them."""
@@ -356,12 +429,64 @@ class AutoFlow(AutoContinuous):
         """Return the layer that tells of coordinates without a posterior."""
         return self.get_transform(params).layers[-1]
 
+    def _constrained(self, latent: Array, params: Params) -> dict[str, Array]:
+        """Return the global sites at unconstrained latent numbers."""
+        values = self._unpack_and_constrain(latent, params)
+        return {name: values[name] for name in self._init_locs}
+
+    def sample_posterior(
+        self,
+        rng_key: RandomKey,
+        params: Params,
+        *args: Any,
+        sample_shape: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Draw from the posterior.
+
+        Without local sites, the deterministic sites of the model come with the latent ones. With
+        them, the draws are those of all rows.
+
+        Args:
+            rng_key: random key.
+            params: parameters of the guide.
+            *args: arguments of the model, for the features of an encoder.
+            sample_shape: shape of the draws.
+            **kwargs: the same, by name.
+        """
+        if self._groups is None:
+            return super().sample_posterior(rng_key, params, sample_shape=sample_shape)
+        key, row_key = jax.random.split(rng_key)
+        x, white, local = self._drawn_at(key, params, sample_shape)
+        rows = self._groups.rows((args, kwargs))
+        z = self._groups.drawn(local, white, rows, (args, kwargs), row_key)
+        return {**self._constrained(x, params), **self._groups.constrained(z)}
+
+    def _drawn_at(
+        self, key: RandomKey, params: Params, shape: tuple[int, ...]
+    ) -> tuple[Array, Array, LocalFlow]:
+        """Draw the global numbers, and return them as they are and whitened."""
+        flow, local = handlers.substitute(self._modules, params)()
+        x = flow(self.get_base_dist().sample(key, shape))
+        return x, flow.layers[-1].inv(x), local
+
     def median(self, params: Params) -> dict[str, Array]:
-        """Return the median of each latent number, from 4096 draws that are always the same."""
+        """Return the median of each latent number, from 4096 draws that are always the same.
+
+        Of local sites with an encoder there are none: they depend on the features.
+        """
         return {name: draws[0] for name, draws in self.quantiles(params, [0.5]).items()}
 
     def quantiles(self, params: Params, quantiles: Sequence[float]) -> dict[str, Array]:
-        """Return quantiles of each latent number, from 4096 draws that are always the same."""
-        draws = self.sample_posterior(jax.random.key(0), params, sample_shape=(DRAWS,))
-        levels = jnp.asarray(quantiles)
-        return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
+        """Return quantiles of each latent number, from 4096 draws that are always the same.
+
+        Of local sites with an encoder there are none: they depend on the features.
+        """
+        key, levels = jax.random.key(0), jnp.asarray(quantiles)
+        if self._groups is None:
+            draws = self.sample_posterior(key, params, sample_shape=(DRAWS,))
+            return {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
+        x, white, local = self._drawn_at(key, params, (DRAWS,))
+        draws = self._constrained(x, params)
+        found = {name: jnp.quantile(values, levels, axis=0) for name, values in draws.items()}
+        return found | self._groups.quantiles(local, white, levels)

@@ -27,6 +27,7 @@ from pyroflows_common.draws import (
     moments,
 )
 from pyroflows_common.history import FitResult
+from pyroflows_common.local import LOCAL_DRAWS
 
 
 def fit_to_draws(
@@ -48,6 +49,8 @@ def fit_to_draws(
     if guide.prototype_trace is None:
         with handlers.block(), handlers.seed(rng_seed=set_up_key):
             guide._setup_prototype(*args, **kwargs)
+    if guide._groups is not None:
+        raise ValueError(LOCAL_DRAWS)
     rows, weights = _rows(guide, draws, params, inputs)
     goes_on = guide._named(*guide._flow.layers).keys() <= params.keys()
     flow = guide.get_transform(params) if goes_on else started(guide._flow, rows, weights)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from numpyro_flows.guides import importance
+from numpyro_flows.guides import importance, row_weights
 from numpyro_flows.guides.density import densities, free_sites
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common import verdict
@@ -15,6 +15,7 @@ from pyroflows_common.chains import as_chains, flattened
 from pyroflows_common.checks import as_count, as_inputs
 from pyroflows_common.evidence import Evidence, bridged, refusal, weighed
 from pyroflows_common.guides import model_of
+from pyroflows_common.local import LOCAL_SAMPLES
 
 
 def log_evidence(
@@ -117,10 +118,13 @@ def log_evidence(
     matched = importance.match(posterior, model, params, inputs, first)
     chains = {}
     if samples is not None:
+        if row_weights.has_rows(posterior):
+            raise ValueError(LOCAL_SAMPLES)
         shapes = {name: np.shape(site["value"]) for name, site in matched.sites.latent.items()}
         chains = as_chains(samples, shapes, free_sites(posterior, params))
-    values, log_q = importance.sample(matched, params, inputs, draws, keys)
-    log_p = importance.log_joints(matched, model, params, inputs, values, last)
+    values, log_q, log_p, _ = row_weights.sample(
+        posterior, matched, model, params, inputs, draws, keys, last
+    )
     weights = verdict.weigh(arviz.smooth, log_p, log_q)
     if samples is None:
         if not weights.trusted:

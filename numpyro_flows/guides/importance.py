@@ -19,9 +19,9 @@ from numpyro.primitives import Messenger
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
-# Draws that are made, or at which the model is evaluated, at once: the fewest and the most, and as
-# many in between as have so many numbers, latent and observed.
-FEW, MANY, NUMBERS = 250, 2500, 2**22
+# Most draws that are made, or at which the model is evaluated, at once, and the most numbers, latent
+# and observed, that they have. With fewer draws at once, compiling pays.
+MANY, NUMBERS, FEW = 2500, 2**22, 250
 
 Model = Callable[..., Any]  # or a guide
 Params = Mapping[str, Any]
@@ -38,19 +38,6 @@ def as_params(params: Params | None) -> dict[str, Any]:
     return dict(params or {})
 
 
-def draw(
-    posterior: Any, model: Model, params: Params, inputs: Inputs, draws: int, key: Array
-) -> Draws[np.ndarray]:
-    """Draw from a guide or a density, and evaluate the model at each draw."""
-    first, keys, last = jax.random.split(key, 3)
-    matched = match(posterior, model, params, inputs, first)
-    values, log_q = sample(matched, params, inputs, draws, keys)
-    sites = matched.sites
-    observed = {name: np.asarray(site["value"]) for name, site in sites.observed.items()}
-    evaluated = _evaluate(matched, model, params, inputs, values, last)
-    return Draws(sites, observed, values, log_q, *evaluated)
-
-
 class Matched(NamedTuple):
     """A guide and the sites of its model, which fit each other."""
 
@@ -63,7 +50,7 @@ class Matched(NamedTuple):
         """Largest number of draws to evaluate at once."""
         sites = (*self.sites.latent.values(), *self.sites.observed.values())
         numbers = sum(np.size(site["value"]) for site in sites)
-        return min(max(NUMBERS // numbers, FEW), MANY)
+        return min(max(NUMBERS // numbers, 1), MANY)
 
 
 def match(posterior: Any, model: Model, params: Params, inputs: Inputs, key: Array) -> Matched:
@@ -117,6 +104,29 @@ def log_joint(
     for name in values:
         log_p = jnp.where(_inside(trace[name]), log_p, -jnp.inf)
     return log_p, trace
+
+
+def evaluate(
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    values: dict[str, np.ndarray],
+    log_q: np.ndarray,
+    key: Array,
+) -> Draws[np.ndarray]:
+    """Return the draws of a guide with what the model makes of them."""
+
+    def one(values: dict[str, Array]) -> tuple[Any, ...]:
+        log_p, trace = log_joint(model, params, inputs, values, key)
+        sites = _sites(trace)
+        log_likelihood = {n: s["fn"].log_prob(s["value"]) for n, s in sites.observed.items()}
+        return log_p, log_likelihood, {n: s["value"] for n, s in sites.deterministic.items()}
+
+    found = mapped(one, values, len(log_q), matched.block)
+    sites = matched.sites
+    observed = {name: np.asarray(site["value"]) for name, site in sites.observed.items()}
+    return Draws(sites, observed, values, log_q, *found)
 
 
 def simulate(
@@ -190,37 +200,22 @@ def _guide_of(posterior: Any, model: Model, params: Params, inputs: Inputs, key:
     return lambda *args, **kwargs: numpyro.sample(name, posterior)
 
 
-def _evaluate(
-    matched: Matched,
-    model: Model,
-    params: Params,
-    inputs: Inputs,
-    values: dict[str, np.ndarray],
-    key: Array,
-) -> tuple[Any, ...]:
-    """Return log joint densities, log-likelihoods of observations and deterministic values."""
-
-    def one(values: dict[str, Array]) -> tuple[Any, ...]:
-        log_p, trace = log_joint(model, params, inputs, values, key)
-        sites = _sites(trace)
-        log_likelihood = {n: s["fn"].log_prob(s["value"]) for n, s in sites.observed.items()}
-        return log_p, log_likelihood, {n: s["value"] for n, s in sites.deterministic.items()}
-
-    return mapped(one, values, len(next(iter(values.values()))), matched.block)
-
-
 def mapped(function: Callable[..., Any], inputs: Any, draws: int, block: int) -> Any:
     """Map over the first dimension, block by block.
 
-    Without jit: compiling a guide takes longer than running it, and each call compiles anew. The
-    blocks have the same size, because each operation is compiled for each size.
+    Without jit where there are few blocks: compiling a guide takes longer than running it, and each
+    call compiles anew. The blocks have the same size, because each operation is compiled for each
+    size.
     """
+    function = jax.vmap(function)
+    if block < FEW:
+        function = jax.jit(function)
     size = math.ceil(draws / math.ceil(draws / block))
     blocks = []
     for start in range(0, draws, size):
         index = np.arange(start, start + size).clip(max=draws - 1)  # the last repeats its end
         taken = jax.tree.map(lambda x, index=index: x[index], inputs)
-        blocks.append(jax.device_get(jax.vmap(function)(taken)))
+        blocks.append(jax.device_get(function(taken)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *blocks)
 
 

@@ -1,0 +1,122 @@
+"""Importance weights of a guide with local sites: those of its global sites, and of each row."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+
+from numpyro_flows.guides import importance
+from numpyro_flows.guides.autoflow import AutoFlow
+from numpyro_flows.guides.importance import Matched, Model, Params
+from numpyro_flows.guides.local import LocalDistribution
+from numpyro_flows.guides.rows import Rows
+from pyroflows_common.checks import Inputs
+from pyroflows_common.local import TRIED
+from pyroflows_common.sites import Draws
+
+
+class Weighed(NamedTuple):
+    """Draws of a guide with their log-densities.
+
+    Args:
+        values: those of each latent site.
+        log_q: `(draws,)`, log-density in the guide; with local sites, of the global ones.
+        log_p: `(draws,)`, in the model; with local sites, these are integrated out.
+        joint: `(draws,)`, log ratio of all sites; None without local ones.
+    """
+
+    values: dict[str, np.ndarray]
+    log_q: np.ndarray
+    log_p: np.ndarray
+    joint: np.ndarray | None
+
+
+def sample(
+    posterior: Any,
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    draws: int,
+    key: Array,
+    last: Array,
+) -> Weighed:
+    """Draw from a guide, with the log-densities of each draw in guide and model.
+
+    With local sites, these are integrated out of the model by importance sampling, row by row, and
+    each row is drawn again by its weights.
+    """
+    if has_rows(posterior):
+        return _with_rows(posterior, matched, model, params, inputs, draws, key)
+    values, log_q = importance.sample(matched, params, inputs, draws, key)
+    log_p = importance.log_joints(matched, model, params, inputs, values, last)
+    return Weighed(values, log_q, log_p, None)
+
+
+def draw(
+    posterior: Any, model: Model, params: Params, inputs: Inputs, draws: int, key: Array
+) -> Draws[np.ndarray]:
+    """Draw from a guide or a density, and evaluate the model at each draw."""
+    first, keys, last = jax.random.split(key, 3)
+    matched = importance.match(posterior, model, params, inputs, first)
+    if not has_rows(posterior):
+        values, log_q = importance.sample(matched, params, inputs, draws, keys)
+        return importance.evaluate(matched, model, params, inputs, values, log_q, last)
+    found = _with_rows(posterior, matched, model, params, inputs, draws, keys)
+    values = found.values
+    drawn = importance.evaluate(matched, model, params, inputs, values, found.log_q, last)
+    # The ratio is that of the global sites, but the density of the draws is that of all sites.
+    ratio = np.subtract(found.log_p, found.log_q, dtype=float)
+    return drawn._replace(log_q=drawn.log_p.astype(float) - ratio, joint=found.joint)
+
+
+def has_rows(posterior: Any) -> bool:
+    """Return whether a guide has local sites."""
+    return isinstance(posterior, AutoFlow) and posterior._groups is not None
+
+
+def _with_rows(
+    posterior: Any,
+    matched: Matched,
+    model: Model,
+    params: Params,
+    inputs: Inputs,
+    draws: int,
+    key: Array,
+) -> Weighed:
+    groups = posterior._groups
+    size, _ = groups.taken(model, inputs)
+    layout = groups.layout._replace(size=size, taken=size)
+    locs = {name: jnp.asarray(loc) for name, loc in posterior._init_locs.items()}
+    rows = Rows(handlers.substitute(model, params), inputs, layout, locs)
+    index = jnp.arange(size)
+    features = groups.features_of(index, size, inputs)
+    flow, local = handlers.substitute(posterior._modules, params)()
+    base = posterior.get_base_dist()
+
+    def one(key: Array) -> tuple[Any, ...]:
+        base_key, row_key, choice_key = jax.random.split(key, 3)
+        u = base.sample(base_key)
+        x, ladj = flow.forward_and_ladj(u)
+        log_q = base.log_prob(u) - ladj
+        fn = LocalDistribution(local, flow.layers[-1].inv(x), index, features, -1, False)
+        z = fn.sample(row_key, (TRIED,))
+        whole, each = jax.vmap(lambda z: rows.log_parts(x, z, index))(z)
+        ratios = each - fn.log_prob(z)
+        ratios = jnp.where(jnp.isfinite(ratios), ratios, -jnp.inf)
+        marginal = jax.scipy.special.logsumexp(ratios, 0) - math.log(TRIED)
+        chosen = jax.random.categorical(choice_key, ratios, 0)
+        z = jnp.take_along_axis(z, chosen[None, :, None], 0)[0]
+        log_p = whole[0] + marginal.sum()
+        values = {**posterior._constrained(x, params), **groups.constrained(z)}
+        return values, log_q, log_p, whole[0] + ratios[0].sum() - log_q
+
+    numbers = TRIED * size * local.width
+    block = min(max(importance.NUMBERS // numbers, 1), importance.MANY)
+    found = importance.mapped(one, jax.random.split(key, draws), draws, block)
+    values, *densities = found
+    return Weighed({name: values[name] for name in matched.sites.latent}, *densities)

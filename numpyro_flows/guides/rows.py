@@ -1,0 +1,206 @@
+"""The local sites of a model: its densities, row by row, of the rows that are taken."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+from numpyro import handlers
+from numpyro.distributions import biject_to
+
+from numpyro_flows.guides.model import Trace, is_latent, moving, unblocked
+from pyroflows_common.checks import Inputs
+from pyroflows_common.guides import foreign_support
+from pyroflows_common.laplace import AT_ONCE, Derived
+from pyroflows_common.local import (
+    BLOCKED,
+    DEPENDENT,
+    DISCRETE,
+    NEIGHBOURS,
+    OUTSIDE,
+    Layout,
+    Site,
+    layout_of,
+)
+
+
+class Rows:
+    """The rows of a model's local sites, given its global ones.
+
+    Args:
+        model: the model.
+        inputs: its arguments.
+        layout: its local sites.
+        locs: where each unconstrained global site starts.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        inputs: Inputs,
+        layout: Layout,
+        locs: dict[str, Array],
+    ) -> None:
+        self.model, self.inputs, self.layout, self.locs = model, inputs, layout, locs
+
+    @functools.cached_property
+    def _derived(self) -> Callable[..., Any]:
+        def one(x: Array, z: Array, rows: Array) -> tuple[Array, ...]:
+            def value(z: Array) -> tuple[Array, tuple[Array, Array]]:
+                whole, each = self.log_parts(x, z, rows)
+                return each.sum(), (whole, each)
+
+            slope = jax.grad(value, has_aux=True)
+            ways = jnp.broadcast_to(jnp.eye(z.shape[-1], dtype=z.dtype)[:, None], (z.shape[-1], *z.shape))
+            curve = lambda way: jax.jvp(lambda z: slope(z)[0], (z,), (way,))[1]  # noqa: E731
+            first, (whole, each) = slope(z)
+            return whole, each, first, -jax.vmap(curve, out_axes=-1)(ways)
+
+        return jax.jit(jax.vmap(one))
+
+    def derive(self, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Derived:
+        """Return densities and derivatives of blocks of rows, as `pyroflows_common.laplace` asks."""
+        size = max(min(AT_ONCE // rows.shape[1], 64), 1)
+        dtype = next(iter(self.locs.values())).dtype
+        parts = []
+        for start in range(0, len(x), size):
+            index = np.arange(start, start + size).clip(max=len(x) - 1)  # one size: compiled once
+            taken = x[index].astype(dtype), z[index].astype(dtype), rows[index]
+            parts.append(jax.device_get(self._derived(*taken)))
+        return Derived(*(np.concatenate(part)[: len(x)] for part in zip(*parts, strict=True)))
+
+    def log_parts(
+        self, x: Float[Array, " G"], z: Float[Array, "n d"], rows: Int[Array, " n"]
+    ) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+        """Return the log-density of the global sites, and that of each row.
+
+        Those of the changes to unconstrained coordinates are in them. A row counts once.
+        """
+        layout, (args, kwargs) = self.layout, self.inputs
+        points = {**self.spread(x), **split(layout, z)}
+
+        def value(site: dict[str, Any]) -> Array | None:
+            if site["type"] == "plate" and site["name"] == layout.plate:
+                return rows
+            if site["type"] == "sample" and site["name"] in points:
+                return biject_to(site["fn"].support)(points[site["name"]])
+            return None
+
+        run = handlers.substitute(handlers.seed(self.model, 0), substitute_fn=value)
+        with handlers.block(hide_fn=lambda site: site["type"] != "param"):
+            trace = handlers.trace(run).get_trace(*args, **kwargs)
+        whole, each = jnp.zeros((), z.dtype), jnp.zeros(len(rows), z.dtype)
+        share = layout.taken / layout.size
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            fn, inside = site["fn"], _plates(site).get(layout.plate)
+            density = fn.log_prob(site["value"])
+            if site["scale"] is not None:
+                density = density * (site["scale"] if inside is None else site["scale"] * share)
+            parts = [density]
+            if name in points:
+                ladj = biject_to(fn.support).log_abs_det_jacobian(points[name], site["value"])
+                batch = site["value"].shape[: site["value"].ndim - fn.event_dim]
+                parts.append(ladj.reshape(*batch, -1).sum(-1))
+            for part in parts:
+                if inside is None:
+                    whole = whole + part.sum()
+                else:
+                    part = jnp.moveaxis(part, inside, -1)
+                    each = each + part.reshape(-1, part.shape[-1]).sum(0)
+        return whole, each
+
+    def spread(self, x: Float[Array, " G"]) -> dict[str, Array]:
+        """Return the unconstrained value of each global site."""
+        ends = np.cumsum([loc.size for loc in self.locs.values()])[:-1]
+        parts = jnp.split(x, ends)
+        return {n: p.reshape(loc.shape) for (n, loc), p in zip(self.locs.items(), parts, strict=True)}
+
+    def check(self, x: Array, z: Array) -> None:
+        """Check that rows are independent of each other, given the global sites.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        rows = jnp.arange(self.layout.taken)
+        z = jnp.broadcast_to(z, (len(rows), *z.shape[-1:]))
+        (_, each), back = jax.vjp(lambda z: self.log_parts(x, z, rows), z)
+        for reason, whole, row in ((OUTSIDE, 1.0, None), (NEIGHBOURS, 0.0, 0), (NEIGHBOURS, 0.0, -1)):
+            seen = jnp.zeros_like(each) if row is None else jnp.zeros_like(each).at[row].set(1.0)
+            slopes = back((jnp.full((), whole, each.dtype), seen))[0]
+            others = slopes if row is None else slopes.at[row].set(0.0)
+            if (others != 0).any():
+                raise ValueError(DEPENDENT.format(plate=self.layout.plate, reason=reason))
+
+    def follow(self, x: Array, z: Array) -> bool:
+        """Return whether the data follow the indices of the plate."""
+        size, taken = self.layout.size, self.layout.taken
+        if taken == size:
+            return True
+        z = jnp.broadcast_to(z, (taken, *z.shape[-1:]))
+        starts = np.linspace(0, size - taken, 8).astype(int)
+        found = [self.log_parts(x, z, jnp.arange(k, k + taken))[1] for k in starts]
+        return any(not np.array_equal(found[0], other, equal_nan=True) for other in found[1:])
+
+
+def split(layout: Layout, z: Float[Array, "*batch n d"]) -> dict[str, Array]:
+    """Return the unconstrained value of each local site, with the rows along its plate."""
+    result = {}
+    for name, columns in layout.columns.items():
+        shape, axis = layout.shapes[name], layout.axes[name]
+        value = z[..., columns].reshape(*z.shape[:-1], *shape)
+        result[name] = jnp.moveaxis(value, -1 - len(shape), axis)
+    return result
+
+
+def layout_of_model(
+    model: Callable[..., Any],
+    init_loc_fn: Callable[..., Any],
+    local: str | None,
+    key: Array,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Layout | None, Trace]:
+    """Return the local sites of a model, and the run of it that tells them.
+
+    Raises:
+        ValueError: if the local sites are not such as a guide can have.
+    """
+    with handlers.block():
+        run = handlers.substitute(handlers.seed(model, key), substitute_fn=init_loc_fn)
+        trace = handlers.trace(run).get_trace(*args, **kwargs)
+    latent = {n: s for n, s in trace.items() if is_latent(s)}
+    smooth = {n: s for n, s in latent.items() if not s["fn"].support.is_discrete}
+    points = {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in smooth.items()}
+    sizes = {n: s["args"] for n, s in trace.items() if s["type"] == "plate"}
+    plates = {n: (size, size if part is None else part) for n, (size, part) in sizes.items()}
+    sites = []
+    for name, site in smooth.items():
+        event_dim = site["fn"].event_dim + points[name].ndim - jnp.ndim(site["value"])
+        sites.append(Site(name, points[name].shape, event_dim, _plates(site)))
+    layout = layout_of(sites, plates, local)
+    if layout is None:
+        return None, trace
+    if len(smooth) < len(latent):
+        raise ValueError(DISCRETE)
+    if unblocked(model) is not model:
+        raise ValueError(BLOCKED)
+    for name in moving(model, trace, points, *args, **kwargs):
+        if name in layout.shapes:
+            raise ValueError(foreign_support(name))
+    return layout, trace
+
+
+def _plates(site: dict[str, Any]) -> dict[str, int]:
+    return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+
+
+def joined(layout: Layout, points: dict[str, Array]) -> Float[Array, "n d"]:
+    """Return the rows of unconstrained values: the inverse of `split`."""
+    parts = [jnp.moveaxis(points[name], axis, 0) for name, axis in layout.axes.items()]
+    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], -1)
