@@ -1,20 +1,21 @@
-"""Laplace's method for models of groups: the posterior of the global sites, without the local ones.
+"""Models of groups: the posterior of the global sites, without the local ones.
 
-Each group, or row, has d local numbers of its own, given the G global ones. Their conditional mode
-and curvature integrate them out of the model, row by row:
+Each group, or row, has d local numbers of its own, given the G global ones. Row by row, adaptive
+quadrature around their conditional mode integrates them out; of more than three numbers, Laplace's
+method does, which is quadrature with a single node:
 
-$$\\log p(y, g) \\approx \\log p(g) + \\frac{N}{n} \\sum_i \\left[\\ell_i(\\hat z_i(g), g)
-+ \\frac d2 \\log 2\\pi - \\frac12 \\log |H_i(g)|\\right], \\qquad
-\\ell_i(z, g) = \\log p(y_i, z \\mid g).$$
+$$\\log p(y_i \\mid g) \\approx \\ell_i(\\hat z_i, g) + \\frac d2 \\log 2\\pi
+- \\frac12 \\log |H_i|, \\qquad \\ell_i(z, g) = \\log p(y_i, z \\mid g).$$
 
-Tierney and Kadane, "Accurate approximations for posterior moments and marginal densities" (JASA
+Naylor and Smith, "Applications of a method for the efficient computation of posterior
+distributions" (Applied Statistics 1982); Tierney and Kadane, "Accurate approximations for posterior moments and marginal densities" (JASA
 1986); Rue, Martino and Chopin, "Approximate Bayesian inference for latent Gaussian models" (JRSS B
 2009), section 3.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +25,10 @@ ROW_STEPS, STEPS = 40, 30
 SETTLED = 1e-4
 # Smallest curvature, relative to a row's largest.
 FLAT = 1e-6
+# Nodes along each of up to three local numbers.
+NODES = {1: 9, 2: 7, 3: 5}
+# Most skewness that a row starts with.
+SKEWEST = 0.9
 # Up to this many global numbers the search sees their correlations.
 JOINT = 24
 # Longest Newton step of the search, in standard deviations, and multiples of it that are tried.
@@ -54,47 +59,80 @@ class Derived(NamedTuple):
     curvature: np.ndarray
 
 
-# From global numbers `(P, G)`, local ones `(P, n, d)` and the rows' indices `(P, n)`.
-Derive = Callable[[np.ndarray, np.ndarray, np.ndarray], Derived]
+class Model(Protocol):
+    """The densities of a model's rows, as a wing computes them.
 
-
-class Modes(NamedTuple):
-    """Conditional modes of P blocks of rows.
-
-    Args:
-        z: `(P, n, d)`, the modes.
-        derived: densities and derivatives there.
+    Both methods take global numbers `(P, G)`, local ones `(P, n, d)` and the rows' indices
+    `(P, n)`.
     """
 
-    z: np.ndarray
-    derived: Derived
+    def derive(self, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Derived:
+        """Return log-densities and derivatives."""
 
-    def log_marginals(self) -> np.ndarray:
-        """Return `(P, n)`, the log-density of each row without its local numbers."""
-        values, _ = _eigen(self.derived.curvature)
-        size = 0.5 * self.z.shape[-1] * math.log(2 * math.pi)
-        return self.derived.value + size - 0.5 * np.log(values).sum(-1)
-
-    def factors(self) -> np.ndarray:
-        """Return `(P, n, d, d)`, the lower Cholesky factor of each row's covariance."""
-        values, vectors = _eigen(self.derived.curvature)
-        root = vectors / np.sqrt(values)[..., None, :]
-        # The triangle of a QR decomposition: the covariance itself would lose small variances.
-        upper = np.linalg.qr(root.swapaxes(-1, -2), mode="r")
-        signs = np.sign(np.diagonal(upper, axis1=-2, axis2=-1))
-        return (upper * np.where(signs == 0, 1.0, signs)[..., None]).swapaxes(-1, -2)
+    def values(self, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the log-density of each row, `(P, n)`."""
 
 
-def conditional_modes(derive: Derive, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Modes:
-    """Climb to the mode of each row by damped Newton steps.
+class Fitted(NamedTuple):
+    """The conditional distributions of P blocks of rows.
 
     Args:
-        derive: the model.
+        whole: `(P,)`, log-density of the global numbers.
+        height: `(P, n)`, log-density of each row without its local numbers.
+        mode: `(P, n, d)`.
+        loc: `(P, n, d)`, the mean, or the mode of more than three numbers.
+        factor: `(P, n, d, d)`, lower Cholesky factor of the covariance.
+        skewness: `(P, n, d)`, of each number in units of the factor.
+    """
+
+    whole: np.ndarray
+    height: np.ndarray
+    mode: np.ndarray
+    loc: np.ndarray
+    factor: np.ndarray
+    skewness: np.ndarray
+
+
+def fitted(model: Model, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Fitted:
+    """Return the conditional distributions of rows.
+
+    Args:
+        model: the densities.
         x: `(P, G)`, global numbers.
         z: `(P, n, d)`, where the rows start.
         rows: `(P, n)`, their indices.
     """
-    found = _sound(derive(x, z, rows))
+    z, found = _modes(model, x, z, rows)
+    size = z.shape[-1]
+    values, vectors = _eigen(found.curvature)
+    factor = _lower(vectors / np.sqrt(values)[..., None, :])
+    height = found.value + 0.5 * size * math.log(2 * math.pi) - 0.5 * np.log(values).sum(-1)
+    if size not in NODES:
+        return Fitted(found.whole, height, z, z, factor, np.zeros_like(z))
+    nodes, log_weights = _rule(size)
+    points = (z + np.einsum("...ij,mj->m...i", factor, nodes)).reshape(-1, *z.shape[1:])
+    count = len(nodes)
+    drops = model.values(np.tile(x, (count, 1)), points, np.tile(rows, (count, 1)))
+    drops = drops.reshape(count, *found.value.shape) - found.value
+    shares = drops + (0.5 * np.square(nodes).sum(-1) + log_weights)[:, None, None]
+    shares = np.where(np.isfinite(shares), shares, -np.inf)
+    log_mass = np.logaddexp.reduce(shares, 0)
+    shares = np.exp(shares - log_mass)
+    mean = np.einsum("m...,mj->...j", shares, nodes)
+    rest = nodes[:, None, None] - mean
+    covariance = np.einsum("m...,m...i,m...j->...ij", shares, rest, rest)
+    inner = np.linalg.cholesky(covariance + FLAT * np.eye(size))
+    turned = np.linalg.solve(inner, rest[..., None])[..., 0]
+    skewness = np.einsum("m...,m...j->...j", shares, turned**3).clip(-SKEWEST, SKEWEST)
+    loc = z + np.einsum("...ij,...j->...i", factor, mean)
+    return Fitted(found.whole, height + log_mass, z, loc, factor @ inner, skewness)
+
+
+def _modes(
+    model: Model, x: np.ndarray, z: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, Derived]:
+    """Climb to the mode of each row by damped Newton steps."""
+    found = _sound(model.derive(x, z, rows))
     damping = np.zeros(found.value.shape)
     for _ in range(ROW_STEPS):
         values, vectors = _eigen(found.curvature)
@@ -102,57 +140,55 @@ def conditional_modes(derive: Derive, x: np.ndarray, z: np.ndarray, rows: np.nda
         settled = (turned**2 / values).sum(-1) < SETTLED
         stretch = (values * (1 + damping[..., None])).clip(min=1e-30)
         way = np.einsum("...ij,...j->...i", vectors, turned / stretch)
-        tried = _sound(derive(x, z + way, rows))
+        tried = _sound(model.derive(x, z + way, rows))
         better = tried.value >= found.value - 1e-6 * (1 + np.abs(found.value))
         z = np.where(better[..., None], z + way, z)
         found = Derived(found.whole, *(_taken(better, *pair) for pair in zip(tried[1:], found[1:])))
         damping = np.where(better, damping / 8, np.maximum(4 * damping, 1.0))
         if settled.all() or (damping > 1e8).all():
             break
-    return Modes(z, found)
+    return z, found
 
 
 class Marginal:
-    """The log-density of the global numbers, up to Laplace's method, from some or all rows.
+    """The log-density of the global numbers, from some or all rows.
 
     Args:
-        derive: the model.
+        model: the densities.
         rows: `(R, n)`, indices of the rows.
         weights: `(R, n)`, how much each counts.
         z: `(d,)`, where each row starts.
     """
 
-    def __init__(
-        self, derive: Derive, rows: np.ndarray, weights: np.ndarray, z: np.ndarray
-    ) -> None:
-        self.derive, self.rows, self.weights = derive, rows, weights
+    def __init__(self, model: Model, rows: np.ndarray, weights: np.ndarray, z: np.ndarray) -> None:
+        self.model, self.rows, self.weights = model, rows, weights
         self.z = np.broadcast_to(z, (*rows.shape, z.shape[-1]))
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Return the log-density at points `(Q, G)`; -inf where it is not finite."""
         total, count = np.zeros(len(points)), len(points)
         for some in self._parts(count):
-            modes = self._modes(points, some)
-            found = modes.log_marginals().reshape(-1, count, self.rows.shape[1])
-            total += (self.weights[some][:, None] * found).sum((0, 2))
-            whole = modes.derived.whole[:count]
+            found = self._fitted(points, some)
+            heights = found.height.reshape(-1, count, self.rows.shape[1])
+            total += (self.weights[some][:, None] * heights).sum((0, 2))
+            whole = found.whole[:count]
         total += whole
         return np.where(np.isfinite(total), total, -np.inf)
 
     def settle(self, point: np.ndarray) -> None:
         """Let rows start at their modes at this point from now on."""
-        modes = [self._modes(point[None], some).z for some in self._parts(1)]
-        self.z = np.concatenate(modes)
+        parts = [self._fitted(point[None], some).mode for some in self._parts(1)]
+        self.z = np.concatenate(parts)
 
     def _parts(self, points: int) -> Iterator[slice]:
         """Return blocks that are evaluated at once at so many points."""
         step = max(MANY // (points * self.rows.shape[1]), 1)
         return (slice(k, k + step) for k in range(0, len(self.rows), step))
 
-    def _modes(self, points: np.ndarray, some: slice) -> Modes:
-        """Return the modes of some blocks at each point, one block after the other."""
+    def _fitted(self, points: np.ndarray, some: slice) -> Fitted:
+        """Fit some blocks at each point, one block after the other."""
         rows, z = (np.repeat(a[some], len(points), 0) for a in (self.rows, self.z))
-        return conditional_modes(self.derive, np.tile(points, (len(rows) // len(points), 1)), z, rows)
+        return fitted(self.model, np.tile(points, (len(rows) // len(points), 1)), z, rows)
 
 
 class Gaussian(NamedTuple):
@@ -221,7 +257,7 @@ def blocks(size: int, taken: int, most: int | None = None) -> tuple[np.ndarray, 
 
 
 def located(
-    derive: Derive,
+    model: Model,
     points: np.ndarray,
     z: np.ndarray,
     scale: float,
@@ -231,7 +267,7 @@ def located(
     """Return the Gaussian of the global numbers, whose factor is symmetric up to scales.
 
     Args:
-        derive: the model.
+        model: the densities.
         points: `(C, G)`, where the search may set out from; it does so from the two best.
         z: `(d,)`, where each row starts.
         scale: standard deviation at the start.
@@ -242,7 +278,7 @@ def located(
         The Gaussian; None if the log-density is finite at no point.
     """
     size, taken = rows
-    some = Marginal(derive, *blocks(size, taken, SOME if follow else taken), z)
+    some = Marginal(model, *blocks(size, taken, SOME if follow else taken), z)
     heights = some(points)
     order = [k for k in np.argsort(-heights)[:2] if np.isfinite(heights[k])]
     if not order:
@@ -250,7 +286,7 @@ def located(
     eye = scale * np.eye(points.shape[1])
     found = max((climbed(some, Gaussian(points[k], eye, 0.0)) for k in order), key=_height)
     if follow and size > SOME:
-        found = climbed(Marginal(derive, *blocks(size, taken, ENOUGH), z), found)
+        found = climbed(Marginal(model, *blocks(size, taken, ENOUGH), z), found)
     if not np.isfinite(found.value):
         return None
     deviation = np.linalg.norm(found.factor, axis=1)
@@ -259,19 +295,24 @@ def located(
 
 
 class Responses(NamedTuple):
-    """The Gaussians of all N rows, and how they follow the whitened global numbers.
+    """The conditional distributions of all N rows, and how they follow whitened global numbers.
 
     Args:
-        loc: `(N, d)`, conditional modes where the global numbers are at their location.
+        loc: `(N, d)`, means where the global numbers are at their location.
         factor: `(N, d, d)`, lower Cholesky factors of the covariances there.
-        slope: `(N, d, G)`, change of the mode with each, in units of the factor; G may be 0.
+        skewness: `(N, d)`, of each number in units of the factor.
+        slope: `(N, d, G)`, change of the mean with each, in units of the factor; G may be 0.
         log_slope: `(N, d, G)`, change of the logarithm of the factor's diagonal.
+        height: `(N, 1 + G)`, log-density of the row without its local numbers, and its change with
+            each global number.
     """
 
     loc: np.ndarray
     factor: np.ndarray
+    skewness: np.ndarray
     slope: np.ndarray
     log_slope: np.ndarray
+    height: np.ndarray
 
 
 def followed(rows: int, width: int, size: int) -> int:
@@ -285,45 +326,34 @@ def followed(rows: int, width: int, size: int) -> int:
     return size if 2 * rows * width * size <= SLOPES else 0
 
 
-def responses(
-    derive: Derive, size: int, taken: int, start: Gaussian, z: np.ndarray
-) -> Responses:
-    """Return the Gaussians of all rows, by differences over a standard deviation each way.
+def responses(model: Model, size: int, taken: int, start: Gaussian, z: np.ndarray) -> Responses:
+    """Return the distributions of all rows, by differences over a standard deviation each way.
 
     Args:
-        derive: the model.
+        model: the densities.
         size: number of rows.
         taken: number of rows of a block.
         start: the Gaussian of the global numbers, whose factor whitens them.
         z: `(d,)`, where each row starts.
     """
     width = z.shape[-1]
-    count = followed(size, width, len(start.loc))
-    ways = start.factor.T[:count]
+    ways = start.factor.T[: followed(size, width, len(start.loc))]
     rows, _ = blocks(size, taken)
-    found: list[list[np.ndarray]] = []
+    found = []
     at_once = max(MANY // taken, 1)
     for some in (rows[k : k + at_once] for k in range(0, len(rows), at_once)):
         x = np.tile(start.loc, (len(some), 1))
-        middle = conditional_modes(derive, x, np.broadcast_to(z, (*some.shape, width)), some)
-        factor = middle.factors()
-        slopes, log_slopes = [], []
+        middle = fitted(model, x, np.broadcast_to(z, (*some.shape, width)), some)
+        none = np.zeros((*middle.loc.shape, 0))
+        slopes, log_slopes, heights = [none], [none], [middle.height[..., None]]
         for way in ways:
-            up, down = (
-                conditional_modes(derive, x + sign * way, middle.z, some) for sign in (1, -1)
-            )
-            change = np.linalg.solve(factor, ((up.z - down.z) / 2)[..., None])[..., 0]
-            slopes.append(change)
-            log_slopes.append(_log_diagonal(up.factors()) - _log_diagonal(down.factors()))
-        shape = (*middle.z.shape, count)
-        found.append(
-            [
-                middle.z,
-                factor,
-                np.stack(slopes, -1) if slopes else np.zeros(shape),
-                np.stack(log_slopes, -1) / 2 if slopes else np.zeros(shape),
-            ]
-        )
+            up, down = (fitted(model, x + sign * way, middle.mode, some) for sign in (1, -1))
+            slopes.append(np.linalg.solve(middle.factor, ((up.loc - down.loc) / 2)[..., None]))
+            logs = _log_diagonal(up.factor) - _log_diagonal(down.factor)
+            log_slopes.append(logs[..., None] / 2)
+            heights.append((up.height - down.height)[..., None] / 2)
+        parts = (np.concatenate(part, -1) for part in (slopes, log_slopes, heights))
+        found.append([middle.loc, middle.factor, middle.skewness, *parts])
     whole = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return Responses(*(part.reshape(-1, *part.shape[2:])[:size] for part in whole))
 
@@ -338,6 +368,22 @@ def _pairs(size: int) -> dict[tuple[int, int], np.ndarray]:
         return {}
     eye = np.eye(size)
     return {(j, k): eye[j] + eye[k] for j in range(size) for k in range(j)}
+
+
+def _rule(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes `(m, size)` and log-weights of a rule for the normal distribution."""
+    line, weights = np.polynomial.hermite_e.hermegauss(NODES[size])
+    grid = np.stack(np.meshgrid(*[line] * size, indexing="ij"), -1)
+    logs = np.log(weights / weights.sum())
+    return grid.reshape(-1, size), sum(np.meshgrid(*[logs] * size, indexing="ij")).ravel()
+
+
+def _lower(root: np.ndarray) -> np.ndarray:
+    """Return the lower Cholesky factor of a covariance, from any factor of it."""
+    # By QR decomposition: the covariance itself would lose small variances.
+    upper = np.linalg.qr(root.swapaxes(-1, -2), mode="r")
+    signs = np.sign(np.diagonal(upper, axis1=-2, axis2=-1))
+    return (upper * np.where(signs == 0, 1.0, signs)[..., None]).swapaxes(-1, -2)
 
 
 def _eigen(curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyroflows_common.laplace import Derive, Gaussian, Responses, followed, responses
+from pyroflows_common.laplace import Gaussian, Model, Responses, followed, responses
 
-# Draws of each row that integrate it out.
-TRIED = 8
+# Draws of each row that integrate it out, in pairs.
+TRIED = 16
 # Rounds of the flow that all rows share.
 ROUNDS = 2
+# Width of the middle of the skewed variables.
+SKEWED = 3.0
+# Gain of what is learned of rows. A step of Adam moves all of it by the learning rate, however
+# little there is to learn, and thousands of rows tell small differences.
+GAIN = 0.1
 # Most that the logarithm of a row's scale follows the global sites.
 FURTHEST = 3.0
 
@@ -172,36 +177,50 @@ class Starts(NamedTuple):
     Args:
         loc: `(*N, d)`.
         factor: `(*N, d, d)`, lower-triangular.
+        skewness: `(*N, d)`.
         slope: `(*N, d, g)`, change of the mode with each global number, in units of the factor.
         log_slope: `(*N, d, g)`, change of the logarithm of the scale.
+        height: `(*N, h)`, log-density of the row without its local numbers, and its change with each
+            global number, less their means over all rows.
         seen: `(*N, e)`, standardised locations and log-scales, for the flow to see.
     """
 
     loc: Any
     factor: Any
+    skewness: Any
     slope: Any
     log_slope: Any
+    height: Any
     seen: Any
 
     @classmethod
     def of_rows(cls, rows: Responses) -> "Starts":
         """Return the starts of rows with these Gaussians."""
         scales = np.log(np.diagonal(rows.factor, axis1=-2, axis2=-1))
-        seen = np.concatenate([rows.loc, scales], -1)
+        seen = np.concatenate([rows.loc, scales, rows.skewness], -1)
         deviation = seen.std(0)
-        return cls(*rows, (seen - seen.mean(0)) / np.where(deviation > 1e-6, deviation, 1.0))
+        seen = (seen - seen.mean(0)) / np.where(deviation > 1e-6, deviation, 1.0)
+        height = rows.height - rows.height.mean(0)
+        # With these, the skewed variables have the rows' means and covariances.
+        mean, width = _moments_of_skewed(rows.skewness)
+        factor = rows.factor / width[..., None, :]
+        loc = rows.loc - (factor * mean[..., None, :]).sum(-1)
+        height = np.where(np.isfinite(height), height, 0.0)
+        return cls(loc, factor, *rows[2:-1], height, seen)
 
     @classmethod
     def of_all(cls, loc: np.ndarray, scale: np.ndarray) -> "Starts":
         """Return one start, `(d,)`, for all rows."""
         none = np.zeros((len(loc), 0))
-        return cls(loc, np.diag(scale), none, none, np.zeros(0))
+        zeros = np.zeros(len(loc))
+        return cls(loc, np.diag(scale), zeros, none, none, np.zeros(0), np.zeros(0))
 
     @classmethod
     def same(cls, loc: np.ndarray, scale: np.ndarray, rows: int, size: int) -> "Starts":
         """Return the same start for each row, which follows none of the `size` global numbers."""
         none = np.zeros((len(loc), followed(rows, len(loc), size)))
-        one = cls(loc, np.diag(scale), none, none, np.zeros(2 * len(loc)))
+        zeros, height = np.zeros(len(loc)), np.zeros(1 + none.shape[1])
+        one = cls(loc, np.diag(scale), zeros, none, none, height, np.zeros(3 * len(loc)))
         return cls(*(np.repeat(part[None], rows, 0) for part in one))
 
     @classmethod
@@ -212,20 +231,20 @@ class Starts(NamedTuple):
 
     @classmethod
     def searched(
-        cls, derive: Derive, gaussian: Gaussian, z: np.ndarray, rows: tuple[int, int], pool: bool
+        cls, model: Model, gaussian: Gaussian, z: np.ndarray, rows: tuple[int, int], pool: bool
     ) -> "Starts":
         """Return the starts of all rows at the conditional modes, or one for all rows.
 
         Args:
-            derive: the model.
+            model: the densities.
             gaussian: that of the global numbers.
             z: `(d,)`, where each row sets out from.
             rows: how many there are, and how many a block has.
             pool: whether to return one start, from a single block.
         """
         if not pool:
-            return cls.of_rows(responses(derive, *rows, gaussian, z))
-        found = responses(derive, rows[1], rows[1], gaussian, z)
+            return cls.of_rows(responses(model, *rows, gaussian, z))
+        found = responses(model, rows[1], rows[1], gaussian, z)
         return cls.pooled(found)
 
     def packed(self) -> np.ndarray:
@@ -238,21 +257,31 @@ class Starts(NamedTuple):
         return np.concatenate([*parts, np.ones((*lead, 1))], -1)
 
 
-def unpacked(packed: Any, width: int, slopes: int) -> Starts:
+def unpacked(packed: Any, width: int, slopes: int, heights: int) -> Starts:
     """Return the starts of rows, `(*N, ...)`, from their numbers side by side.
 
     Args:
         packed: `(*N, numbers)`, of a host.
         width: d.
         slopes: g.
+        heights: h.
     """
     lead = packed.shape[:-1]
     numbers = packed[..., :-1] / packed[..., -1:]
-    shapes = ((width,), (width, width), (width, slopes), (width, slopes))
+    shapes = ((width,), (width, width), (width,), (width, slopes), (width, slopes), (heights,))
     ends = [0, *itertools.accumulate(math.prod(shape) for shape in shapes)]
     parts = (numbers[..., a:b] for a, b in itertools.pairwise(ends))
     whole = (part.reshape(*lead, *shape) for part, shape in zip(parts, shapes, strict=True))
     return Starts(*whole, numbers[..., ends[-1] :])
+
+
+def _moments_of_skewed(skewness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of `skewed` normal variables."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    weights = weights / weights.sum()
+    values = nodes + SKEWED * skewness[..., None] * (np.sqrt(1 + (nodes / SKEWED) ** 2) - 1)
+    mean = values @ weights
+    return mean, np.sqrt(np.square(values - mean[..., None]) @ weights)
 
 
 def masks(width: int) -> list[list[bool]]:

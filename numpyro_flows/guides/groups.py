@@ -105,7 +105,7 @@ class Groups:
         found = None
         if search:
             points = _points(model, inputs, locs, start.loc, key)
-            found = located(rows.derive, points, z, scale, sizes, follow)
+            found = located(rows, points, z, scale, sizes, follow)
             if found is None:
                 warn_of_search(NOTHING)
         if found is None:
@@ -117,7 +117,7 @@ class Groups:
             start = start.precondition(loc, factor)
         else:
             start = start.at(loc, jnp.linalg.norm(factor, axis=1))
-        return start, Starts.searched(rows.derive, found, z, sizes, pool)
+        return start, Starts.searched(rows, found, z, sizes, pool)
 
     def rows_at_start(self) -> Float[Array, "n d"]:
         """Return the unconstrained rows of the run of the model."""

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float, Int
 from numpyro.distributions import constraints
 
@@ -15,11 +15,12 @@ from numpyro_flows.guides.path_gradient import limited
 from numpyro_flows.layers.chain import Chain
 from numpyro_flows.layers.coupling import AffineCoupling
 from numpyro_flows.layers.tails import SinhArcsinh
+from numpyro_flows.networks import DenseNet
 from numpyro_flows.rng import RandomKey, split
 from numpyro_flows.transform import TransformModule
 from pyroflows_common.budgets import GUIDE_BUDGET
 from pyroflows_common.guides import INIT_SCALE
-from pyroflows_common.local import FURTHEST, ROUNDS, Starts, masks, unpacked
+from pyroflows_common.local import FURTHEST, GAIN, ROUNDS, SKEWED, Starts, masks, unpacked
 
 
 class LocalFlow(eqx.Module):
@@ -51,6 +52,7 @@ class LocalFlow(eqx.Module):
     encoder: Any
     width: int = eqx.field(static=True)
     slopes: int = eqx.field(static=True)
+    heights: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class LocalFlow(eqx.Module):
         key: RandomKey,
     ) -> None:
         self.width, self.slopes = starts.slope.shape[-2:]
+        self.heights = starts.height.shape[-1]
         self.start = jnp.asarray(starts.packed())
         learned = encoder is None
         self.shift = jnp.zeros(starts.loc.shape) if learned else None
@@ -71,13 +74,14 @@ class LocalFlow(eqx.Module):
 
     def taken(self, rows: Int[Array, " n"], features: Array | None) -> "Taken":
         """Return the rows with these indices, or with these features."""
+        sizes = self.width, self.slopes, self.heights
         if self.encoder is not None:
-            starts = unpacked(self.start, self.width, self.slopes)
+            starts = unpacked(self.start, *sizes)
             seen = jax.vmap(self.encoder)(features)
             zeros = jnp.zeros((len(seen), self.width), self.start.dtype)
             return Taken(starts._replace(seen=seen.astype(zeros.dtype)), zeros, zeros, self.flow)
-        starts = unpacked(self.start[rows], self.width, self.slopes)
-        return Taken(starts, self.shift[rows], self.log_scale[rows], self.flow)
+        starts = unpacked(self.start[rows], *sizes)
+        return Taken(starts, GAIN * self.shift[rows], GAIN * self.log_scale[rows], self.flow)
 
 
 class Taken(NamedTuple):
@@ -88,11 +92,11 @@ class Taken(NamedTuple):
     log_scale: Float[Array, "n d"]
     flow: TransformModule
 
-    def inner(self, u: Array, white: Float[Array, "*batch G"]) -> tuple[Array, Array]:
-        """Map base `(*batch, n, d)` to units of each row's start, with the log-determinant."""
+    def inner(self, u: Array, white: Float[Array, "*batch G"]) -> Array:
+        """Map base `(*batch, n, d)` to units of each row's start."""
         shift, log_scale = self._follow(white)
-        v, ladj = self.flow.forward_and_ladj(u, self._context(white))
-        return shift + jnp.exp(log_scale) * v, ladj + log_scale.sum(-1)
+        v, _ = self.flow.forward_and_ladj(u, self._context(white))
+        return shift + jnp.exp(log_scale) * _skewed(v, self.starts.skewness)
 
     def outer(self, w: Array) -> Array:
         """Map units of each row's start to unconstrained numbers."""
@@ -108,10 +112,22 @@ class Taken(NamedTuple):
             whole = jnp.broadcast_to(factor, (*rest.shape, rest.shape[-1]))
             w = jax.scipy.linalg.solve_triangular(whole, rest[..., None], lower=True)[..., 0]
         shift, log_scale = self._follow(white)
-        v = (w - shift) * jnp.exp(-log_scale)
+        v, bend = _straight((w - shift) * jnp.exp(-log_scale), self.starts.skewness)
         u, ladj = self.flow.inverse_and_ladj(v, self._context(white))
         scales = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)) + log_scale
-        return dist.Normal(jnp.zeros_like(u), 1.0).log_prob(u).sum(-1) + ladj - scales.sum(-1)
+        return dist.Normal(jnp.zeros_like(u), 1.0).log_prob(u).sum(-1) + ladj + bend - scales.sum(-1)
+
+    def surplus(self, white: Float[Array, "*batch G"]) -> Float[Array, "*batch n"]:
+        """Return what the log-density of each row is above that of the mean row, to first order.
+
+        Over all rows the sum is zero. A guide that counts it with the rows that are taken gives the
+        bound less noise: what they differ from the others cancels with that in the model.
+        """
+        height = self.starts.height
+        if not height.shape[-1]:
+            return jnp.zeros((), white.dtype)
+        change = (height[:, 1:] * white[..., None, : height.shape[-1] - 1]).sum(-1)
+        return height[:, 0] + change
 
     def _follow(self, white: Array) -> tuple[Array, Array]:
         """Return shift and log-scale of each row at these global numbers."""
@@ -171,7 +187,7 @@ class LocalDistribution(dist.Distribution):
         taken = self.local.taken(self.rows, self.features)
         shape = (*sample_shape, *self.white.shape[:-1], len(self.rows), self.local.width)
         white = jnp.broadcast_to(self.white, (*shape[:-2], self.white.shape[-1]))
-        w, _ = taken.inner(jax.random.normal(key, shape, self.local.start.dtype), white)
+        w = taken.inner(jax.random.normal(key, shape, self.local.start.dtype), white)
         unit = jnp.zeros_like(w, shape=w.shape[:-1])
         if self.path:
             w, unit = limited(w, unit)
@@ -185,10 +201,38 @@ class LocalDistribution(dist.Distribution):
         ones = len(self.ones)
         z = value.reshape(*value.shape[: value.ndim - 1 - ones], value.shape[-1])
         white = jnp.broadcast_to(self.white, (*z.shape[:-2], self.white.shape[-1]))
-        return self._placed(taken.log_prob(z, white)) + sum(intermediates or [])
+        density = taken.log_prob(z, white)
+        if self.path:  # as a part of a bound
+            density = density + taken.surplus(white)
+        return self._placed(density) + sum(intermediates or [])
 
     def _placed(self, each: Array) -> Array:
         return each.reshape(*each.shape, *self.ones)
+
+
+def _skewed(v: Array, t: Array) -> Array:
+    """Return variables with a skewness of about t: y = v + c t (√(1 + v²/c²) − 1)."""
+    return v + SKEWED * t * (jnp.sqrt(1 + (v / SKEWED) ** 2) - 1)
+
+
+def _straight(y: Array, t: Array) -> tuple[Array, Array]:
+    """Return the inverse of `_skewed`, with its log-determinant."""
+    a = jnp.arcsinh((y / SKEWED + t) * lax.rsqrt(1 - t * t)) - jnp.arctanh(t)
+    return SKEWED * jnp.sinh(a), -jnp.log1p(t * jnp.tanh(a)).sum(-1)
+
+
+class Gained(eqx.Module):
+    """A network whose outputs have a gain.
+
+    Args:
+        network: the network.
+    """
+
+    network: DenseNet
+
+    def __call__(self, x: Float[Array, " i"]) -> Float[Array, " o"]:
+        """Return the outputs."""
+        return GAIN * self.network(x)
 
 
 def _flow(width: int, context_dim: int, key: RandomKey) -> TransformModule:
@@ -200,17 +244,10 @@ def _flow(width: int, context_dim: int, key: RandomKey) -> TransformModule:
         if part is None:
             layers.append(SinhArcsinh(width))
             continue
-        layers.append(
-            AffineCoupling(
-                width,
-                partition=part,
-                hidden=(32, 32),
-                activation="silu",
-                init_scale=INIT_SCALE,
-                scale="tanh",
-                limit=GUIDE_BUDGET / len(parts),
-                context_dim=context_dim,
-                key=one,
-            )
+        inputs, outputs = sum(part) + context_dim, 2 * (width - sum(part))
+        net = DenseNet(
+            inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE, key=one
         )
+        options = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts), "key": one}
+        layers.append(AffineCoupling(width, partition=part, context_dim=context_dim, **options))
     return Chain(layers)

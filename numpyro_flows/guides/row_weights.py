@@ -1,6 +1,5 @@
 """Importance weights of a guide with local sites: those of its global sites, and of each row."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,6 @@ from numpyro import handlers
 from numpyro_flows.guides import importance
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.importance import Matched, Model, Params
-from numpyro_flows.guides.local import LocalDistribution
 from numpyro_flows.guides.rows import Rows
 from pyroflows_common.checks import Inputs
 from pyroflows_common.local import TRIED
@@ -79,6 +77,18 @@ def has_rows(posterior: Any) -> bool:
     return isinstance(posterior, AutoFlow) and posterior._groups is not None
 
 
+def log_mean(ratios: Array) -> Array:
+    """Return the logarithm of the mean of TRIED ratios, whose bias is removed to first order.
+
+    The ratios come in pairs of opposite noise.
+    """
+    top = ratios.max(0)
+    shares = jnp.exp(ratios - jnp.where(jnp.isfinite(top), top, 0.0))
+    pairs = shares.reshape(2, -1, shares.shape[-1]).mean(0)
+    mean = pairs.mean(0)
+    return top + jnp.log(mean) + 0.5 * pairs.var(0, ddof=1) / (len(pairs) * mean**2)
+
+
 def _with_rows(
     posterior: Any,
     matched: Matched,
@@ -103,12 +113,13 @@ def _with_rows(
         u = base.sample(base_key)
         x, ladj = flow.forward_and_ladj(u)
         log_q = base.log_prob(u) - ladj
-        fn = LocalDistribution(local, flow.layers[-1].inv(x), index, features, -1, False)
-        z = fn.sample(row_key, (TRIED,))
+        white, taken = flow.layers[-1].inv(x), local.taken(index, features)
+        half = jax.random.normal(row_key, (TRIED // 2, size, local.width), x.dtype)
+        z = taken.outer(taken.inner(jnp.concatenate([half, -half]), white))
         whole, each = jax.vmap(lambda z: rows.log_parts(x, z, index))(z)
-        ratios = each - fn.log_prob(z)
+        ratios = each - taken.log_prob(z, white)
         ratios = jnp.where(jnp.isfinite(ratios), ratios, -jnp.inf)
-        marginal = jax.scipy.special.logsumexp(ratios, 0) - math.log(TRIED)
+        marginal = log_mean(ratios)
         chosen = jax.random.categorical(choice_key, ratios, 0)
         z = jnp.take_along_axis(z, chosen[None, :, None], 0)[0]
         log_p = whole[0] + marginal.sum()

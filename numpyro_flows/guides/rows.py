@@ -62,16 +62,30 @@ class Rows:
 
         return jax.jit(jax.vmap(one))
 
+    @functools.cached_property
+    def _valued(self) -> Callable[..., Array]:
+        return jax.jit(jax.vmap(lambda *at: self.log_parts(*at)[1]))
+
     def derive(self, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Derived:
-        """Return densities and derivatives of blocks of rows, as `pyroflows_common.laplace` asks."""
+        """Return log-densities and derivatives, as `pyroflows_common.laplace` asks."""
+        return Derived(*self._mapped(self._derived, x, z, rows))
+
+    def values(self, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the log-density of each row."""
+        return self._mapped(lambda *at: (self._valued(*at),), x, z, rows)[0]
+
+    def _mapped(
+        self, function: Callable[..., Any], x: np.ndarray, z: np.ndarray, rows: np.ndarray
+    ) -> list[np.ndarray]:
+        """Map over blocks, as many at once as make one size, which is compiled once."""
         size = max(min(AT_ONCE // rows.shape[1], 64), 1)
         dtype = next(iter(self.locs.values())).dtype
         parts = []
         for start in range(0, len(x), size):
-            index = np.arange(start, start + size).clip(max=len(x) - 1)  # one size: compiled once
+            index = np.arange(start, start + size).clip(max=len(x) - 1)
             taken = x[index].astype(dtype), z[index].astype(dtype), rows[index]
-            parts.append(jax.device_get(self._derived(*taken)))
-        return Derived(*(np.concatenate(part)[: len(x)] for part in zip(*parts, strict=True)))
+            parts.append(jax.device_get(function(*taken)))
+        return [np.concatenate(part)[: len(x)] for part in zip(*parts, strict=True)]
 
     def log_parts(
         self, x: Float[Array, " G"], z: Float[Array, "n d"], rows: Int[Array, " n"]
