@@ -18,7 +18,17 @@ from numpyro.distributions.transforms import Transform, _InverseTransform
 from numpyro_flows.inputs import Contexts, Events, as_context, check_event, check_finite
 from numpyro_flows.networks import DataDependent
 from numpyro_flows.support import check_support
-from numpyro_flows.tree import Module, as_dtype, dtype_of, fields, frozen, named, nodes, replace, restored
+from numpyro_flows.tree import (
+    Module,
+    as_dtype,
+    dtype_of,
+    fields,
+    frozen,
+    named,
+    nodes,
+    replace,
+    restored,
+)
 from pyroflows_common.checks import as_count, as_event_shape, check_shape, joint_batch
 from pyroflows_common.recipe import Recipe
 

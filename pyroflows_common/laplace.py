@@ -107,9 +107,10 @@ def fitted(model: Model, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Fitt
     values, vectors = _eigen(found.curvature)
     factor = _lower(vectors / np.sqrt(values)[..., None, :])
     height = found.value + 0.5 * size * math.log(2 * math.pi) - 0.5 * np.log(values).sum(-1)
-    if size not in NODES:
+    rule = quadrature(size)
+    if rule is None:
         return Fitted(found.whole, height, z, z, factor, np.zeros_like(z))
-    nodes, log_weights = _rule(size)
+    nodes, log_weights = rule
     points = (z + np.einsum("...ij,mj->m...i", factor, nodes)).reshape(-1, *z.shape[1:])
     count = len(nodes)
     drops = model.values(np.tile(x, (count, 1)), points, np.tile(rows, (count, 1)))
@@ -358,6 +359,16 @@ def responses(model: Model, size: int, taken: int, start: Gaussian, z: np.ndarra
     return Responses(*(part.reshape(-1, *part.shape[2:])[:size] for part in whole))
 
 
+def quadrature(size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return nodes `(m, size)` and log-weights of a rule for normal variables, if they are few."""
+    if size not in NODES:
+        return None
+    line, weights = np.polynomial.hermite_e.hermegauss(NODES[size])
+    grid = np.stack(np.meshgrid(*[line] * size, indexing="ij"), -1)
+    logs = np.log(weights / weights.sum())
+    return grid.reshape(-1, size), sum(np.meshgrid(*[logs] * size, indexing="ij")).ravel()
+
+
 def _height(gaussian: Gaussian) -> float:
     return gaussian.value
 
@@ -368,14 +379,6 @@ def _pairs(size: int) -> dict[tuple[int, int], np.ndarray]:
         return {}
     eye = np.eye(size)
     return {(j, k): eye[j] + eye[k] for j in range(size) for k in range(j)}
-
-
-def _rule(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes `(m, size)` and log-weights of a rule for the normal distribution."""
-    line, weights = np.polynomial.hermite_e.hermegauss(NODES[size])
-    grid = np.stack(np.meshgrid(*[line] * size, indexing="ij"), -1)
-    logs = np.log(weights / weights.sum())
-    return grid.reshape(-1, size), sum(np.meshgrid(*[logs] * size, indexing="ij")).ravel()
 
 
 def _lower(root: np.ndarray) -> np.ndarray:

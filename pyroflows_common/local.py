@@ -10,7 +10,7 @@ import numpy as np
 from pyroflows_common.laplace import Gaussian, Model, Responses, followed, responses
 
 # Draws of each row that integrate it out, in pairs.
-TRIED = 16
+TRIED = 8
 # Rounds of the flow that all rows share.
 ROUNDS = 2
 # Width of the middle of the skewed variables.
@@ -123,8 +123,7 @@ def layout_of(
     held = {plate for site in sites for plate in site.plates}
     if local is not None and local not in held:
         raise ValueError(
-            f"`local` is {local!r}, expected the name of a plate with latent sites: "
-            f"{sorted(held)}"
+            f"`local` is {local!r}, expected the name of a plate with latent sites: {sorted(held)}"
         )
     found = sorted(p for p in held if p == local or plates[p][0] != plates[p][1])
     if not found:

@@ -72,9 +72,7 @@ def weigh(
     return Weights(ratio, log_weight, k, float(1 / np.exp(2 * log_weight).sum()))
 
 
-def verdict(
-    weights: Weights, resampled: bool, single: bool = False, local: bool = False
-) -> str:
+def verdict(weights: Weights, resampled: bool, single: bool = False, local: bool = False) -> str:
     """Say in one line whether the draws can be trusted.
 
     Args:

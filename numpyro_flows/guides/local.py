@@ -72,15 +72,20 @@ class LocalFlow(eqx.Module):
         self.encoder = encoder
         self.flow = _flow(self.width, size + starts.seen.shape[-1] + embedded, key)
 
+    def is_searched(self) -> bool:
+        """Return whether a search has found where the rows start."""
+        heights = unpacked(self.start, self.width, self.slopes, self.heights).height
+        return bool((heights != 0).any())
+
     def taken(self, rows: Int[Array, " n"], features: Array | None) -> "Taken":
         """Return the rows with these indices, or with these features."""
-        sizes = self.width, self.slopes, self.heights
+        start, sizes = lax.stop_gradient(self.start), (self.width, self.slopes, self.heights)
         if self.encoder is not None:
-            starts = unpacked(self.start, *sizes)
+            starts = unpacked(start, *sizes)
             seen = jax.vmap(self.encoder)(features)
             zeros = jnp.zeros((len(seen), self.width), self.start.dtype)
             return Taken(starts._replace(seen=seen.astype(zeros.dtype)), zeros, zeros, self.flow)
-        starts = unpacked(self.start[rows], *sizes)
+        starts = unpacked(start[rows], *sizes)
         return Taken(starts, GAIN * self.shift[rows], GAIN * self.log_scale[rows], self.flow)
 
 
@@ -90,17 +95,26 @@ class Taken(NamedTuple):
     starts: Starts
     shift: Float[Array, "n d"]
     log_scale: Float[Array, "n d"]
-    flow: TransformModule
+    flow: TransformModule | None
 
-    def inner(self, u: Array, white: Float[Array, "*batch G"]) -> Array:
-        """Map base `(*batch, n, d)` to units of each row's start."""
+    def at_start(self) -> "Taken":
+        """Return the rows as they start, before anything is learned."""
+        return Taken(self.starts, jnp.zeros_like(self.shift), jnp.zeros_like(self.shift), None)
+
+    def inner(self, u: Array, white: Float[Array, "*batch G"]) -> tuple[Array, Array]:
+        """Map base `(*batch, n, d)` to units of each row's start, with the log-determinant."""
         shift, log_scale = self._follow(white)
-        v, _ = self.flow.forward_and_ladj(u, self._context(white))
-        return shift + jnp.exp(log_scale) * _skewed(v, self.starts.skewness)
+        v, ladj = u, 0.0
+        if self.flow is not None:
+            v, ladj = self.flow.forward_and_ladj(u, self._context(white))
+        y, bend = _skewed(v, self.starts.skewness)
+        return shift + jnp.exp(log_scale) * y, ladj + bend + log_scale.sum(-1)
 
-    def outer(self, w: Array) -> Array:
-        """Map units of each row's start to unconstrained numbers."""
-        return self.starts.loc + (self.starts.factor * w[..., None, :]).sum(-1)
+    def outer(self, w: Array) -> tuple[Array, Array]:
+        """Map units of each row's start to unconstrained numbers, with the log-determinant."""
+        factor = self.starts.factor
+        z = self.starts.loc + (factor * w[..., None, :]).sum(-1)
+        return z, jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
 
     def log_prob(self, z: Array, white: Float[Array, "*batch G"]) -> Float[Array, "*batch n"]:
         """Return the log-density of unconstrained numbers `(*batch, n, d)`."""
@@ -115,7 +129,9 @@ class Taken(NamedTuple):
         v, bend = _straight((w - shift) * jnp.exp(-log_scale), self.starts.skewness)
         u, ladj = self.flow.inverse_and_ladj(v, self._context(white))
         scales = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)) + log_scale
-        return dist.Normal(jnp.zeros_like(u), 1.0).log_prob(u).sum(-1) + ladj + bend - scales.sum(-1)
+        return (
+            dist.Normal(jnp.zeros_like(u), 1.0).log_prob(u).sum(-1) + ladj + bend - scales.sum(-1)
+        )
 
     def surplus(self, white: Float[Array, "*batch G"]) -> Float[Array, "*batch n"]:
         """Return what the log-density of each row is above that of the mean row, to first order.
@@ -187,11 +203,11 @@ class LocalDistribution(dist.Distribution):
         taken = self.local.taken(self.rows, self.features)
         shape = (*sample_shape, *self.white.shape[:-1], len(self.rows), self.local.width)
         white = jnp.broadcast_to(self.white, (*shape[:-2], self.white.shape[-1]))
-        w = taken.inner(jax.random.normal(key, shape, self.local.start.dtype), white)
+        w, _ = taken.inner(jax.random.normal(key, shape, self.local.start.dtype), white)
         unit = jnp.zeros_like(w, shape=w.shape[:-1])
         if self.path:
             w, unit = limited(w, unit)
-        z = taken.outer(w)
+        z, _ = taken.outer(w)
         return z.reshape(*shape[:-1], *self.ones, shape[-1]), [self._placed(unit)]
 
     def log_prob(self, value: Array, intermediates: Sequence[Array] | None = None) -> Array:
@@ -210,13 +226,14 @@ class LocalDistribution(dist.Distribution):
         return each.reshape(*each.shape, *self.ones)
 
 
-def _skewed(v: Array, t: Array) -> Array:
-    """Return variables with a skewness of about t: y = v + c t (√(1 + v²/c²) − 1)."""
-    return v + SKEWED * t * (jnp.sqrt(1 + (v / SKEWED) ** 2) - 1)
+def _skewed(v: Array, t: Array) -> tuple[Array, Array]:
+    """Return variables of a skewness of about t, y = v + c t (√(1 + v²/c²) − 1), and the ladj."""
+    root = jnp.sqrt(1 + (v / SKEWED) ** 2)
+    return v + SKEWED * t * (root - 1), jnp.log1p(t * v / (SKEWED * root)).sum(-1)
 
 
 def _straight(y: Array, t: Array) -> tuple[Array, Array]:
-    """Return the inverse of `_skewed`, with its log-determinant."""
+    """Return the inverse of `_skewed`, and its ladj."""
     a = jnp.arcsinh((y / SKEWED + t) * lax.rsqrt(1 - t * t)) - jnp.arctanh(t)
     return SKEWED * jnp.sinh(a), -jnp.log1p(t * jnp.tanh(a)).sum(-1)
 
@@ -245,9 +262,7 @@ def _flow(width: int, context_dim: int, key: RandomKey) -> TransformModule:
             layers.append(SinhArcsinh(width))
             continue
         inputs, outputs = sum(part) + context_dim, 2 * (width - sum(part))
-        net = DenseNet(
-            inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE, key=one
-        )
+        net = DenseNet(inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE, key=one)
         options = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts), "key": one}
         layers.append(AffineCoupling(width, partition=part, context_dim=context_dim, **options))
     return Chain(layers)

@@ -5,14 +5,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
+from jaxtyping import Float
 from numpyro import handlers
 
 from numpyro_flows.guides import importance
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.importance import Matched, Model, Params
+from numpyro_flows.guides.local import Taken
 from numpyro_flows.guides.rows import Rows
 from pyroflows_common.checks import Inputs
+from pyroflows_common.laplace import quadrature
 from pyroflows_common.local import TRIED
 from pyroflows_common.sites import Draws
 
@@ -77,8 +81,8 @@ def has_rows(posterior: Any) -> bool:
     return isinstance(posterior, AutoFlow) and posterior._groups is not None
 
 
-def log_mean(ratios: Array) -> Array:
-    """Return the logarithm of the mean of TRIED ratios, whose bias is removed to first order.
+def log_mean(ratios: Float[Array, "K N"]) -> Float[Array, " N"]:
+    """Return the logarithm of the mean of each row's ratios, without its bias of first order.
 
     The ratios come in pairs of opposite noise.
     """
@@ -106,7 +110,18 @@ def _with_rows(
     index = jnp.arange(size)
     features = groups.features_of(index, size, inputs)
     flow, local = handlers.substitute(posterior._modules, params)()
-    base = posterior.get_base_dist()
+    base, rule = posterior.get_base_dist(), None
+    if groups.encoding is None and local.is_searched():
+        rule = quadrature(local.width)  # its error is far below that of noise
+
+    def ratios(noise: Array, x: Array, white: Array, taken: Taken) -> tuple[Array, Array, Array]:
+        """Return density of the global sites, ratios of the rows and the rows, `(K, N)` each."""
+        w, inner = taken.inner(noise, white)
+        z, outer = taken.outer(w)
+        whole, each = jax.vmap(lambda z: rows.log_parts(x, z, index))(z)
+        normal = dist.Normal(jnp.zeros_like(noise), 1.0).log_prob(noise).sum(-1)
+        found = each + inner + outer - normal
+        return whole[0], jnp.where(jnp.isfinite(found), found, -jnp.inf), z
 
     def one(key: Array) -> tuple[Any, ...]:
         base_key, row_key, choice_key = jax.random.split(key, 3)
@@ -115,18 +130,22 @@ def _with_rows(
         log_q = base.log_prob(u) - ladj
         white, taken = flow.layers[-1].inv(x), local.taken(index, features)
         half = jax.random.normal(row_key, (TRIED // 2, size, local.width), x.dtype)
-        z = taken.outer(taken.inner(jnp.concatenate([half, -half]), white))
-        whole, each = jax.vmap(lambda z: rows.log_parts(x, z, index))(z)
-        ratios = each - taken.log_prob(z, white)
-        ratios = jnp.where(jnp.isfinite(ratios), ratios, -jnp.inf)
-        marginal = log_mean(ratios)
-        chosen = jax.random.categorical(choice_key, ratios, 0)
+        noise = jnp.concatenate([half, -half])
+        whole, tried, z = ratios(noise, x, white, taken)
+        marginal = log_mean(tried)
+        if rule is not None:
+            nodes, log_weights = (jnp.asarray(a, x.dtype) for a in rule)
+            placed = jnp.broadcast_to(nodes[:, None], (len(nodes), size, local.width))
+            at_nodes = ratios(placed, x, white, taken.at_start())[1]
+            marginal = jax.scipy.special.logsumexp(at_nodes + log_weights[:, None], 0)
+        chosen = jax.random.categorical(choice_key, tried, 0)
         z = jnp.take_along_axis(z, chosen[None, :, None], 0)[0]
-        log_p = whole[0] + marginal.sum()
+        log_p = whole + marginal.sum()
         values = {**posterior._constrained(x, params), **groups.constrained(z)}
-        return values, log_q, log_p, whole[0] + ratios[0].sum() - log_q
+        return values, log_q, log_p, whole + tried[0].sum() - log_q
 
-    numbers = TRIED * size * local.width
+    nodes = 0 if rule is None else len(rule[0])
+    numbers = (TRIED + nodes) * size * local.width
     block = min(max(importance.NUMBERS // numbers, 1), importance.MANY)
     found = importance.mapped(one, jax.random.split(key, draws), draws, block)
     values, *densities = found

@@ -55,7 +55,9 @@ class Rows:
                 return each.sum(), (whole, each)
 
             slope = jax.grad(value, has_aux=True)
-            ways = jnp.broadcast_to(jnp.eye(z.shape[-1], dtype=z.dtype)[:, None], (z.shape[-1], *z.shape))
+            ways = jnp.broadcast_to(
+                jnp.eye(z.shape[-1], dtype=z.dtype)[:, None], (z.shape[-1], *z.shape)
+            )
             curve = lambda way: jax.jvp(lambda z: slope(z)[0], (z,), (way,))[1]  # noqa: E731
             first, (whole, each) = slope(z)
             return whole, each, first, -jax.vmap(curve, out_axes=-1)(ways)
@@ -133,7 +135,9 @@ class Rows:
         """Return the unconstrained value of each global site."""
         ends = np.cumsum([loc.size for loc in self.locs.values()])[:-1]
         parts = jnp.split(x, ends)
-        return {n: p.reshape(loc.shape) for (n, loc), p in zip(self.locs.items(), parts, strict=True)}
+        return {
+            n: p.reshape(loc.shape) for (n, loc), p in zip(self.locs.items(), parts, strict=True)
+        }
 
     def check(self, x: Array, z: Array) -> None:
         """Check that rows are independent of each other, given the global sites.
@@ -144,7 +148,11 @@ class Rows:
         rows = jnp.arange(self.layout.taken)
         z = jnp.broadcast_to(z, (len(rows), *z.shape[-1:]))
         (_, each), back = jax.vjp(lambda z: self.log_parts(x, z, rows), z)
-        for reason, whole, row in ((OUTSIDE, 1.0, None), (NEIGHBOURS, 0.0, 0), (NEIGHBOURS, 0.0, -1)):
+        for reason, whole, row in (
+            (OUTSIDE, 1.0, None),
+            (NEIGHBOURS, 0.0, 0),
+            (NEIGHBOURS, 0.0, -1),
+        ):
             seen = jnp.zeros_like(each) if row is None else jnp.zeros_like(each).at[row].set(1.0)
             slopes = back((jnp.full((), whole, each.dtype), seen))[0]
             others = slopes if row is None else slopes.at[row].set(0.0)
