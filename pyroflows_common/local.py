@@ -52,6 +52,10 @@ OTHER_SIZE = (
     "plate {plate!r} has {found} rows, but the guide has learned {size}: draw the sites of new "
     "rows from the model, given the global ones, or use a guide with an `encoder`"
 )
+FORGOTTEN = (
+    "the guide has local sites, and a guide that is copied or saved forgets the model, which tells "
+    "the rows: make a new guide"
+)
 LOCAL_MODES = (
     "the guide has local sites, for which modes are not told apart: expected a guide without"
 )

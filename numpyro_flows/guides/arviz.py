@@ -127,5 +127,6 @@ def to_arviz(
         index = np.arange(draws) if kept is None else kept
         predicted = importance.simulate(model, params, inputs, drawn, index, predict_key)
     single = isinstance(posterior, AutoFlow) and not isinstance(posterior, AutoFlowMixture)
+    single = single and not row_weights.has_rows(posterior)
     options = {"coords": coords, "dims": dims, "host": numpyro, "single": single}
     return arviz.collect(drawn, predicted, weights, kept, **options)

@@ -6,7 +6,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyroflows.guides import importance
+from pyroflows.guides import importance, row_weights
 from pyroflows.guides.autoflow import AutoFlow
 from pyroflows.guides.mixture import AutoFlowMixture
 from pyroflows.guides.model import alone, model_of
@@ -111,7 +111,7 @@ def to_arviz(
     inputs = as_inputs(args, kwargs)
     # Without validation: a draw on the border of a site's support is valid, but has no weight.
     with seeded(as_count(seed, "seed", 0)), torch.no_grad(), alone():
-        drawn = importance.draw(posterior, model, inputs, draws)
+        drawn = row_weights.draw(posterior, model, inputs, draws)
         arrays = drawn.as_numpy(importance.as_array)
         weights = verdict.weigh(arviz.smooth, arrays.log_p, arrays.log_q)
         kept, predicted = None, {}
@@ -122,5 +122,6 @@ def to_arviz(
             simulated = importance.simulate(model, inputs, drawn, index)
             predicted = {name: importance.as_array(value) for name, value in simulated.items()}
     single = isinstance(posterior, AutoFlow) and not isinstance(posterior, AutoFlowMixture)
+    single = single and not row_weights.has_rows(posterior)
     options = {"coords": coords, "dims": dims, "host": pyro, "single": single}
     return arviz.collect(arrays, predicted, weights, kept, **options)

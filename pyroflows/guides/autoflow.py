@@ -18,16 +18,19 @@ from torch.utils._pytree import tree_map
 from pyroflows.distribution import FlowDistribution
 from pyroflows.flows.monotone import monotone
 from pyroflows.guides import store
+from pyroflows.guides.groups import Encoding, Groups
 from pyroflows.guides.model import (
     LogDensity,
     alone,
     latents,
     moving,
     placed,
+    unconstrained,
     without,
 )
 from pyroflows.guides.path_gradient import PathDistribution
 from pyroflows.guides.reference import GuideDistribution, Start
+from pyroflows.guides.rows import layout_of_model
 from pyroflows.guides.starts import Searched, new_start, searched
 from pyroflows.layers.chain import Chain
 from pyroflows.layers.elementwise import ActNorm
@@ -44,12 +47,8 @@ from pyroflows_common.guides import (
     check_options,
     warn_of_search,
 )
-from pyroflows_common.search import (
-    DENSE,
-    LARGE,
-    SMALL,
-    for_modes,
-)
+from pyroflows_common.local import FORGOTTEN, LOCAL_MODES, NO_LOCAL, check_encoder
+from pyroflows_common.search import DENSE, LARGE, SMALL, for_modes
 
 
 class AutoFlow(AutoContinuous):
@@ -137,6 +136,9 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         degrees_of_freedom: float | None = 20.0,
         path_gradient: bool = True,
+        local: str | None = None,
+        encoder: Callable[[Tensor], Tensor] | None = None,
+        features: Any = None,
         seed: int = 0,
         name: str | None = None,
     ) -> None:
@@ -144,6 +146,7 @@ class AutoFlow(AutoContinuous):
         init_loc_fn = init_to_median if init_loc_fn is None else init_loc_fn
         check_function(init_loc_fn, "init_loc_fn", "one of Pyro's strategies", TransformModule)
         check_options(init, init_scale, degrees_of_freedom)
+        check_encoder(local, encoder, features)
         super().__init__(model, init_loc_fn)
         self._pyro_name = name or self._pyro_name
         self.create_plates = create_plates
@@ -152,6 +155,9 @@ class AutoFlow(AutoContinuous):
         self.init, self.init_scale = init, init_scale
         self.degrees_of_freedom = degrees_of_freedom
         self.path_gradient = path_gradient
+        self.local = local
+        # In a tuple, as it is registered with the guide of local sites alone.
+        self._encoding = None if encoder is None else Encoding(encoder, features)
         self.seed = as_count(seed, "seed", 0)
         self.transform: Any = None
         self._start: Callable[[TransformModule], object] | None = None
@@ -159,6 +165,7 @@ class AutoFlow(AutoContinuous):
         # Sites whose supports depend on others, and the last arguments: the model tells them.
         self._moving: list[str] = []
         self._inputs: Inputs | None = None
+        self._groups: Groups | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro takes the model out of pickles and copies, and out of the guide itself, too.
@@ -173,17 +180,33 @@ class AutoFlow(AutoContinuous):
         wrong = None
         try:
             try:
-                super()._setup_prototype(*args, **kwargs)
+                self._find_sites(*args, **kwargs)
             except ValueError as error:  # out of range, maybe only at these draws of the prior
                 wrong = error
                 with alone():
-                    super()._setup_prototype(*args, **kwargs)
+                    self._find_sites(*args, **kwargs)
             self._moving = moving(self.model, self.prototype_trace, *args, **kwargs)
             self._inputs = (args, kwargs) if self._moving else None
             self.transform = self._made(wrong, *args, **kwargs)
         except BaseException:  # or Ctrl-C: the next call sets the guide up again
             self.prototype_trace = None
             raise
+
+    def _find_sites(self, *args: Any, **kwargs: Any) -> None:
+        """Find the local sites, and let the host find the others."""
+        layout, trace = layout_of_model(self.model, self.local, *args, **kwargs)
+        if layout is None:
+            if self._encoding is not None:
+                raise ValueError(NO_LOCAL)
+            super()._setup_prototype(*args, **kwargs)
+            return
+        self._groups = Groups(layout, trace, self._encoding)
+        model = self._model
+        self._model = (poutine.block(self.model, hide=list(layout.shapes)),)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        finally:
+            self._model = model
 
     def _set_up(
         self, start: Callable[[TransformModule], object], *args: Any, **kwargs: Any
@@ -206,12 +229,20 @@ class AutoFlow(AutoContinuous):
             flow = self.build(size) if size > 1 else monotone()
             check_built(flow, size)
             affine = LowerTriangular(size) if size <= DENSE else ActNorm(size)
+            local = None if self._groups is None else self._groups.like(size, (args, kwargs))
         start = new_start(loc, self.init_scale)
-        transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start]).to(loc)
+        transform = Chain([Chain([SinhArcsinh(size, tails=False), flow, affine]), start])
+        if local is not None:
+            transform.rows = local  # of its state and parameters
+        transform = transform.to(loc)
         stored = self._is_stored(transform)
         if self._start is not None and not stored:
             self._start(transform)
         found = stored or self._start is not None
+        if not found and local is not None:
+            options = start, self.init_scale, self.init == "search"
+            local.begin(self._groups.start(self.model, (args, kwargs), self._locs(), *options))
+            found = True
         if not found and self.init == "search":
             result = self._search(start, None, *args, **kwargs)
             found = result is not None and result.best(start) is start
@@ -231,6 +262,10 @@ class AutoFlow(AutoContinuous):
         names = ("init_loc_fn", "create_plates", "init", "init_scale", "degrees_of_freedom")
         return {name: getattr(self, name) for name in (*names, "path_gradient", "seed")}
 
+    def _locs(self) -> dict[str, Tensor]:
+        """Return where each unconstrained global site starts."""
+        return unconstrained(site for _, site in self.prototype_trace.iter_stochastic_nodes())
+
     def _modes(
         self, starts: int, *args: Any, **kwargs: Any
     ) -> tuple[list[Start], LogDensity | None]:
@@ -239,6 +274,8 @@ class AutoFlow(AutoContinuous):
         The model's log-density comes with them, if the model can be followed.
         """
         self._set_up(lambda _: None, *args, **kwargs)  # the search follows
+        if self._groups is not None:
+            raise ValueError(LOCAL_MODES)
         start = self._modules["transform"].layers[-1]
         found = self._search(start, starts, *args, **kwargs)
         begins = [start] if found is None else found.modes(start)
@@ -296,6 +333,25 @@ class AutoFlow(AutoContinuous):
         """Draw each site, as in Pyro's guides."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        if self._groups is None:
+            return self._drawn_global(*args, **kwargs)
+        tracer = poutine.trace()
+        with tracer:
+            result = self._drawn_global(*args, **kwargs)
+        latent = tracer.trace.nodes[f"_{self._pyro_name}_latent"]["value"]
+        return {**result, **self._drawn_local(latent, *args, **kwargs)}
+
+    def _drawn_local(self, latent: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw the local sites, given the global numbers."""
+        if self._model is None:
+            raise RuntimeError(FORGOTTEN)
+        transform = self.get_transform()
+        white = transform.layers[-1].inv(latent)
+        name, inputs = f"_{self._pyro_name}_rows", (args, kwargs)
+        options = self.model, inputs, self.plates, self.path_gradient
+        return self._groups.draw(name, transform.rows, white, *options)
+
+    def _drawn_global(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if not self._moving:
             return super().forward(*args, **kwargs)
         self._inputs = args, kwargs
@@ -379,29 +435,42 @@ class AutoFlow(AutoContinuous):
         return self._modules["transform"].layers[-1]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the median of each latent number, from 4096 draws that are always the same."""
+        """Return the median of each latent number, from 4096 draws that are always the same.
+
+        Of local sites with an encoder there are none: they depend on the features.
+        """
         return {name: draws[0] for name, draws in self.quantiles([0.5]).items()}
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return quantiles of each latent number, from 4096 draws that are always the same."""
-        posterior = self._posterior(FlowDistribution)
+        """Return quantiles of each latent number, from 4096 draws that are always the same.
+
+        Of local sites with an encoder there are none: they depend on the features.
+        """
+        posterior, groups = self._posterior(FlowDistribution), self._groups
         with seeded(0):
             draws = posterior.sample((DRAWS,))
-        levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+            levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
+            sites = self._constrained(draws)
+            result = {name: torch.quantile(value, levels, dim=0) for name, value in sites.items()}
+            if groups is not None:
+                transform = self.get_transform()
+                white = transform.layers[-1].inv(draws)
+                result |= groups.quantiles(transform.rows, white, levels)
+        return result
+
+    def _constrained(self, draws: Tensor) -> dict[str, Tensor]:
+        """Return the values of the sites, except for local ones, at unconstrained numbers."""
         # The dimensions of the plates lie between those of the draws and of the latent numbers.
         plates = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
-        draws = draws[(slice(None), *[None] * plates)]
+        count, draws = len(draws), draws[(slice(None), *[None] * plates)]
         if self._moving:
             values = {name: value for name, (value, _) in self._followed(draws).items()}
         else:
             sites = self._unpack_latent(draws)
             values = {site["name"]: biject_to(site["fn"].support)(x) for site, x in sites}
-        result = {}
-        for name, value in values.items():
-            value = value.reshape(DRAWS, *self.prototype_trace.nodes[name]["value"].shape)
-            result[name] = torch.quantile(value, levels, dim=0)
-        return result
+        shapes = {name: self.prototype_trace.nodes[name]["value"].shape for name in values}
+        return {name: value.reshape(count, *shapes[name]) for name, value in values.items()}
 
 
 def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:

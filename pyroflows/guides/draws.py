@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyroflows.guides.model import alone, latent_sites
+from pyroflows.guides.rows import layout_of_model
 from pyroflows.rng import seeded
 from pyroflows.support import inverse_inside
 from pyroflows.training.fit import fit
@@ -27,6 +28,7 @@ from pyroflows_common.draws import (
     moments,
 )
 from pyroflows_common.history import FitResult
+from pyroflows_common.local import LOCAL_DRAWS
 
 
 def fit_to_draws(
@@ -45,6 +47,8 @@ def fit_to_draws(
     """
     args, kwargs = inputs
     new = guide.prototype_trace is None
+    if _has_rows(guide, inputs):
+        raise ValueError(LOCAL_DRAWS)
     with seeded(seed), torch.no_grad():
         rows, weights = _rows(model, draws, inputs)
         if new:
@@ -64,6 +68,15 @@ def fit_to_draws(
     best = int(np.argmin([lowest(result.validation_losses) for result in results]))
     flow.load_state_dict(ends[best])
     return results[best], rates[best]
+
+
+def _has_rows(guide: Any, inputs: Inputs) -> bool:
+    """Return whether a guide has local sites, or will have them."""
+    if guide.prototype_trace is not None:
+        return guide._groups is not None
+    args, kwargs = inputs
+    with alone():
+        return layout_of_model(guide.model, guide.local, *args, **kwargs)[0] is not None
 
 
 def _rows(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pyroflows.guides import importance
+from pyroflows.guides import importance, row_weights
 from pyroflows.guides.density import densities, free_sites
 from pyroflows.guides.importance import as_array
 from pyroflows.guides.model import alone, model_of
@@ -15,6 +15,7 @@ from pyroflows_common.arviz import ArviZ
 from pyroflows_common.chains import as_chains, flattened
 from pyroflows_common.checks import as_count, as_inputs
 from pyroflows_common.evidence import Evidence, bridged, refusal, weighed
+from pyroflows_common.local import LOCAL_SAMPLES
 
 
 def log_evidence(
@@ -112,10 +113,11 @@ def log_evidence(
         latent = {name: site["value"] for name, site in matched.sites.latent.items()}
         chains = {}
         if samples is not None:
+            if row_weights.has_rows(posterior):
+                raise ValueError(LOCAL_SAMPLES)
             shapes = {name: tuple(value.shape) for name, value in latent.items()}
             chains = as_chains(samples, shapes, free_sites(posterior))
-        values, log_q = importance.sample(matched, inputs, draws)
-        log_p = importance.log_joints(model, inputs, values)
+        values, log_q, log_p, _ = row_weights.sample(posterior, matched, model, inputs, draws)
         weights = verdict.weigh(arviz.smooth, as_array(log_p), as_array(log_q))
         if samples is None:
             if not weights.trusted:

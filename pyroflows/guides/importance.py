@@ -31,22 +31,6 @@ Model = Callable[..., Any]  # or a guide
 Evaluated = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
-def draw(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Draws[Tensor]:
-    """Draw from a guide or a density, and evaluate the model at each draw."""
-    matched = match(posterior, model, inputs)
-    values, log_q = sample(matched, inputs, draws)
-    sites = matched.sites
-    observed = {name: torch.as_tensor(site["value"]) for name, site in sites.observed.items()}
-    log_p, log_likelihood, computed = _evaluate(model, inputs, values, sites)
-    # A reparametrised observation is computed, too, from data that stand at another site.
-    computed = {
-        name: value
-        for name, value in computed.items()
-        if _is_declared(sites.deterministic[name]) or not (value == value[0]).all()
-    }
-    return Draws(sites, observed, values, log_q, log_p, log_likelihood, computed)
-
-
 class Matched(NamedTuple):
     """A guide and the sites of its model, which fit each other."""
 
@@ -105,6 +89,32 @@ def at_once(
     sites = _sites(trace).latent
     log_q = [site["log_prob"].reshape(draws, -1).sum(-1) for site in sites.values()]
     return sites, torch.stack(log_q).sum(0)
+
+
+def evaluate(
+    matched: Matched, model: Model, inputs: Inputs, values: dict[str, Tensor], log_q: Tensor
+) -> Draws[Tensor]:
+    """Return the draws of a guide with what the model makes of them."""
+    sites = matched.sites
+
+    def one(values: dict[str, Tensor]) -> Evaluated:
+        log_p, trace = log_joint(model, inputs, values)
+        observed = {name: trace.nodes[name] for name in sites.observed}
+        log_likelihood = {
+            name: scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+            for name, site in observed.items()
+        }
+        return log_p, log_likelihood, {n: trace.nodes[n]["value"] for n in sites.deterministic}
+
+    log_p, log_likelihood, computed = mapped(one, values)
+    observed = {name: torch.as_tensor(site["value"]) for name, site in sites.observed.items()}
+    # A reparametrised observation is computed, too, from data that stand at another site.
+    computed = {
+        name: value
+        for name, value in computed.items()
+        if _is_declared(sites.deterministic[name]) or not (value == value[0]).all()
+    }
+    return Draws(sites, observed, values, log_q, log_p, log_likelihood, computed)
 
 
 def simulate(
@@ -188,21 +198,6 @@ def _sample(
         values.append({name: trace.nodes[name]["value"] for name in shapes})
         densities.append(trace.log_prob_sum())
     return _stacked(values), torch.stack(densities)
-
-
-def _evaluate(model: Model, inputs: Inputs, values: dict[str, Tensor], sites: Sites) -> Evaluated:
-    """Return log joint densities, log-likelihoods of observations and deterministic values."""
-
-    def one(values: dict[str, Tensor]) -> Evaluated:
-        log_p, trace = log_joint(model, inputs, values)
-        observed = {name: trace.nodes[name] for name in sites.observed}
-        log_likelihood = {
-            name: scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-            for name, site in observed.items()
-        }
-        return log_p, log_likelihood, {n: trace.nodes[n]["value"] for n in sites.deterministic}
-
-    return mapped(one, values)
 
 
 def mapped(function: Callable[..., Any], values: dict[str, Tensor]) -> Any:
