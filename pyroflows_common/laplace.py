@@ -1,20 +1,20 @@
-"""Models of groups: the posterior of the global sites, without the local ones.
+r"""Models of groups: the posterior of the global sites, without the local ones.
 
 Each group, or row, has d local numbers of its own, given the G global ones. Row by row, adaptive
 quadrature around their conditional mode integrates them out; of more than three numbers, Laplace's
 method does, which is quadrature with a single node:
 
-$$\\log p(y_i \\mid g) \\approx \\ell_i(\\hat z_i, g) + \\frac d2 \\log 2\\pi
-- \\frac12 \\log |H_i|, \\qquad \\ell_i(z, g) = \\log p(y_i, z \\mid g).$$
+$$\log p(y_i \mid g) \approx \ell_i(\hat z_i, g) + \frac d2 \log 2\pi
+- \frac12 \log |H_i|, \qquad \ell_i(z, g) = \log p(y_i, z \mid g).$$
 
 Naylor and Smith, "Applications of a method for the efficient computation of posterior
-distributions" (Applied Statistics 1982); Tierney and Kadane, "Accurate approximations for posterior moments and marginal densities" (JASA
-1986); Rue, Martino and Chopin, "Approximate Bayesian inference for latent Gaussian models" (JRSS B
-2009), section 3.
+distributions" (Applied Statistics 1982); Tierney and Kadane, "Accurate approximations for posterior
+moments and marginal densities" (JASA 1986); Rue, Martino and Chopin, "Approximate Bayesian
+inference for latent Gaussian models" (JRSS B 2009), section 3.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -144,7 +144,8 @@ def _modes(
         tried = _sound(model.derive(x, z + way, rows))
         better = tried.value >= found.value - 1e-6 * (1 + np.abs(found.value))
         z = np.where(better[..., None], z + way, z)
-        found = Derived(found.whole, *(_taken(better, *pair) for pair in zip(tried[1:], found[1:])))
+        pairs = zip(tried[1:], found[1:], strict=True)
+        found = Derived(found.whole, *(_chosen(better, *pair) for pair in pairs))
         damping = np.where(better, damping / 8, np.maximum(4 * damping, 1.0))
         if settled.all() or (damping > 1e8).all():
             break
@@ -228,7 +229,7 @@ def climbed(marginal: Marginal, start: Gaussian) -> Gaussian:
         stretch = np.clip(np.abs(values), 1e-2, 1e4)
         way = vectors @ ((vectors.T @ slope) / stretch)
         length = np.linalg.norm(way)
-        way *= min(1.0, LONGEST / max(length, 1e-30))
+        way *= min(1.0, LONGEST / max(float(length), 1e-30))
         tried = marginal(loc + (MULTIPLES[:, None] * way) @ factor.T)
         k = int(np.argmax(tried))
         better = tried[k] > value
@@ -366,7 +367,7 @@ def quadrature(size: int) -> tuple[np.ndarray, np.ndarray] | None:
     line, weights = np.polynomial.hermite_e.hermegauss(NODES[size])
     grid = np.stack(np.meshgrid(*[line] * size, indexing="ij"), -1)
     logs = np.log(weights / weights.sum())
-    return grid.reshape(-1, size), sum(np.meshgrid(*[logs] * size, indexing="ij")).ravel()
+    return grid.reshape(-1, size), np.sum(np.meshgrid(*[logs] * size, indexing="ij"), 0).ravel()
 
 
 def _height(gaussian: Gaussian) -> float:
@@ -384,7 +385,7 @@ def _pairs(size: int) -> dict[tuple[int, int], np.ndarray]:
 def _lower(root: np.ndarray) -> np.ndarray:
     """Return the lower Cholesky factor of a covariance, from any factor of it."""
     # By QR decomposition: the covariance itself would lose small variances.
-    upper = np.linalg.qr(root.swapaxes(-1, -2), mode="r")
+    upper: np.ndarray = np.linalg.qr(root.swapaxes(-1, -2), mode="r")  # type: ignore[assignment]
     signs = np.sign(np.diagonal(upper, axis1=-2, axis2=-1))
     return (upper * np.where(signs == 0, 1.0, signs)[..., None]).swapaxes(-1, -2)
 
@@ -413,7 +414,7 @@ def _sound(derived: Derived) -> Derived:
     )
 
 
-def _taken(better: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+def _chosen(better: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
     return np.where(better.reshape(*better.shape, *[1] * (new.ndim - 2)), new, old)
 
 

@@ -183,8 +183,8 @@ class Starts(NamedTuple):
         skewness: `(*N, d)`.
         slope: `(*N, d, g)`, change of the mode with each global number, in units of the factor.
         log_slope: `(*N, d, g)`, change of the logarithm of the scale.
-        height: `(*N, h)`, log-density of the row without its local numbers, and its change with each
-            global number, less their means over all rows.
+        height: `(*N, h)`, log-density of the row without its local numbers, and its change with
+            each global number, less their means over all rows.
         seen: `(*N, e)`, standardised locations and log-scales, for the flow to see.
     """
 
@@ -209,7 +209,8 @@ class Starts(NamedTuple):
         factor = rows.factor / width[..., None, :]
         loc = rows.loc - (factor * mean[..., None, :]).sum(-1)
         height = np.where(np.isfinite(height), height, 0.0)
-        return cls(loc, factor, *rows[2:-1], height, seen)
+        slopes = rows.slope, rows.log_slope
+        return cls(loc, factor, rows.skewness, *slopes, height, seen)
 
     @classmethod
     def of_all(cls, loc: np.ndarray, scale: np.ndarray) -> "Starts":
@@ -275,7 +276,9 @@ def unpacked(packed: Any, width: int, slopes: int, heights: int) -> Starts:
     ends = [0, *itertools.accumulate(math.prod(shape) for shape in shapes)]
     parts = (numbers[..., a:b] for a, b in itertools.pairwise(ends))
     whole = (part.reshape(*lead, *shape) for part, shape in zip(parts, shapes, strict=True))
-    return Starts(*whole, numbers[..., ends[-1] :])
+    loc, factor, skewness, slope, log_slope, height = whole
+    seen = numbers[..., ends[-1] :]
+    return Starts(loc, factor, skewness, slope, log_slope, height, seen)
 
 
 def _moments_of_skewed(skewness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

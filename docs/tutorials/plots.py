@@ -118,3 +118,31 @@ def modes(grid, log_density, found):
         panel.set(title=name, yticks=[], xlim=(0.05, 2.0))
     axes[-1].set(xlabel="frequency")
     return fig
+
+
+def groups(means, counts, intervals, data, exact):
+    """Draw medians of groups against the means of their data, and the global sites.
+
+    `intervals` has the lower ends, medians and upper ends; `data` is that of ArviZ; `exact` has
+    the sides of a grid of the global sites, and the probability of each of its cells.
+    """
+    low, middle, high = intervals
+    panels = [["groups", name] for name in ("mu", "tau", "sigma")]
+    fig, axes = plt.subplot_mosaic(panels, figsize=(9, 4.8), width_ratios=[2, 1])
+    panel = axes["groups"]
+    panel.axline((1, 1), slope=1, lw=1, color=BASE)
+    points = panel.scatter(means, middle, s=14, c=counts, cmap="viridis_r", linewidths=0, zorder=2)
+    some = np.argsort(means)[10::20]
+    ends = middle[some] - low[some], high[some] - middle[some]
+    panel.errorbar(means[some], middle[some], ends, fmt="none", lw=0.8, color=BASE, zorder=1)
+    panel.set(xlabel="mean of the houses", ylabel="theta")
+    fig.colorbar(points, ax=panel, label="houses", location="top", shrink=0.6)
+    sides, weight = exact
+    weight = weight.reshape([len(side) for side in sides])
+    for i, (name, side) in enumerate(zip(("mu", "tau", "sigma"), sides, strict=True)):
+        share = weight.sum(tuple(j for j in range(3) if j != i)) / (side[1] - side[0])
+        draws = np.ravel(data["posterior"][name])
+        axes[name].hist(draws, bins=30, density=True, color=SAMPLES, alpha=0.6)
+        axes[name].plot(side, share, lw=1, color=DATA)
+        axes[name].set(xlabel=name, yticks=[], xlim=(draws.min(), draws.max()))
+    return fig

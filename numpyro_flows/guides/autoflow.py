@@ -131,6 +131,7 @@ class AutoFlow(AutoContinuous):
     """
 
     init_loc_fn: Any
+    model: Any
 
     def __init__(
         self,
@@ -166,8 +167,8 @@ class AutoFlow(AutoContinuous):
         self.local, self.encoder, self.features = local, encoder, features
         self.key = key
         self._inputs: Any = None
-        self._groups: Groups | None = None
-        self._local: LocalFlow | None = None
+        self._groups: Any = None  # those of local sites, and their guide
+        self._local: Any = None
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         self._find_groups(*args, **kwargs)
@@ -189,8 +190,7 @@ class AutoFlow(AutoContinuous):
 
     def _find_groups(self, *args: Any, **kwargs: Any) -> None:
         """Find the local sites, which the rest of the guide does not see."""
-        key = numpyro.prng_key()
-        options = self.init_loc_fn, self.local, key
+        options = self.init_loc_fn, self.local, self.key
         layout, trace = layout_of_model(self.model, *options, *args, **kwargs)
         if layout is not None:
             encoding = None if self.encoder is None else Encoding(self.encoder, self.features)

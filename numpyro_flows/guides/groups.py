@@ -1,12 +1,9 @@
 """The part of a guide that draws local sites: their start, their plates and their draws."""
 
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +31,6 @@ from pyroflows_common.local import (
     check_features,
 )
 from pyroflows_common.search import DENSE, LARGE
-
 
 # Most numbers of rows that are drawn at once.
 NUMBERS = 2**23
@@ -66,7 +62,8 @@ class Groups:
     def __init__(
         self, layout: Layout, trace: Trace, prefix: str, encoding: Encoding | None
     ) -> None:
-        self.layout, self.encoding = layout, encoding
+        self.layout = layout
+        self.encoding: Any = encoding
         self.name = f"_{prefix}_rows"
         self.trace = {name: trace[name] for name in layout.shapes}
 
@@ -230,7 +227,7 @@ class Groups:
         """Return quantiles of the local sites of all rows, some rows at a time."""
         if self.encoding is not None:
             return {}
-        rows, step = np.arange(self.layout.size), max(NUMBERS // (len(white) * local.width), 1)
+        rows, step = jnp.arange(self.layout.size), max(NUMBERS // (len(white) * local.width), 1)
         found = []
         for k in range(0, len(rows), step):
             key = jax.random.fold_in(jax.random.key(1), k)

@@ -19,8 +19,8 @@ from numpyro.primitives import Messenger
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
-# Most draws that are made, or at which the model is evaluated, at once, and the most numbers, latent
-# and observed, that they have. With fewer draws at once, compiling pays.
+# Most draws that are made, or at which the model is evaluated, at once, and the most numbers that
+# these have, latent and observed. With fewer draws at once, compiling pays.
 MANY, NUMBERS, FEW = 2500, 2**22, 250
 
 Model = Callable[..., Any]  # or a guide

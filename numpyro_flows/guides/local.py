@@ -46,8 +46,8 @@ class LocalFlow(eqx.Module):
     """
 
     start: Float[Array, "..."]
-    shift: Float[Array, "N d"] | None
-    log_scale: Float[Array, "N d"] | None
+    shift: Any
+    log_scale: Any
     flow: TransformModule
     encoder: Any
     width: int = eqx.field(static=True)
@@ -95,7 +95,7 @@ class Taken(NamedTuple):
     starts: Starts
     shift: Float[Array, "n d"]
     log_scale: Float[Array, "n d"]
-    flow: TransformModule | None
+    flow: Any  # None at the start
 
     def at_start(self) -> "Taken":
         """Return the rows as they start, before anything is learned."""
@@ -104,7 +104,7 @@ class Taken(NamedTuple):
     def inner(self, u: Array, white: Float[Array, "*batch G"]) -> tuple[Array, Array]:
         """Map base `(*batch, n, d)` to units of each row's start, with the log-determinant."""
         shift, log_scale = self._follow(white)
-        v, ladj = u, 0.0
+        v, ladj = u, jnp.zeros((), u.dtype)
         if self.flow is not None:
             v, ladj = self.flow.forward_and_ladj(u, self._context(white))
         y, bend = _skewed(v, self.starts.skewness)
@@ -263,6 +263,6 @@ def _flow(width: int, context_dim: int, key: RandomKey) -> TransformModule:
             continue
         inputs, outputs = sum(part) + context_dim, 2 * (width - sum(part))
         net = DenseNet(inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE, key=one)
-        options = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts), "key": one}
+        options: Any = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts), "key": one}
         layers.append(AffineCoupling(width, partition=part, context_dim=context_dim, **options))
     return Chain(layers)

@@ -135,9 +135,8 @@ class Rows:
         """Return the unconstrained value of each global site."""
         ends = np.cumsum([loc.size for loc in self.locs.values()])[:-1]
         parts = jnp.split(x, ends)
-        return {
-            n: p.reshape(loc.shape) for (n, loc), p in zip(self.locs.items(), parts, strict=True)
-        }
+        pairs = zip(self.locs.items(), parts, strict=True)
+        return {name: part.reshape(loc.shape) for (name, loc), part in pairs}
 
     def check(self, x: Array, z: Array) -> None:
         """Check that rows are independent of each other, given the global sites.
@@ -180,6 +179,12 @@ def split(layout: Layout, z: Float[Array, "*batch n d"]) -> dict[str, Array]:
     return result
 
 
+def joined(layout: Layout, points: dict[str, Array]) -> Float[Array, "n d"]:
+    """Return the rows of unconstrained values: the inverse of `split`."""
+    parts = [jnp.moveaxis(points[name], axis, 0) for name, axis in layout.axes.items()]
+    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], -1)
+
+
 def layout_of_model(
     model: Callable[..., Any],
     init_loc_fn: Callable[..., Any],
@@ -193,36 +198,47 @@ def layout_of_model(
     Raises:
         ValueError: if the local sites are not such as a guide can have.
     """
-    with handlers.block():
-        run = handlers.substitute(handlers.seed(model, key), substitute_fn=init_loc_fn)
-        trace = handlers.trace(run).get_trace(*args, **kwargs)
-    latent = {n: s for n, s in trace.items() if is_latent(s)}
-    smooth = {n: s for n, s in latent.items() if not s["fn"].support.is_discrete}
-    points = {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in smooth.items()}
-    sizes = {n: s["args"] for n, s in trace.items() if s["type"] == "plate"}
-    plates = {n: (size, size if part is None else part) for n, (size, part) in sizes.items()}
-    sites = []
-    for name, site in smooth.items():
-        event_dim = site["fn"].event_dim + points[name].ndim - jnp.ndim(site["value"])
-        sites.append(Site(name, points[name].shape, event_dim, _plates(site)))
-    layout = layout_of(sites, plates, local)
+
+    def run() -> Trace:
+        with handlers.block():
+            started = handlers.substitute(handlers.seed(model, key), substitute_fn=init_loc_fn)
+            return handlers.trace(started).get_trace(*args, **kwargs)
+
+    found = []
+    try:
+        jax.eval_shape(lambda: found.append(_described(run())))  # shapes are enough
+    except Exception:  # the model may need values
+        try:
+            found.append(_described(run()))
+        except Exception:  # the host tells what is wrong
+            return None, {}
+    layout = layout_of(*found[-1], local)
     if layout is None:
-        return None, trace
-    if len(smooth) < len(latent):
+        return None, {}
+    trace = run()
+    latent = {n: s for n, s in trace.items() if is_latent(s)}
+    if any(s["fn"].support.is_discrete for s in latent.values()):
         raise ValueError(DISCRETE)
     if unblocked(model) is not model:
         raise ValueError(BLOCKED)
+    points = {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in latent.items()}
     for name in moving(model, trace, points, *args, **kwargs):
         if name in layout.shapes:
             raise ValueError(foreign_support(name))
     return layout, trace
 
 
+def _described(trace: Trace) -> tuple[list[Site], dict[str, tuple[int, int]]]:
+    """Return the continuous latent sites of a run, and the sizes of its plates."""
+    sites = []
+    for name, site in trace.items():
+        if is_latent(site) and not site["fn"].support.is_discrete:
+            shape = biject_to(site["fn"].support).inv(site["value"]).shape
+            event_dim = site["fn"].event_dim + len(shape) - jnp.ndim(site["value"])
+            sites.append(Site(name, shape, event_dim, _plates(site)))
+    sizes = {n: s["args"] for n, s in trace.items() if s["type"] == "plate"}
+    return sites, {n: (size, size if part is None else part) for n, (size, part) in sizes.items()}
+
+
 def _plates(site: dict[str, Any]) -> dict[str, int]:
     return {frame.name: frame.dim for frame in site["cond_indep_stack"]}
-
-
-def joined(layout: Layout, points: dict[str, Array]) -> Float[Array, "n d"]:
-    """Return the rows of unconstrained values: the inverse of `split`."""
-    parts = [jnp.moveaxis(points[name], axis, 0) for name, axis in layout.axes.items()]
-    return jnp.concatenate([part.reshape(len(part), -1) for part in parts], -1)

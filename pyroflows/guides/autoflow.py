@@ -165,7 +165,7 @@ class AutoFlow(AutoContinuous):
         # Sites whose supports depend on others, and the last arguments: the model tells them.
         self._moving: list[str] = []
         self._inputs: Inputs | None = None
-        self._groups: Groups | None = None
+        self._groups: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro takes the model out of pickles and copies, and out of the guide itself, too.

@@ -52,7 +52,8 @@ class Groups:
     """
 
     def __init__(self, layout: Layout, trace: Trace, encoding: Encoding | None) -> None:
-        self.layout, self.encoding = layout, encoding
+        self.layout = layout
+        self.encoding: Any = encoding
         self.trace = {name: trace.nodes[name] for name in layout.shapes}
 
     def start(

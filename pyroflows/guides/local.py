@@ -43,6 +43,9 @@ class LocalFlow(nn.Module):
     """
 
     start: Float[Tensor, "..."]
+    shift: Any
+    log_scale: Any
+    encoder: Any
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class Taken(NamedTuple):
     starts: Starts
     shift: Float[Tensor, "n d"]
     log_scale: Float[Tensor, "n d"]
-    flow: TransformModule | None
+    flow: Any  # None at the start
 
     def at_start(self) -> "Taken":
         """Return the rows as they start, before anything is learned."""
@@ -214,11 +217,9 @@ class LocalDistribution(dist.TorchDistribution):
         taken = self.local.taken(self.rows, self.features)
         density = taken.log_prob(*(leaves if inner else (z, white)))
         if inner:
-            slopes = torch.autograd.grad(density.sum(), leaves, allow_unused=True)
+            slopes = torch.autograd.grad(density.sum(), leaves)
             density = density.detach()
             for now, leaf, slope in zip((z, white), leaves, slopes, strict=True):
-                if slope is None:
-                    continue
                 path = ((now - leaf.detach()) * slope).sum(-1)
                 # That of the global numbers is a sum over rows, which share it.
                 density = density + (path if now is z else path[..., None] / len(self.rows))
@@ -273,6 +274,6 @@ def _flow(width: int, context_dim: int) -> TransformModule:
             continue
         inputs, outputs = sum(part) + context_dim, 2 * (width - sum(part))
         net = DenseNet(inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE)
-        options = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts)}
+        options: Any = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts)}
         layers.append(AffineCoupling(width, partition=part, context_dim=context_dim, **options))
     return Chain(layers)

@@ -38,9 +38,7 @@ class Weighed(NamedTuple):
     joint: Tensor | None
 
 
-def sample(
-    posterior: Any, matched: Matched, model: Model, inputs: Inputs, draws: int
-) -> Weighed:
+def sample(posterior: Any, matched: Matched, model: Model, inputs: Inputs, draws: int) -> Weighed:
     """Draw from a guide, with the log-densities of each draw in guide and model.
 
     With local sites, these are integrated out of the model row by row, by quadrature or importance

@@ -119,7 +119,8 @@ class Rows:
     def spread(self, x: Float[Tensor, " G"]) -> dict[str, Tensor]:
         """Return the unconstrained value of each global site."""
         parts = x.split([loc.numel() for loc in self.locs.values()])
-        return {n: p.reshape(loc.shape) for (n, loc), p in zip(self.locs.items(), parts, strict=True)}
+        pairs = zip(self.locs.items(), parts, strict=True)
+        return {name: part.reshape(loc.shape) for (name, loc), part in pairs}
 
     def check(self, x: Tensor, z: Tensor) -> None:
         """Check that rows are independent of each other, given the global sites.
@@ -218,7 +219,7 @@ def layout_of_model(
     Raises:
         ValueError: if the local sites are not such as a guide can have.
     """
-    with poutine.block(), seeded(0), torch.no_grad():
+    with poutine.block(), seeded(0):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     latent = latent_sites(trace)
     smooth = {n: s for n, s in latent.items() if not s["fn"].support.is_discrete}
