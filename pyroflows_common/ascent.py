@@ -21,9 +21,9 @@ from pyroflows_common.schedule import (
 # Draws of the guide at each step, by default.
 PARTICLES = 16
 
-# A stretch counts as no worse than the best one up to so many standard errors: the later it is, the
-# less its parameters are those of a lucky draw.
-EQUAL = 2.0
+# A stretch counts as no worse than the lowest one up to so many standard errors of that: the later it
+# is, the less it owes to luck.
+EQUAL = 3.0
 
 # Why a run ends early.
 BOUND = "the evidence lower bound was not finite"
@@ -152,11 +152,10 @@ class Ascent(ABC):
             stretch = np.concatenate(parts) if parts else np.array([])
             losses.append(stretch)
             mean = mean_loss(stretch) if len(stretch) >= min(length, SHORTEST) else math.inf
-            error = standard_error(stretch)
-            if mean < lowest + EQUAL * math.hypot(error, doubt):
+            if mean < lowest + EQUAL * doubt:
                 best, loss = self.state_now(), mean
             if mean < lowest:
-                lowest, doubt = mean, error
+                lowest, doubt = mean, standard_error(stretch)
             if stopped != "steps":
                 break
             taken = length - (self.skipped - skipped)

@@ -35,8 +35,10 @@ JOINT = 24
 LONGEST, MULTIPLES = 5.0, 2.0 ** np.arange(4, -6, -1)
 # The search ends where a step would be this short, and curvatures this close to those expected.
 NEAR, ALIKE = 0.05, 0.3
+# What stands for a log-density that is not finite.
+LOWEST = -1e30
 # Most numbers that the slopes of all rows may have.
-SLOPES = 2**22
+SLOPES = 2**24
 # Rows that the model takes at once, and that climb to their modes together.
 AT_ONCE, MANY = 2**14, 2**18
 # Rows that lead the way to the mode of the global sites, and that place it.
@@ -114,7 +116,9 @@ def fitted(model: Model, x: np.ndarray, z: np.ndarray, rows: np.ndarray) -> Fitt
     points = (z + np.einsum("...ij,mj->m...i", factor, nodes)).reshape(-1, *z.shape[1:])
     count = len(nodes)
     drops = model.values(np.tile(x, (count, 1)), points, np.tile(rows, (count, 1)))
-    drops = drops.reshape(count, *found.value.shape) - found.value
+    sound = np.isfinite(found.value)
+    drops = drops.reshape(count, *found.value.shape) - np.where(sound, found.value, 0.0)
+    drops = np.where(sound, drops, -0.5 * np.square(nodes).sum(-1)[:, None, None])
     shares = drops + (0.5 * np.square(nodes).sum(-1) + log_weights)[:, None, None]
     shares = np.where(np.isfinite(shares), shares, -np.inf)
     log_mass = np.logaddexp.reduce(shares, 0)
@@ -172,7 +176,8 @@ class Marginal:
         for some in self._parts(count):
             found = self._fitted(points, some)
             heights = found.height.reshape(-1, count, self.rows.shape[1])
-            total += (self.weights[some][:, None] * heights).sum((0, 2))
+            weights = self.weights[some][:, None]
+            total += (weights * np.where(weights > 0, heights, 0.0)).sum((0, 2))
             whole = found.whole[:count]
         total += whole
         return np.where(np.isfinite(total), total, -np.inf)
@@ -219,18 +224,17 @@ def climbed(marginal: Marginal, start: Gaussian) -> Gaussian:
     value = -np.inf
     for _ in range(STEPS):
         marginal.settle(loc)
-        found = marginal(loc + design @ factor.T)
+        found = np.maximum(marginal(loc + design @ factor.T), LOWEST)
         value, up, down = found[0], found[1 : size + 1], found[size + 1 : 2 * size + 1]
-        slope = np.nan_to_num((up - down) / 2, posinf=LONGEST, neginf=-LONGEST)
-        curvature = np.diag(np.nan_to_num(2 * value - up - down, nan=1.0, posinf=1e4, neginf=1e4))
+        slope, curvature = (up - down) / 2, np.diag(2 * value - up - down)
         for (j, k), mixed in zip(pairs, found[2 * size + 1 :], strict=True):
-            curvature[j, k] = curvature[k, j] = np.nan_to_num(up[j] + up[k] - value - mixed)
+            curvature[j, k] = curvature[k, j] = up[j] + up[k] - value - mixed
         values, vectors = np.linalg.eigh(curvature)
         stretch = np.clip(np.abs(values), 1e-2, 1e4)
         way = vectors @ ((vectors.T @ slope) / stretch)
         length = np.linalg.norm(way)
         way *= min(1.0, LONGEST / max(float(length), 1e-30))
-        tried = marginal(loc + (MULTIPLES[:, None] * way) @ factor.T)
+        tried = np.maximum(marginal(loc + (MULTIPLES[:, None] * way) @ factor.T), LOWEST)
         k = int(np.argmax(tried))
         better = tried[k] > value
         loc = loc + MULTIPLES[k] * (factor @ way) if better else loc
@@ -289,7 +293,7 @@ def located(
     found = max((climbed(some, Gaussian(points[k], eye, 0.0)) for k in order), key=_height)
     if follow and size > SOME:
         found = climbed(Marginal(model, *blocks(size, taken, ENOUGH), z), found)
-    if not np.isfinite(found.value):
+    if found.value <= LOWEST:
         return None
     deviation = np.linalg.norm(found.factor, axis=1)
     basis, values, _ = np.linalg.svd(found.factor / deviation[:, None])
@@ -357,7 +361,8 @@ def responses(model: Model, size: int, taken: int, start: Gaussian, z: np.ndarra
         parts = (np.concatenate(part, -1) for part in (slopes, log_slopes, heights))
         found.append([middle.loc, middle.factor, middle.skewness, *parts])
     whole = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Responses(*(part.reshape(-1, *part.shape[2:])[:size] for part in whole))
+    count = rows.size
+    return Responses(*(part.reshape(count, *part.shape[2:])[:size] for part in whole))
 
 
 def quadrature(size: int) -> tuple[np.ndarray, np.ndarray] | None:

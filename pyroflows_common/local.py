@@ -56,6 +56,9 @@ FORGOTTEN = (
     "the guide has local sites, and a guide that is copied or saved forgets the model, which tells "
     "the rows: make a new guide"
 )
+TRACED = (
+    "a guide with local sites cannot be set up inside of jit: call it, or SVI.init, outside first"
+)
 LOCAL_MODES = (
     "the guide has local sites, for which modes are not told apart: expected a guide without"
 )
@@ -183,9 +186,7 @@ class Starts(NamedTuple):
         skewness: `(*N, d)`.
         slope: `(*N, d, g)`, change of the mode with each global number, in units of the factor.
         log_slope: `(*N, d, g)`, change of the logarithm of the scale.
-        height: `(*N, h)`, log-density of the row without its local numbers, and its change with
-            each global number, less their means over all rows.
-        seen: `(*N, e)`, standardised locations and log-scales, for the flow to see.
+        seen: `(*N, e)`, standardised locations, log-scales and skewness, for the flow to see.
     """
 
     loc: Any
@@ -193,7 +194,6 @@ class Starts(NamedTuple):
     skewness: Any
     slope: Any
     log_slope: Any
-    height: Any
     seen: Any
 
     @classmethod
@@ -203,28 +203,25 @@ class Starts(NamedTuple):
         seen = np.concatenate([rows.loc, scales, rows.skewness], -1)
         deviation = seen.std(0)
         seen = (seen - seen.mean(0)) / np.where(deviation > 1e-6, deviation, 1.0)
-        height = rows.height - rows.height.mean(0)
         # With these, the skewed variables have the rows' means and covariances.
         mean, width = _moments_of_skewed(rows.skewness)
         factor = rows.factor / width[..., None, :]
         loc = rows.loc - (factor * mean[..., None, :]).sum(-1)
-        height = np.where(np.isfinite(height), height, 0.0)
-        slopes = rows.slope, rows.log_slope
-        return cls(loc, factor, rows.skewness, *slopes, height, seen)
+        slope = rows.slope * width[..., None]
+        return cls(loc, factor, rows.skewness, slope, rows.log_slope, seen)
 
     @classmethod
     def of_all(cls, loc: np.ndarray, scale: np.ndarray) -> "Starts":
         """Return one start, `(d,)`, for all rows."""
         none = np.zeros((len(loc), 0))
         zeros = np.zeros(len(loc))
-        return cls(loc, np.diag(scale), zeros, none, none, np.zeros(0), np.zeros(0))
+        return cls(loc, np.diag(scale), zeros, none, none, np.zeros(0))
 
     @classmethod
     def same(cls, loc: np.ndarray, scale: np.ndarray, rows: int, size: int) -> "Starts":
         """Return the same start for each row, which follows none of the `size` global numbers."""
         none = np.zeros((len(loc), followed(rows, len(loc), size)))
-        zeros, height = np.zeros(len(loc)), np.zeros(1 + none.shape[1])
-        one = cls(loc, np.diag(scale), zeros, none, none, height, np.zeros(3 * len(loc)))
+        one = cls(loc, np.diag(scale), np.zeros(len(loc)), none, none, np.zeros(3 * len(loc)))
         return cls(*(np.repeat(part[None], rows, 0) for part in one))
 
     @classmethod
@@ -235,21 +232,28 @@ class Starts(NamedTuple):
 
     @classmethod
     def searched(
-        cls, model: Model, gaussian: Gaussian, z: np.ndarray, rows: tuple[int, int], pool: bool
-    ) -> "Starts":
-        """Return the starts of all rows at the conditional modes, or one for all rows.
+        cls,
+        model: Model,
+        gaussian: Gaussian,
+        z: np.ndarray,
+        rows: tuple[int, int],
+        pool: bool,
+        follow: bool,
+    ) -> tuple["Starts", np.ndarray]:
+        """Return the starts of all rows, or one for all, and the control of their densities.
 
         Args:
             model: the densities.
             gaussian: that of the global numbers.
             z: `(d,)`, where each row sets out from.
             rows: how many there are, and how many a block has.
-            pool: whether to return one start, from a single block.
+            pool: whether to return one start.
+            follow: whether rows can be chosen; otherwise there is one block.
         """
-        if not pool:
-            return cls.of_rows(responses(model, *rows, gaussian, z))
-        found = responses(model, rows[1], rows[1], gaussian, z)
-        return cls.pooled(found)
+        size, taken = rows
+        found = responses(model, size if follow else taken, taken, gaussian, z)
+        starts = cls.pooled(found) if pool else cls.of_rows(found)
+        return starts, control(found.height if follow else none(size, len(z), len(gaussian.loc)))
 
     def packed(self) -> np.ndarray:
         """Return all numbers of a row side by side, and a one.
@@ -261,24 +265,43 @@ class Starts(NamedTuple):
         return np.concatenate([*parts, np.ones((*lead, 1))], -1)
 
 
-def unpacked(packed: Any, width: int, slopes: int, heights: int) -> Starts:
+def control(height: np.ndarray) -> np.ndarray:
+    """Return what the log-densities of rows are above those of the mean row, and a one.
+
+    A sum over all rows is zero. A guide that counts this with the rows that are taken gives its
+    bound less noise: what they differ from the others cancels with that in the model.
+
+    Args:
+        height: `(N, 1 + g)`, log-density of each row without its local numbers, and its change with
+            each global number.
+    """
+    sound = np.isfinite(height).all(1, keepdims=True)
+    height = np.where(sound, height, 0.0)
+    mean = height.sum(0) / max(sound.sum(), 1)
+    return np.concatenate([np.where(sound, height - mean, 0.0), np.ones_like(height[:, :1])], 1)
+
+
+def none(rows: int, width: int, size: int) -> np.ndarray:
+    """Return the heights of rows of which nothing is known."""
+    return np.zeros((rows, 1 + followed(rows, width, size)))
+
+
+def unpacked(packed: Any, width: int, slopes: int) -> Starts:
     """Return the starts of rows, `(*N, ...)`, from their numbers side by side.
 
     Args:
         packed: `(*N, numbers)`, of a host.
         width: d.
         slopes: g.
-        heights: h.
     """
     lead = packed.shape[:-1]
     numbers = packed[..., :-1] / packed[..., -1:]
-    shapes = ((width,), (width, width), (width,), (width, slopes), (width, slopes), (heights,))
+    shapes = ((width,), (width, width), (width,), (width, slopes), (width, slopes))
     ends = [0, *itertools.accumulate(math.prod(shape) for shape in shapes)]
     parts = (numbers[..., a:b] for a, b in itertools.pairwise(ends))
     whole = (part.reshape(*lead, *shape) for part, shape in zip(parts, shapes, strict=True))
-    loc, factor, skewness, slope, log_slope, height = whole
-    seen = numbers[..., ends[-1] :]
-    return Starts(loc, factor, skewness, slope, log_slope, height, seen)
+    loc, factor, skewness, slope, log_slope = whole
+    return Starts(loc, factor, skewness, slope, log_slope, numbers[..., ends[-1] :])
 
 
 def _moments_of_skewed(skewness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

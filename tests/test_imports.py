@@ -12,7 +12,8 @@ HOSTS = {"torch", "pyro", "jax", "numpyro", "equinox", "optax"}
 COMMON = [
     "checks", "support", "budgets", "blocks", "invertibility", "partition", "bits", "levels",
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
-    "sites", "draws", "guides", "search", "ascent", "mixture", "verdict", "evidence", "chains",
+    "sites", "draws", "guides", "search", "laplace", "local", "ascent", "mixture", "verdict",
+    "evidence", "chains",
     "arviz", "priors", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
@@ -26,9 +27,9 @@ WING = [
     "storage.checkpoint", "storage.flow",
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
-    "guides.search", "guides.starts", "guides.importance", "guides.store",
-    "guides.autoflow", "guides.couplings", "guides.mixture", "guides.draws",
-    "guides.fit", "guides.modes", "guides.arviz", "guides.density", "guides.evidence",
+    "guides.search", "guides.starts", "guides.rows", "guides.local", "guides.groups",
+    "guides.importance", "guides.store", "guides.autoflow", "guides.couplings", "guides.mixture", "guides.draws",
+    "guides.fit", "guides.modes", "guides.row_weights", "guides.arviz", "guides.density", "guides.evidence",
     "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",

@@ -131,12 +131,13 @@ def groups(means, counts, intervals, data, exact):
     fig, axes = plt.subplot_mosaic(panels, figsize=(9, 4.8), width_ratios=[2, 1])
     panel = axes["groups"]
     panel.axline((1, 1), slope=1, lw=1, color=BASE)
-    points = panel.scatter(means, middle, s=14, c=counts, cmap="viridis_r", linewidths=0, zorder=2)
+    shades = {"c": counts, "cmap": "viridis_r", "vmin": -1}  # no yellow: it is too light
+    points = panel.scatter(means, middle, s=14, linewidths=0, zorder=2, **shades)
     some = np.argsort(means)[10::20]
     ends = middle[some] - low[some], high[some] - middle[some]
     panel.errorbar(means[some], middle[some], ends, fmt="none", lw=0.8, color=BASE, zorder=1)
     panel.set(xlabel="mean of the houses", ylabel="theta")
-    fig.colorbar(points, ax=panel, label="houses", location="top", shrink=0.6)
+    fig.colorbar(points, ax=panel, label="houses").ax.set_ylim(1, counts.max())
     sides, weight = exact
     weight = weight.reshape([len(side) for side in sides])
     for i, (name, side) in enumerate(zip(("mu", "tau", "sigma"), sides, strict=True)):

@@ -306,9 +306,11 @@ class AutoFlow(AutoContinuous):
     ) -> dict[str, Array]:
         locs = {name: jnp.asarray(loc) for name, loc in self._init_locs.items()}  # in order
         options = self.init_scale, self.init == "search", key
-        start, starts = self._groups.start(self.model, self._inputs, locs, start, *options)
-        packed = jnp.asarray(starts.packed(), self._local.start.dtype)
-        return self._named(inner, start, replace(self._local, start=packed))
+        start, *rows = self._groups.start(self.model, self._inputs, locs, start, *options)
+        packed, control = rows[0].packed(), rows[1]
+        dtype = self._local.start.dtype
+        state = {"start": jnp.asarray(packed, dtype), "control": jnp.asarray(control, dtype)}
+        return self._named(inner, start, replace(self._local, **state))
 
     def _named(
         self, inner: TransformModule, start: Start, local: LocalFlow | None = None

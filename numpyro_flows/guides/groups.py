@@ -25,10 +25,13 @@ from pyroflows_common.guides import NOTHING, warn_of_search
 from pyroflows_common.laplace import located
 from pyroflows_common.local import (
     OTHER_SIZE,
+    TRACED,
     UNKNOWN_ROWS,
     Layout,
     Starts,
     check_features,
+    control,
+    none,
 )
 from pyroflows_common.search import DENSE, LARGE
 
@@ -76,8 +79,8 @@ class Groups:
         scale: float,
         search: bool,
         key: RandomKey,
-    ) -> tuple[Start, Starts]:
-        """Return where the guide starts: in the global sites, and in the rows.
+    ) -> tuple[Start, Starts, np.ndarray]:
+        """Return where the guide starts: in the global sites, and in the rows, with their control.
 
         Args:
             model: the model.
@@ -91,6 +94,8 @@ class Groups:
         Raises:
             ValueError: if rows depend on each other, or if they cannot be told apart.
         """
+        if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((start, inputs))):
+            raise ValueError(TRACED)
         layout, pool = self.layout, self.encoding is not None
         rows = Rows(model, inputs, layout, locs)
         z = np.asarray(jnp.median(self.rows_at_start(), 0))
@@ -108,13 +113,15 @@ class Groups:
         if found is None:
             wide = np.full(len(z), scale)
             one = Starts.of_all(z, wide)
-            return start, one if pool else Starts.same(z, wide, layout.size, len(start.loc))
+            flat = control(none(layout.size, len(z), len(start.loc)))
+            same = Starts.same(z, wide, layout.size, len(start.loc))
+            return start, one if pool else same, flat
         loc, factor = (jnp.asarray(a, start.loc.dtype) for a in found[:2])
         if len(loc) <= DENSE:
             start = start.precondition(loc, factor)
         else:
             start = start.at(loc, jnp.linalg.norm(factor, axis=1))
-        return start, Starts.searched(rows, found, z, sizes, pool)
+        return start, *Starts.searched(rows, found, z, sizes, pool, follow)
 
     def rows_at_start(self) -> Float[Array, "n d"]:
         """Return the unconstrained rows of the run of the model."""
@@ -126,9 +133,10 @@ class Groups:
         key = jax.random.fold_in(key, size)
         width = self.layout.width
         zeros, ones = np.zeros(width), np.ones(width)
+        flat = control(none(self.layout.size, width, size))
         if self.encoding is None:
             starts = Starts.same(zeros, ones, self.layout.size, size)
-            return as_dtype(LocalFlow(starts, size, key=key), dtype)
+            return as_dtype(LocalFlow(starts, flat, size, key=key), dtype)
         network, features = self.encoding.network, self.features(inputs)
         embedded = jax.eval_shape(network, features[0]).shape
         if len(embedded) != 1:
@@ -137,7 +145,7 @@ class Groups:
                 "vector"
             )
         one = Starts.of_all(zeros, ones)
-        local = LocalFlow(one, size, embedded=embedded[0], encoder=network, key=key)
+        local = LocalFlow(one, flat, size, embedded=embedded[0], encoder=network, key=key)
         return as_dtype(local, dtype)
 
     def draw(
@@ -158,7 +166,8 @@ class Groups:
         plates = {**plates, layout.plate: own}
         with own as rows:
             features = self.features_of(rows, size, inputs)
-            fn = LocalDistribution(local, white, rows, features, layout.dim, path)
+            known = size == layout.size
+            fn = LocalDistribution(local, white, rows, features, layout.dim, path, known)
             z = numpyro.sample(self.name, fn, infer={"is_auxiliary": True})
         z = z.reshape(*z.shape[: z.ndim + layout.dim - 1], len(rows), local.width)
         result = {}
@@ -219,7 +228,7 @@ class Groups:
     ) -> Float[Array, "*shape n d"]:
         """Draw unconstrained rows, given the global numbers."""
         features = self.features_of(rows, len(rows), inputs)
-        return LocalDistribution(local, white, rows, features, -1, False).sample(key)
+        return LocalDistribution(local, white, rows, features, -1).sample(key)
 
     def quantiles(
         self, local: LocalFlow, white: Float[Array, "draws G"], levels: Array

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
 from jaxtyping import Float, Int
@@ -18,6 +19,7 @@ from numpyro_flows.layers.tails import SinhArcsinh
 from numpyro_flows.networks import DenseNet
 from numpyro_flows.rng import RandomKey, split
 from numpyro_flows.transform import TransformModule
+from numpyro_flows.tree import frozen
 from pyroflows_common.budgets import GUIDE_BUDGET
 from pyroflows_common.guides import INIT_SCALE
 from pyroflows_common.local import FURTHEST, GAIN, ROUNDS, SKEWED, Starts, masks, unpacked
@@ -39,6 +41,7 @@ class LocalFlow(eqx.Module):
 
     Args:
         starts: where rows start.
+        control: `(N, h)`, the control of their densities.
         size: G.
         embedded: number of the encoder's outputs.
         encoder: a network from a row's features to `(embedded,)`, or None.
@@ -46,17 +49,18 @@ class LocalFlow(eqx.Module):
     """
 
     start: Float[Array, "..."]
+    control: Float[Array, "N h"]
     shift: Any
     log_scale: Any
     flow: TransformModule
     encoder: Any
     width: int = eqx.field(static=True)
     slopes: int = eqx.field(static=True)
-    heights: int = eqx.field(static=True)
 
     def __init__(
         self,
         starts: Starts,
+        control: np.ndarray,
         size: int,
         *,
         embedded: int = 0,
@@ -64,8 +68,7 @@ class LocalFlow(eqx.Module):
         key: RandomKey,
     ) -> None:
         self.width, self.slopes = starts.slope.shape[-2:]
-        self.heights = starts.height.shape[-1]
-        self.start = jnp.asarray(starts.packed())
+        self.start, self.control = jnp.asarray(starts.packed()), jnp.asarray(control)
         learned = encoder is None
         self.shift = jnp.zeros(starts.loc.shape) if learned else None
         self.log_scale = jnp.zeros(starts.loc.shape) if learned else None
@@ -74,12 +77,21 @@ class LocalFlow(eqx.Module):
 
     def is_searched(self) -> bool:
         """Return whether a search has found where the rows start."""
-        heights = unpacked(self.start, self.width, self.slopes, self.heights).height
-        return bool((heights != 0).any())
+        return bool((self.control[:, 0] != 0).any())
+
+    def surplus(self, rows: Int[Array, " n"], white: Float[Array, "*batch G"]) -> Array:
+        """Return what the log-density of each row is above that of the mean row, to first order.
+
+        Over all rows the sum is zero: see `pyroflows_common.local.control`.
+        """
+        control = lax.stop_gradient(self.control[rows])
+        height = control[:, :-1] / control[:, -1:]
+        known = height.shape[-1] - 1
+        return height[:, 0] + (height[:, 1:] * white[..., None, :known]).sum(-1)
 
     def taken(self, rows: Int[Array, " n"], features: Array | None) -> "Taken":
         """Return the rows with these indices, or with these features."""
-        start, sizes = lax.stop_gradient(self.start), (self.width, self.slopes, self.heights)
+        start, sizes = lax.stop_gradient(self.start), (self.width, self.slopes)
         if self.encoder is not None:
             starts = unpacked(start, *sizes)
             seen = jax.vmap(self.encoder)(features)
@@ -133,18 +145,6 @@ class Taken(NamedTuple):
             dist.Normal(jnp.zeros_like(u), 1.0).log_prob(u).sum(-1) + ladj + bend - scales.sum(-1)
         )
 
-    def surplus(self, white: Float[Array, "*batch G"]) -> Float[Array, "*batch n"]:
-        """Return what the log-density of each row is above that of the mean row, to first order.
-
-        Over all rows the sum is zero. A guide that counts it with the rows that are taken gives the
-        bound less noise: what they differ from the others cancels with that in the model.
-        """
-        height = self.starts.height
-        if not height.shape[-1]:
-            return jnp.zeros((), white.dtype)
-        change = (height[:, 1:] * white[..., None, : height.shape[-1] - 1]).sum(-1)
-        return height[:, 0] + change
-
     def _follow(self, white: Array) -> tuple[Array, Array]:
         """Return shift and log-scale of each row at these global numbers."""
         slope, log_slope = self.starts.slope, self.starts.log_slope
@@ -174,6 +174,8 @@ class LocalDistribution(dist.Distribution):
         features: `(n, ...)`, those of an encoder.
         dim: dimension of the plate, counted from the last.
         path: whether the gradient is a path gradient.
+        controlled: whether the log-density is a part of a bound, from which the control takes
+            noise.
     """
 
     support = constraints.real_vector
@@ -185,10 +187,11 @@ class LocalDistribution(dist.Distribution):
         rows: Int[Array, " n"],
         features: Array | None,
         dim: int,
-        path: bool,
+        path: bool = False,
+        controlled: bool = False,
     ) -> None:
         self.local, self.white, self.rows, self.features = local, white, rows, features
-        self.path, self.ones = path, (1,) * (-1 - dim)
+        self.path, self.controlled, self.ones = path, controlled, (1,) * (-1 - dim)
         batch = (*white.shape[:-1], len(rows), *self.ones)
         super().__init__(batch_shape=batch, event_shape=(local.width,))
 
@@ -212,14 +215,14 @@ class LocalDistribution(dist.Distribution):
 
     def log_prob(self, value: Array, intermediates: Sequence[Array] | None = None) -> Array:
         """Return the log-density of each row."""
-        local = jax.lax.stop_gradient(self.local) if self.path else self.local
+        local = frozen(self.local) if self.path else self.local
         taken = local.taken(self.rows, self.features)
         ones = len(self.ones)
         z = value.reshape(*value.shape[: value.ndim - 1 - ones], value.shape[-1])
         white = jnp.broadcast_to(self.white, (*z.shape[:-2], self.white.shape[-1]))
         density = taken.log_prob(z, white)
-        if self.path:  # as a part of a bound
-            density = density + taken.surplus(white)
+        if self.controlled:
+            density = density + self.local.surplus(self.rows, white)
         return self._placed(density) + sum(intermediates or [])
 
     def _placed(self, each: Array) -> Array:

@@ -241,7 +241,8 @@ class AutoFlow(AutoContinuous):
         found = stored or self._start is not None
         if not found and local is not None:
             options = start, self.init_scale, self.init == "search"
-            local.begin(self._groups.start(self.model, (args, kwargs), self._locs(), *options))
+            found = self._groups.start(self.model, (args, kwargs), self._locs(), *options)
+            local.begin(*found)
             found = True
         if not found and self.init == "search":
             result = self._search(start, None, *args, **kwargs)

@@ -22,7 +22,15 @@ from pyroflows.rng import seeded
 from pyroflows_common.checks import Inputs
 from pyroflows_common.guides import NOTHING, warn_of_search
 from pyroflows_common.laplace import located
-from pyroflows_common.local import OTHER_SIZE, UNKNOWN_ROWS, Layout, Starts, check_features
+from pyroflows_common.local import (
+    OTHER_SIZE,
+    UNKNOWN_ROWS,
+    Layout,
+    Starts,
+    check_features,
+    control,
+    none,
+)
 from pyroflows_common.search import DENSE, LARGE
 
 # Most numbers of rows that are drawn at once.
@@ -64,8 +72,8 @@ class Groups:
         start: Start,
         scale: float,
         search: bool,
-    ) -> Starts:
-        """Set where the guide starts in the global sites, and return where its rows start.
+    ) -> tuple[Starts, np.ndarray]:
+        """Set where the guide starts, and return where its rows start, with their control.
 
         Args:
             model: the model.
@@ -95,13 +103,15 @@ class Groups:
         if found is None:
             wide = np.full(len(z), scale)
             one = Starts.of_all(z, wide)
-            return one if pool else Starts.same(z, wide, layout.size, len(start.loc))
+            flat = control(none(layout.size, len(z), len(start.loc)))
+            same = Starts.same(z, wide, layout.size, len(start.loc))
+            return one if pool else same, flat
         loc, factor = (torch.as_tensor(a).to(start.loc) for a in found[:2])
         if len(loc) <= DENSE:
             start.precondition(loc, factor)
         else:
             start.at(loc, factor.norm(dim=1))
-        return Starts.searched(rows, found, z, sizes, pool)
+        return Starts.searched(rows, found, z, sizes, pool, follow)
 
     def rows_at_start(self) -> Float[Tensor, "n d"]:
         """Return the unconstrained rows of the run of the model."""
@@ -111,8 +121,9 @@ class Groups:
         """Return a guide of the rows, for `size` global numbers, whose start is to be set."""
         width = self.layout.width
         zeros, ones = np.zeros(width), np.ones(width)
+        flat = control(none(self.layout.size, width, size))
         if self.encoding is None:
-            return LocalFlow(Starts.same(zeros, ones, self.layout.size, size), size)
+            return LocalFlow(Starts.same(zeros, ones, self.layout.size, size), flat, size)
         network = self.encoding.network
         with torch.no_grad():
             embedded = network(torch.as_tensor(self.features(inputs))[:2])
@@ -122,7 +133,7 @@ class Groups:
                 "expected a vector for each"
             )
         one = Starts.of_all(zeros, ones)
-        return LocalFlow(one, size, embedded=embedded.shape[1], encoder=network)
+        return LocalFlow(one, flat, size, embedded=embedded.shape[1], encoder=network)
 
     def draw(
         self,
@@ -145,7 +156,8 @@ class Groups:
         white = white.reshape(*white.shape[:-1][: layout.dim], white.shape[-1])
         with own as rows:
             features = self.features_of(rows, own.size, inputs)
-            fn = LocalDistribution(local, white, rows, features, layout.dim, path)
+            known = own.size == layout.size
+            fn = LocalDistribution(local, white, rows, features, layout.dim, path, known)
             z = pyro.sample(name, fn, infer={"is_auxiliary": True})
         z = z.reshape(*z.shape[: z.dim() + layout.dim - 1], len(rows), local.width)
         result = {}
@@ -211,7 +223,7 @@ class Groups:
         rows = torch.arange(self.layout.size, device=white.device)
         found = []
         for some in rows.split(max(NUMBERS // (len(white) * local.width), 1)):
-            z = LocalDistribution(local, white, some, None, -1, False).rsample()
+            z = LocalDistribution(local, white, some, None, -1).rsample()
             values = self.constrained(z).items()
             found.append({name: torch.quantile(value, levels, dim=0) for name, value in values})
         axes = {n: self.layout.dim - s["fn"].event_dim for n, s in self.trace.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
@@ -37,12 +38,14 @@ class LocalFlow(nn.Module):
 
     Args:
         starts: where rows start.
+        control: `(N, h)`, the control of their densities.
         size: G.
         embedded: number of the encoder's outputs.
         encoder: a network from features `(n, ...)` to `(n, embedded)`, or None.
     """
 
     start: Float[Tensor, "..."]
+    control: Float[Tensor, "N h"]
     shift: Any
     log_scale: Any
     encoder: Any
@@ -50,6 +53,7 @@ class LocalFlow(nn.Module):
     def __init__(
         self,
         starts: Starts,
+        control: np.ndarray,
         size: int,
         *,
         embedded: int = 0,
@@ -57,8 +61,8 @@ class LocalFlow(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.slopes = starts.slope.shape[-2:]
-        self.heights = starts.height.shape[-1]
         self.register_buffer("start", torch.as_tensor(starts.packed()))
+        self.register_buffer("control", torch.as_tensor(control))
         learned = encoder is None
         for name in ("shift", "log_scale"):
             zeros = torch.zeros(starts.loc.shape, dtype=self.start.dtype)
@@ -67,18 +71,28 @@ class LocalFlow(nn.Module):
         self.flow = _flow(self.width, size + starts.seen.shape[-1] + embedded)
 
     @torch.no_grad()
-    def begin(self, starts: Starts) -> None:
-        """Set where rows start."""
+    def begin(self, starts: Starts, control: np.ndarray) -> None:
+        """Set where rows start, and the control of their densities."""
         self.start.copy_(torch.as_tensor(starts.packed()))
+        self.control.copy_(torch.as_tensor(control))
 
     def is_searched(self) -> bool:
         """Return whether a search has found where the rows start."""
-        heights = unpacked(self.start, self.width, self.slopes, self.heights).height
-        return bool((heights != 0).any())
+        return bool((self.control[:, 0] != 0).any())
+
+    def surplus(self, rows: Int[Tensor, " n"], white: Float[Tensor, "*batch G"]) -> Tensor:
+        """Return what the log-density of each row is above that of the mean row, to first order.
+
+        Over all rows the sum is zero: see `pyroflows_common.local.control`.
+        """
+        control = self.control[rows]
+        height = control[:, :-1] / control[:, -1:]
+        known = height.shape[-1] - 1
+        return height[:, 0] + (height[:, 1:] * white[..., None, :known]).sum(-1)
 
     def taken(self, rows: Int[Tensor, " n"], features: Tensor | None) -> "Taken":
         """Return the rows with these indices, or with these features."""
-        sizes = self.width, self.slopes, self.heights
+        sizes = self.width, self.slopes
         if self.encoder is not None:
             starts = unpacked(self.start, *sizes)
             seen = self.encoder(features)
@@ -130,18 +144,6 @@ class Taken(NamedTuple):
         scales = factor.diagonal(dim1=-2, dim2=-1).log() + log_scale
         return log_normal(u) + ladj + bend - scales.sum(-1)
 
-    def surplus(self, white: Float[Tensor, "*batch G"]) -> Float[Tensor, "*batch n"]:
-        """Return what the log-density of each row is above that of the mean row, to first order.
-
-        Over all rows the sum is zero. A guide that counts it with the rows that are taken gives the
-        bound less noise: what they differ from the others cancels with that in the model.
-        """
-        height = self.starts.height
-        if not height.shape[-1]:
-            return white.new_zeros(())
-        change = (height[:, 1:] * white[..., None, : height.shape[-1] - 1]).sum(-1)
-        return height[:, 0] + change
-
     def _follow(self, white: Tensor) -> tuple[Tensor, Tensor]:
         """Return shift and log-scale of each row at these global numbers."""
         slope, log_slope = self.starts.slope, self.starts.log_slope
@@ -171,6 +173,8 @@ class LocalDistribution(dist.TorchDistribution):
         features: `(n, ...)`, those of an encoder.
         dim: dimension of the plate, counted from the last.
         path: whether the gradient is a path gradient.
+        controlled: whether the log-density is a part of a bound, from which the control takes
+            noise.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -184,10 +188,11 @@ class LocalDistribution(dist.TorchDistribution):
         rows: Int[Tensor, " n"],
         features: Tensor | None,
         dim: int,
-        path: bool,
+        path: bool = False,
+        controlled: bool = False,
     ) -> None:
         self.local, self.white, self.rows, self.features = local, white, rows, features
-        self.path, self.ones = path, (1,) * (-1 - dim)
+        self.path, self.controlled, self.ones = path, controlled, (1,) * (-1 - dim)
         batch = (*white.shape[:-1], len(rows), *self.ones)
         super().__init__(torch.Size(batch), torch.Size((local.width,)), validate_args=False)
 
@@ -210,10 +215,9 @@ class LocalDistribution(dist.TorchDistribution):
         ones = len(self.ones)
         z = value.reshape(*value.shape[: value.dim() - 1 - ones], value.shape[-1])
         white = self.white.expand(*z.shape[:-2], -1)
-        if not self.path:
-            return self._placed(self.local.taken(self.rows, self.features).log_prob(z, white))
         leaves = [leaf.detach().requires_grad_() for leaf in (z, white)]
-        inner = torch.is_grad_enabled() and z.requires_grad and not torch.jit.is_tracing()
+        inner = self.path and torch.is_grad_enabled() and z.requires_grad
+        inner = inner and not torch.jit.is_tracing()
         taken = self.local.taken(self.rows, self.features)
         density = taken.log_prob(*(leaves if inner else (z, white)))
         if inner:
@@ -225,7 +229,9 @@ class LocalDistribution(dist.TorchDistribution):
                 density = density + (path if now is z else path[..., None] / len(self.rows))
             drawn, unit = getattr(self, "_drawn", (None, density))
             density = density + unit if drawn is value else density
-        return self._placed(density + taken.surplus(white))
+        if self.controlled:
+            density = density + self.local.surplus(self.rows, white)
+        return self._placed(density)
 
     def _placed(self, each: Tensor) -> Tensor:
         return each.reshape(*each.shape, *self.ones)

@@ -130,7 +130,8 @@ class Rows:
         """
         rows = torch.arange(self.layout.taken, device=x.device)
         with torch.enable_grad(), alone(), seeded(0):
-            z = z.expand(len(rows), -1).clone().requires_grad_()
+            apart = torch.linspace(-0.1, 0.1, len(rows)).to(z)  # no two rows alike
+            z = (z + apart[:, None]).requires_grad_()
             whole, each = self.log_parts(x, z, rows)
             ways = (OUTSIDE, whole, None), (NEIGHBOURS, each[0], 0), (NEIGHBOURS, each[-1], -1)
             for reason, value, row in ways:

@@ -19,14 +19,18 @@ from pyroflows_common.local import (
     Starts,
     check_encoder,
     check_features,
+    control,
     layout_of,
     masks,
+    none,
     unpacked,
 )
-from tests.specs.test_laplace import Normal
+from tests.specs.test_laplace import Broken, Normal
 
 MU = Site("mu", (3,), 1, {})
 SUBSAMPLED = {"people": (100, 8), "items": (5, 5)}
+PRIOR = Gaussian(np.zeros(4), np.eye(4), 0.0)
+ALL = {"pool": False, "follow": True}
 
 
 def drawn(size=30, width=2, numbers=3, seed=0):
@@ -205,15 +209,49 @@ def test_normal_rows_start_at_their_gaussians():
     starts = Starts.of_rows(rows)
     assert_allclose(starts.loc, rows.loc)
     assert_allclose(starts.factor, rows.factor)
-    assert_array_equal(starts.slope, rows.slope)
+    assert_allclose(starts.slope, rows.slope)
     assert_array_equal(starts.log_slope, rows.log_slope)
 
 
-def test_heights_are_less_their_means():
+def test_rows_follow_the_global_numbers_as_their_means_do():
+    """Slopes are in units of the factor, which is that of the skewed variables."""
     rows = drawn()
     starts = Starts.of_rows(rows)
-    assert_allclose(starts.height.mean(0), 0.0, atol=1e-12)
-    assert_allclose(starts.height - starts.height[0], rows.height - rows.height[0], atol=1e-12)
+    assert_allclose(starts.factor @ starts.slope, rows.factor @ rows.slope)
+    assert_array_equal(starts.log_slope, rows.log_slope)
+
+
+@given(st.integers(1, 30), st.integers(0, 3), st.integers(0, 1000))
+def test_the_control_of_all_rows_sums_to_zero(size, numbers, seed):
+    height = drawn(size, 1, numbers, seed).height
+    found = control(height)
+    assert found.shape == (size, 2 + numbers)
+    assert_array_equal(found[:, -1], 1.0)
+    assert_allclose(found[:, :-1].sum(0), 0.0, atol=1e-10)
+    assert_allclose(found[:, :-1] - found[0, :-1], height - height[0], atol=1e-12)
+    assert_allclose(control(height + 7.0), found, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, np.inf])
+@given(st.sets(st.integers(0, 29)), st.integers(0, 3))
+def test_the_control_leaves_out_rows_that_are_not_finite(value, broken, column):
+    height, broken = drawn().height, sorted(broken)
+    expected = control(np.delete(height, broken, 0))
+    height[broken, column] = value
+    found = control(height)
+    assert_allclose(np.delete(found, broken, 0), expected, atol=1e-12)
+    assert_allclose(found[:, :-1].sum(0), 0.0, atol=1e-10)
+    assert_array_equal(found[broken, :-1], 0.0)
+    assert_array_equal(found[:, -1], 1.0)
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_of_rows_of_which_nothing_is_known_the_control_is_zero(monkeypatch, size):
+    """It has the columns that rows have, also where they have too many slopes."""
+    assert_array_equal(none(6, 2, size), np.zeros((6, 1 + size)))
+    monkeypatch.setattr(laplace, "SLOPES", 1)
+    assert_array_equal(none(6, 2, size), np.zeros((6, 1)))
+    assert_array_equal(control(none(6, 2, size)), np.tile([0.0, 1.0], (6, 1)))
 
 
 def test_what_the_flow_sees_is_standardised():
@@ -238,11 +276,11 @@ def test_what_is_packed_is_unpacked(factor, width, numbers):
     packed = starts.packed()
     assert packed.shape[0] == 30
     assert_array_equal(packed[:, -1], 1.0)
-    found = unpacked(factor * packed, width, numbers, 1 + numbers)
+    found = unpacked(factor * packed, width, numbers)
     for one, other in zip(found, starts, strict=True):
         assert one.shape == other.shape
         assert_allclose(one, other, rtol=1e-12)
-    some = unpacked(packed[[4, 2]], width, numbers, 1 + numbers)
+    some = unpacked(packed[[4, 2]], width, numbers)
     assert_array_equal(some.factor, starts.factor[[4, 2]])
 
 
@@ -250,32 +288,26 @@ def test_one_start_for_all_rows():
     loc, scale = np.array([1.0, -2.0]), np.array([0.5, 3.0])
     starts = Starts.of_all(loc, scale)
     assert_array_equal(starts.factor, np.diag(scale))
-    found = unpacked(0.5 * starts.packed(), 2, 0, 0)
+    found = unpacked(0.5 * starts.packed(), 2, 0)
     for one, other in zip(found, starts, strict=True):
         assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "many",
-    [False, pytest.param(True, marks=pytest.mark.xfail(reason="`responses` fails without slopes"))],
-)
+@pytest.mark.parametrize("many", [False, True])
 def test_the_same_start_for_each_row(monkeypatch, many):
     """It has the sizes that searched starts have."""
     if many:
         monkeypatch.setattr(laplace, "SLOPES", 1)
     loc, scale = np.array([1.0, -2.0]), np.array([0.5, 3.0])
     starts = Starts.same(loc, scale, 6, 4)
-    model = Normal(size=6, width=2)
-    searched = Starts.searched(
-        model, Gaussian(np.zeros(4), np.eye(4), 0.0), np.zeros(2), (6, 3), pool=False
-    )
+    searched, found = Starts.searched(Normal(size=6, width=2), PRIOR, np.zeros(2), (6, 3), **ALL)
     for one, other in zip(starts, searched, strict=True):
         assert one.shape == other.shape
+    assert found.shape == control(none(6, 2, 4)).shape
     assert_array_equal(starts.loc, np.tile(loc, (6, 1)))
     assert_array_equal(starts.factor, np.tile(np.diag(scale), (6, 1, 1)))
     for part in starts[2:]:
         assert_array_equal(part, 0.0)
-    assert_allclose(searched.loc, model.exact(np.zeros(4))[0], atol=1e-4)
 
 
 def test_a_pooled_start_is_as_wide_as_rows_lie_apart():
@@ -288,23 +320,45 @@ def test_a_pooled_start_is_as_wide_as_rows_lie_apart():
     assert_allclose(starts.factor, np.diag(z.std((0, 1))), rtol=0.01)
 
 
-def test_a_pooled_search_takes_one_block():
+@pytest.mark.parametrize("taken", [4, 6])
+def test_a_search_returns_the_starts_and_the_control_of_all_rows(taken):
+    """They are those of normal rows, whose distributions are known."""
     model = Normal(size=6, width=2)
-    start = Gaussian(np.zeros(4), np.eye(4), 0.0)
-    found = Starts.searched(model, start, np.zeros(2), (6, 4), pool=True)
-    means, covariance, _ = model.exact(np.zeros(4))
-    assert_allclose(found.loc, means[:4].mean(0), atol=1e-4)
-    scale = np.sqrt(means[:4].var(0) + np.diag(covariance))
-    assert_allclose(found.factor, np.diag(scale), rtol=1e-4)
+    starts, found = Starts.searched(model, PRIOR, np.zeros(2), (6, taken), **ALL)
+    means, covariance, heights = model.exact(PRIOR.loc)
+    assert_allclose(starts.loc, means, atol=1e-4)
+    factor = np.linalg.cholesky(covariance)
+    assert_allclose(starts.factor, np.tile(factor, (6, 1, 1)), atol=1e-4)
+    assert found.shape == (6, 6)
+    assert_allclose(found[:, 0], heights - heights.mean(), atol=1e-4)
+    for k, way in enumerate(PRIOR.factor.T):
+        up, down = (model.exact(PRIOR.loc + sign * way)[2] for sign in (1, -1))
+        slope = (up - down) / 2
+        assert_allclose(found[:, 1 + k], slope - slope.mean(), atol=1e-4)
 
 
-@pytest.mark.xfail(reason="the mean over all rows is not finite, either")
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_pooled_search_sees_all_rows_that_it_can_choose(follow):
+    """Otherwise it sees one block, and has no control."""
+    model = Normal(size=6, width=2)
+    z, sizes = np.zeros(2), (6, 4)
+    starts, found = Starts.searched(model, PRIOR, z, sizes, pool=True, follow=follow)
+    means, covariance, _ = model.exact(PRIOR.loc)
+    means = means if follow else means[:4]
+    assert_allclose(starts.loc, means.mean(0), atol=1e-4)
+    scale = np.sqrt(means.var(0) + np.diag(covariance))
+    assert_allclose(starts.factor, np.diag(scale), rtol=1e-4)
+    expected = Starts.searched(model, PRIOR, z, sizes, **ALL)[1]
+    assert_array_equal(found, expected if follow else control(none(6, 2, 4)))
+
+
+@pytest.mark.xfail(reason="`responses` subtracts -inf from -inf", raises=RuntimeWarning)
 @pytest.mark.parametrize("value", [-np.inf, np.nan])
-def test_a_row_without_a_height_harms_only_itself(value):
-    rows = drawn()
-    rows.height[3, 1] = value
-    with np.errstate(invalid="ignore"):
-        found = Starts.of_rows(rows).height
-    others = np.delete(rows.height, 3, 0)
-    assert np.isfinite(found).all()
-    assert_allclose(np.delete(found, 3, 0) - found[0], others - others[0])
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_row_without_a_density_has_no_control(pool, value):
+    model, z = Broken(Normal(size=6, width=2), [3], value), np.zeros(2)
+    starts, found = Starts.searched(model, PRIOR, z, (6, 4), pool=pool, follow=True)
+    for part in (*starts, found):
+        assert np.isfinite(part).all()
+    assert_array_equal(found[3], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    assert_allclose(found[:, :-1].sum(0), 0.0, atol=1e-10)
