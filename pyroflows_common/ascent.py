@@ -21,8 +21,8 @@ from pyroflows_common.schedule import (
 # Draws of the guide at each step, by default.
 PARTICLES = 16
 
-# A stretch counts as no worse than the lowest one up to so many standard errors of that: the later it
-# is, the less it owes to luck.
+# A stretch counts as no worse than the lowest one up to so many standard errors of that: the later
+# it is, the less it owes to luck.
 EQUAL = 3.0
 
 # Why a run ends early.

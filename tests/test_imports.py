@@ -28,9 +28,9 @@ WING = [
     "training.sources", "training.preparation", "training.step", "training.run", "training.fit",
     "guides.model", "guides.reference", "guides.path_gradient",
     "guides.search", "guides.starts", "guides.rows", "guides.local", "guides.groups",
-    "guides.importance", "guides.store", "guides.autoflow", "guides.couplings", "guides.mixture", "guides.draws",
-    "guides.fit", "guides.modes", "guides.row_weights", "guides.arviz", "guides.density", "guides.evidence",
-    "guides.prior",
+    "guides.importance", "guides.store", "guides.autoflow", "guides.couplings", "guides.mixture",
+    "guides.draws", "guides.fit", "guides.modes", "guides.row_weights", "guides.arviz",
+    "guides.density", "guides.evidence", "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip

@@ -45,6 +45,12 @@ def to_arviz(
     draws are. It cannot detect modes that the guide missed: no draw lands there. If there may be
     several modes, `fit_mixture` looks for them.
 
+    Of a guide with local sites, the ratios and $\hat k$ are those of the global sites. The local
+    ones are integrated out of the model row by row, by quadrature around where they started, or by
+    importance sampling, and each row is drawn again by its weights. The ratio of all sites, whose
+    $\hat k$ is the attribute `pareto_k_joint`, may be hopeless for thousands of rows, although
+    each is right to a hair.
+
     The draws are independent and form one chain. ArviZ gives no R-hat for it: R-hat compares
     chains, and the chains of one guide agree however wrong the guide is. Use $\hat k$ instead.
     ArviZ treats the draws as draws from the posterior. Before `arviz.loo`, resample draws that

@@ -73,7 +73,8 @@ class LocalFlow(eqx.Module):
         self.shift = jnp.zeros(starts.loc.shape) if learned else None
         self.log_scale = jnp.zeros(starts.loc.shape) if learned else None
         self.encoder = encoder
-        self.flow = _flow(self.width, size + starts.seen.shape[-1] + embedded, key)
+        context_dim = size + starts.seen.shape[-1] + embedded
+        self.flow = _flow(self.width, context_dim, learned, key)
 
     def is_searched(self) -> bool:
         """Return whether a search has found where the rows start."""
@@ -255,8 +256,8 @@ class Gained(eqx.Module):
         return GAIN * self.network(x)
 
 
-def _flow(width: int, context_dim: int, key: RandomKey) -> TransformModule:
-    """Return the flow that all rows share."""
+def _flow(width: int, context_dim: int, near: bool, key: RandomKey) -> TransformModule:
+    """Return the flow that all rows share, which has little to learn if they start near."""
     parts = [part for _ in range(ROUNDS) for part in (*masks(width), None)] + [[False] * width]
     keys = split(key, len(parts))
     layers: list[TransformModule] = []
@@ -266,6 +267,10 @@ def _flow(width: int, context_dim: int, key: RandomKey) -> TransformModule:
             continue
         inputs, outputs = sum(part) + context_dim, 2 * (width - sum(part))
         net = DenseNet(inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE, key=one)
-        options: Any = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts), "key": one}
+        options: Any = {
+            "network": Gained(net) if near else net,
+            "limit": GUIDE_BUDGET / len(parts),
+            "key": one,
+        }
         layers.append(AffineCoupling(width, partition=part, context_dim=context_dim, **options))
     return Chain(layers)

@@ -78,6 +78,14 @@ class AutoFlow(AutoContinuous):
     normal there: the bound is that of the model without them, and their draws mean nothing. A
     sampler has no such reference: hide the sites from it, by `poutine.block`.
 
+    Sites inside of a plate that takes a subsample are local, as are those of the plate that `local`
+    names; all others are global. The guide of a local site is a distribution of each of the plate's
+    rows, given the global sites: see `LocalFlow` in `guides/local.py`. The search integrates the
+    local sites out, row by row. The model has to index its data by the plate's indices, and the
+    rows have to be independent of each other, given the global sites. There may be one such plate.
+    What the rows that are taken differ from the others adds no noise to the bound, as far as it is
+    linear in the global numbers.
+
     Everything else is as in Pyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
     Args:
@@ -95,13 +103,19 @@ class AutoFlow(AutoContinuous):
         path_gradient: whether the gradient of an evidence lower bound goes only through the
             samples ("sticking the landing"), each with limited weight. Switch it off for the
             importance weighted bounds of `RenyiELBO`, for which it is biased.
+        local: name of a plate whose sites are local, although it takes all of its rows.
+        encoder: a network from the features of rows, `(n, ...)`, to vectors. Then nothing is
+            learned for each row, and new rows need no training.
+        features: those of all rows, `(N, ...)`, or a function of the model's arguments that returns
+            them, or those of the rows that are taken.
         seed: seed of the flow's first weights.
         name: name of the guide in Pyro's parameter store; by default the name of its class, or of
             its place in an `AutoGuideList`. A new guide goes on with parameters of this name that
             the store has loaded. From an earlier guide it takes the name, and starts anew.
 
     Raises:
-        ValueError: if an argument is out of its range; the message names it.
+        ValueError: if an argument is out of its range, or the model's local sites are not as
+            described above; the message names it.
 
     References:
         Roeder, Wu and Duvenaud, "Sticking the landing" (arXiv:1703.09194); Agrawal, Sheldon and

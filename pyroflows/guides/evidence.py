@@ -36,8 +36,8 @@ def log_evidence(
 
     The mean of so many importance ratios estimates it, of which the largest are smoothed: they
     count with the mean of the generalised Pareto distribution that is fitted to them. Its shape
-    $\hat k$ says whether that can be trusted, as in `to_arviz`; where it cannot, there is an
-    error. No weight tells of modes that the guide has missed.
+    $\hat k$ says whether that can be trusted, as in `to_arviz`, also of a guide with local sites;
+    where it cannot, there is an error. No weight tells of modes that the guide has missed.
 
     If MCMC has drawn `samples` from the posterior, bridge sampling takes those, too:
 

@@ -68,7 +68,7 @@ class LocalFlow(nn.Module):
             zeros = torch.zeros(starts.loc.shape, dtype=self.start.dtype)
             self.register_parameter(name, nn.Parameter(zeros) if learned else None)
         self.encoder = encoder
-        self.flow = _flow(self.width, size + starts.seen.shape[-1] + embedded)
+        self.flow = _flow(self.width, size + starts.seen.shape[-1] + embedded, learned)
 
     @torch.no_grad()
     def begin(self, starts: Starts, control: np.ndarray) -> None:
@@ -270,8 +270,8 @@ class Gained(nn.Module):
         return GAIN * self.network(x)
 
 
-def _flow(width: int, context_dim: int) -> TransformModule:
-    """Return the flow that all rows share."""
+def _flow(width: int, context_dim: int, near: bool) -> TransformModule:
+    """Return the flow that all rows share, which has little to learn if they start near."""
     parts = [part for _ in range(ROUNDS) for part in (*masks(width), None)] + [[False] * width]
     layers: list[TransformModule] = []
     for part in parts:
@@ -280,6 +280,6 @@ def _flow(width: int, context_dim: int) -> TransformModule:
             continue
         inputs, outputs = sum(part) + context_dim, 2 * (width - sum(part))
         net = DenseNet(inputs, outputs, (32, 32), activation="silu", init_scale=INIT_SCALE)
-        options: Any = {"network": Gained(net), "limit": GUIDE_BUDGET / len(parts)}
+        options: Any = {"network": Gained(net) if near else net, "limit": GUIDE_BUDGET / len(parts)}
         layers.append(AffineCoupling(width, partition=part, context_dim=context_dim, **options))
     return Chain(layers)

@@ -262,4 +262,6 @@ def test_another_number_of_groups_is_refused(host):
 
 def test_the_names_are_the_same():
     for package in (pyroflows, numpyro_flows):
-        assert {"local", "encoder", "features"} <= set(package.AutoFlow.__init__.__kwdefaults__)
+        assert {"local", "encoder", "features"} <= set(
+            inspect.signature(package.AutoFlow).parameters
+        )
