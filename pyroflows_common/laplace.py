@@ -357,7 +357,8 @@ def responses(model: Model, size: int, taken: int, start: Gaussian, z: np.ndarra
             slopes.append(np.linalg.solve(middle.factor, ((up.loc - down.loc) / 2)[..., None]))
             logs = _log_diagonal(up.factor) - _log_diagonal(down.factor)
             log_slopes.append(logs[..., None] / 2)
-            heights.append((up.height - down.height)[..., None] / 2)
+            with np.errstate(invalid="ignore"):  # of rows without a density, which tell nothing
+                heights.append((up.height - down.height)[..., None] / 2)
         parts = (np.concatenate(part, -1) for part in (slopes, log_slopes, heights))
         found.append([middle.loc, middle.factor, middle.skewness, *parts])
     whole = (np.concatenate(parts) for parts in zip(*found, strict=True))

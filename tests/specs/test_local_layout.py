@@ -352,7 +352,6 @@ def test_a_pooled_search_sees_all_rows_that_it_can_choose(follow):
     assert_array_equal(found, expected if follow else control(none(6, 2, 4)))
 
 
-@pytest.mark.xfail(reason="`responses` subtracts -inf from -inf", raises=RuntimeWarning)
 @pytest.mark.parametrize("value", [-np.inf, np.nan])
 @pytest.mark.parametrize("pool", [False, True])
 def test_a_row_without_a_density_has_no_control(pool, value):
