@@ -206,6 +206,7 @@ class AutoFlow(AutoContinuous):
         """Find the local sites, which the rest of the guide does not see."""
         options = self.init_loc_fn, self.local, self.key
         layout, trace = layout_of_model(self.model, *options, *args, **kwargs)
+        self._groups = self._local = None
         if layout is not None:
             encoding = None if self.encoder is None else Encoding(self.encoder, self.features)
             self._groups = Groups(layout, trace, self.prefix, encoding)
@@ -267,14 +268,19 @@ class AutoFlow(AutoContinuous):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Draw each site, as in NumPyro's guides."""
         self._inputs = args, kwargs  # the start of new parameters needs them
+        new = self.prototype_trace is None
         try:
-            if self.prototype_trace is None:
+            if new:
                 self._setup_prototype(*args, **kwargs)
             if self._groups is None:
                 return self._drawn_global(*args, **kwargs)
             with handlers.trace() as trace:
                 result = self._drawn_global(*args, **kwargs)
             return result | self._drawn_local(trace)
+        except BaseException:  # or Ctrl-C: the next call sets the guide up again
+            if new:
+                self.prototype_trace = None
+            raise
         finally:
             self._inputs = None
 

@@ -193,9 +193,18 @@ class Groups:
     def taken(self, model: Callable[..., Any], inputs: Inputs) -> tuple[int, int]:
         """Return the size of the plate in a run of the model, and how many rows it takes."""
         args, kwargs = inputs
-        with handlers.block():
-            trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
-        size, part = trace[self.layout.plate]["args"]
+        found = []
+
+        def run() -> None:
+            with handlers.block():
+                trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
+            found.append(trace[self.layout.plate]["args"])
+
+        try:
+            jax.eval_shape(run)  # the sizes are no arrays
+        except Exception:  # the model may need values
+            run()
+        size, part = found[-1]
         if self.encoding is None and size != self.layout.size:
             layout = self.layout
             raise ValueError(OTHER_SIZE.format(plate=layout.plate, found=size, size=layout.size))

@@ -146,7 +146,7 @@ def _with_rows(
 
     nodes = 0 if rule is None else len(rule[0])
     numbers = (TRIED + nodes) * size * local.width
-    block = min(max(importance.NUMBERS // numbers, 1), importance.MANY)
+    block = min(max(importance.NUMBERS // numbers, 1), importance.FEW - 1)
     found = importance.mapped(one, jax.random.split(key, draws), draws, block)
     values, *densities = found
     return Weighed({name: values[name] for name in matched.sites.latent}, *densities)

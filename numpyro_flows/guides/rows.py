@@ -146,15 +146,17 @@ class Rows:
         """
         rows = jnp.arange(self.layout.taken)
         z = z + jnp.linspace(-0.1, 0.1, len(rows))[:, None]  # no two rows alike
-        (_, each), back = jax.vjp(lambda z: self.log_parts(x, z, rows), z)
-        for reason, whole, row in (
-            (OUTSIDE, 1.0, None),
-            (NEIGHBOURS, 0.0, 0),
-            (NEIGHBOURS, 0.0, -1),
-        ):
-            seen = jnp.zeros_like(each) if row is None else jnp.zeros_like(each).at[row].set(1.0)
-            slopes = back((jnp.full((), whole, each.dtype), seen))[0]
-            others = slopes if row is None else slopes.at[row].set(0.0)
+
+        @jax.jit
+        def slopes(z: Array) -> list[Array]:
+            (_, each), back = jax.vjp(lambda z: self.log_parts(x, z, rows), z)
+            none = jnp.zeros_like(each)
+            first, last = none.at[0].set(1.0), none.at[-1].set(1.0)
+            seen = (1.0, none), (0.0, first), (0.0, last)
+            found = [back((jnp.full((), whole, each.dtype), row))[0] for whole, row in seen]
+            return [found[0], found[1].at[0].set(0.0), found[2].at[-1].set(0.0)]
+
+        for reason, others in zip((OUTSIDE, NEIGHBOURS, NEIGHBOURS), slopes(z), strict=True):
             if (others != 0).any():
                 raise ValueError(DEPENDENT.format(plate=self.layout.plate, reason=reason))
 
@@ -163,10 +165,11 @@ class Rows:
         size, taken = self.layout.size, self.layout.taken
         if taken == size:
             return True
-        z = jnp.broadcast_to(z, (taken, *z.shape[-1:]))
         starts = np.linspace(0, size - taken, 8).astype(int)
-        found = [self.log_parts(x, z, jnp.arange(k, k + taken))[1] for k in starts]
-        return any(not np.array_equal(found[0], other, equal_nan=True) for other in found[1:])
+        rows = starts[:, None] + np.arange(taken)
+        points = np.tile(x, (len(rows), 1)), np.broadcast_to(z, (*rows.shape, z.shape[-1]))
+        found = self.values(*points, rows)
+        return not all(np.array_equal(found[0], other, equal_nan=True) for other in found[1:])
 
 
 def split(layout: Layout, z: Float[Array, "*batch n d"]) -> dict[str, Array]:

@@ -209,6 +209,7 @@ class AutoFlow(AutoContinuous):
     def _find_sites(self, *args: Any, **kwargs: Any) -> None:
         """Find the local sites, and let the host find the others."""
         layout, trace = layout_of_model(self.model, self.local, *args, **kwargs)
+        self._groups = None
         if layout is None:
             if self._encoding is not None:
                 raise ValueError(NO_LOCAL)

@@ -334,15 +334,18 @@ def test_discrete_sites_without_funsor(monkeypatch):
     assert_allclose(guide.median(params)["centres"], [-1.0, 1.0], atol=0.05)
 
 
-def test_local_variables_are_refused():
-    """By the host, in its words."""
-
+def test_local_sites_are_set_up_outside_of_jit():
     def model():
-        with numpyro.plate("rows", 20, subsample_size=5):
-            numpyro.sample("x", dist.Normal(0.0, 1.0))
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 20, subsample_size=5) as rows:
+            x = numpyro.sample("x", dist.Normal(mean, 1.0))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=jnp.arange(20.0)[rows])
 
-    with pytest.raises(ValueError, match="does not support local latent variables"):
-        initial(quick(model))
+    svi = SVI(model, quick(model), ADAM, Trace_ELBO())
+    with pytest.raises(ValueError, match="cannot be set up inside of jit"):
+        jax.jit(svi.init)(KEY)
+    state, loss = jax.jit(svi.update)(svi.init(KEY))
+    assert np.isfinite(loss)
 
 
 def test_set_up_while_it_is_compiled():
