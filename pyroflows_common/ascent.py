@@ -68,9 +68,10 @@ class Run(NamedTuple):
     """One run of training.
 
     Args:
-        state: the parameters after its best stretch.
+        state: the parameters after the last stretch that is no worse than the lowest one within
+            its noise.
         losses: the loss of each step, skipped ones included.
-        loss: the mean loss of the best stretch; infinite if none was finite.
+        loss: the mean loss of that stretch; infinite if none was finite.
         learning_rate: its learning rate.
         skipped: number of skipped steps.
         stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.

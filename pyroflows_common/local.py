@@ -11,6 +11,9 @@ from pyroflows_common.laplace import Gaussian, Model, Responses, followed, respo
 
 # Draws of each row that integrate it out, in pairs.
 TRIED = 8
+# Quadrature counts where it differs from their mean by no more than so many standard errors, and
+# this.
+SURE, EQUAL = 4.0, 0.01
 # Rounds of the flow that all rows share.
 ROUNDS = 2
 # Width of the middle of the skewed variables.
@@ -55,6 +58,18 @@ OTHER_SIZE = (
 FORGOTTEN = (
     "the guide has local sites, and a guide that is copied or saved forgets the model, which tells "
     "the rows: make a new guide"
+)
+UNORDERED = (
+    "the plate takes all rows in another order, and `features` is a function: whether it follows "
+    "that order is unknown; give the features of all rows as an array"
+)
+MASKED = (
+    "local site {name!r} lies under a mask: rows that are masked would have no posterior. Mask the "
+    "data only"
+)
+SHAPED = (
+    "the support of local site {name!r} has a bound for each row, which a guide of other rows does "
+    "not know: give the site one support for all rows, such as a fraction of the bound"
 )
 TRACED = (
     "a guide with local sites cannot be set up inside of jit: call it, or SVI.init, outside first"
@@ -150,6 +165,8 @@ def layout_of(
         axis = len(site.shape) + axes[site.name]
         shapes[site.name] = (*site.shape[:axis], *site.shape[axis + 1 :])
     dims = {site.plates[plate] for site in inside}
+    if len(dims) > 1:
+        raise ValueError(f"plate {plate!r} has the dimensions {sorted(dims)}, expected one")
     return Layout(plate, dims.pop(), *plates[plate], shapes, axes)
 
 
@@ -165,13 +182,19 @@ def check_encoder(local: Any, encoder: Any, features: Any) -> None:
 
 
 def check_features(shape: tuple[int, ...], taken: int, size: int) -> bool:
-    """Return whether features are those of all rows, and have to be indexed."""
+    """Return whether features are those of all rows, and have to be indexed.
+
+    Args:
+        shape: theirs.
+        taken: number of rows that are taken.
+        size: number of all rows.
+    """
     if not shape or shape[0] not in (taken, size):
         raise ValueError(
             f"`features` has shape {shape}, expected a row for each of the {taken} rows that are "
             f"taken, or for all {size}"
         )
-    return shape[0] != taken
+    return shape[0] == size
 
 
 class Starts(NamedTuple):

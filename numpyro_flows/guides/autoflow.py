@@ -92,7 +92,8 @@ class AutoFlow(AutoContinuous):
     local sites out, row by row. The model has to index its data by the plate's indices, and the
     rows have to be independent of each other, given the global sites. There may be one such plate.
     What the rows that are taken differ from the others adds no noise to the bound, as far as it is
-    linear in the global numbers.
+    linear in the global numbers. The hosts' `Predictive` does not hand the rows of a subsample to
+    the model: let it take all rows there. `NeuTraReparam` transforms the global sites alone.
 
     Everything else is as in NumPyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
     Each parameter is an array with a name of its own: `auto_start` holds m and L, and what is
@@ -146,6 +147,7 @@ class AutoFlow(AutoContinuous):
 
     init_loc_fn: Any
     model: Any
+    prototype_trace: Any
 
     def __init__(
         self,

@@ -76,7 +76,8 @@ def fit_guide(
 
     Adam climbs the evidence lower bound with a learning rate that falls along a cosine, which
     averages out the noise of the last steps. A run is divided into fifty stretches. The parameters
-    after the stretch with the best mean loss are kept. With several learning rates there is one
+    after the last stretch whose mean loss is no higher than the lowest one, within its noise, are
+    kept. With several learning rates there is one
     run for each, all from the start of the guide, and the best run counts. Runs with the same
     key are identical.
 

@@ -69,6 +69,9 @@ class Groups:
         self.encoding: Any = encoding
         self.name = f"_{prefix}_rows"
         self.trace = {name: trace[name] for name in layout.shapes}
+        # Those of the model, as they start.
+        params = (site for site in trace.values() if site["type"] == "param")
+        self.params = {site["name"]: site["value"] for site in params}
 
     def start(
         self,
@@ -97,7 +100,7 @@ class Groups:
         if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((start, inputs))):
             raise ValueError(TRACED)
         layout, pool = self.layout, self.encoding is not None
-        rows = Rows(model, inputs, layout, locs)
+        rows = Rows(handlers.substitute(model, self.params), inputs, layout, locs)
         z = np.asarray(jnp.median(self.rows_at_start(), 0))
         rows.check(start.loc, jnp.asarray(z))
         follow = rows.follow(start.loc, jnp.asarray(z))

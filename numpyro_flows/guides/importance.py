@@ -208,14 +208,17 @@ def mapped(function: Callable[..., Any], inputs: Any, draws: int, block: int) ->
     size.
     """
     function = jax.vmap(function)
-    if block < FEW:
-        function = jax.jit(function)
+    compiled = jax.jit(function) if block < FEW else function
     size = math.ceil(draws / math.ceil(draws / block))
     blocks = []
     for start in range(0, draws, size):
         index = np.arange(start, start + size).clip(max=draws - 1)  # the last repeats its end
         taken = jax.tree.map(lambda x, index=index: x[index], inputs)
-        blocks.append(jax.device_get(function(taken)))
+        try:
+            blocks.append(jax.device_get(compiled(taken)))
+        except jax.errors.JAXTypeError:  # the model needs values
+            compiled = function
+            blocks.append(jax.device_get(compiled(taken)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:draws], *blocks)
 
 

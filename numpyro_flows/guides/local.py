@@ -31,13 +31,14 @@ class LocalFlow(eqx.Module):
     The d numbers of row i, in their unconstrained space, are
 
     $$z_i = m_i + L_i \left(b_i + B_i \tilde g + e^{s_i + \rho(S_i \tilde g)} \odot
-    \mathrm{flow}(\epsilon_i; \tilde g, e_i)\right)$$
+    \kappa_i(\mathrm{flow}(\epsilon_i; \tilde g, e_i))\right)$$
 
     for normal \(\epsilon_i\), where \(\tilde g\) are the G global numbers in units of their start.
-    Location m, lower-triangular L, the slopes B and S and what the flow sees of a row, e, are those
-    of its Gaussian at the start, and stay fixed; ρ bounds the change of a scale. Shift b and
-    log-scale s are learned for each row, and the flow for all. With an encoder, m and L are the
-    same for all rows, e is what the network makes of a row's features, and the rest is left out.
+    Location m, lower-triangular L, the skewness that κ gives, the slopes B and S and what the flow
+    sees of a row, e, are those of its distribution at the start, and stay fixed; ρ bounds the
+    change of a scale. Shift b and log-scale s are learned for each row, and the flow for all. With
+    an encoder, m and L are the same for all rows, e is what the network makes of a row's features,
+    and the rest is left out.
 
     Args:
         starts: where rows start.

@@ -184,21 +184,21 @@ def moving(
     Raises:
         ValueError: if they depend on sites that the guide does not have.
     """
-    found = [name for name in locs if _bounds(trace[name])]
+    found = [name for name in locs if bounds(trace[name])]
     if not found:
         return found
     with jax.ensure_compile_time_eval():  # in spite of jit, unless the arguments are traced
         origin = {name: jnp.zeros_like(loc) for name, loc in locs.items()}
         one, other = (placed(model, origin, seed, *args, **kwargs) for seed in range(2))
         for name in found:
-            for a, b in zip(_bounds(one[name]), _bounds(other[name]), strict=True):
+            for a, b in zip(bounds(one[name]), bounds(other[name]), strict=True):
                 same = jnp.allclose(a, b, equal_nan=True)
                 if not isinstance(same, jax.core.Tracer) and not same:
                     raise ValueError(foreign_support(name))
     return found
 
 
-def _bounds(site: dict[str, Any]) -> list[Array]:
+def bounds(site: dict[str, Any]) -> list[Array]:
     """Return the arrays that make a support: what is no array cannot depend on anything."""
     leaves = jax.tree.leaves(biject_to(site["fn"].support))
     return [leaf for leaf in leaves if isinstance(leaf, Array)]

@@ -17,7 +17,7 @@ from numpyro_flows.guides.local import Taken
 from numpyro_flows.guides.rows import Rows
 from pyroflows_common.checks import Inputs
 from pyroflows_common.laplace import quadrature
-from pyroflows_common.local import TRIED
+from pyroflows_common.local import EQUAL, SURE, TRIED
 from pyroflows_common.sites import Draws
 
 
@@ -49,8 +49,8 @@ def sample(
 ) -> Weighed:
     """Draw from a guide, with the log-densities of each draw in guide and model.
 
-    With local sites, these are integrated out of the model by importance sampling, row by row, and
-    each row is drawn again by its weights.
+    With local sites, these are integrated out of the model row by row, by quadrature or importance
+    sampling, and each row is drawn again by its weights.
     """
     if has_rows(posterior):
         return _with_rows(posterior, matched, model, params, inputs, draws, key)
@@ -81,8 +81,10 @@ def has_rows(posterior: Any) -> bool:
     return isinstance(posterior, AutoFlow) and posterior._groups is not None
 
 
-def log_mean(ratios: Float[Array, "K N"]) -> Float[Array, " N"]:
-    """Return the logarithm of the mean of each row's ratios, without its bias of first order.
+def log_mean(ratios: Float[Array, "K N"]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Return the logarithm of the mean of each row's ratios, and its standard error.
+
+    The mean is without its bias of first order.
 
     The ratios come in pairs of opposite noise.
     """
@@ -90,7 +92,8 @@ def log_mean(ratios: Float[Array, "K N"]) -> Float[Array, " N"]:
     shares = jnp.exp(ratios - jnp.where(jnp.isfinite(top), top, 0.0))
     pairs = shares.reshape(2, -1, shares.shape[-1]).mean(0)
     mean = pairs.mean(0)
-    return top + jnp.log(mean) + 0.5 * pairs.var(0, ddof=1) / (len(pairs) * mean**2)
+    variance = pairs.var(0, ddof=1) / (len(pairs) * mean**2)
+    return top + jnp.log(mean) + 0.5 * variance, jnp.sqrt(variance)
 
 
 def _with_rows(
@@ -112,7 +115,7 @@ def _with_rows(
     flow, local = handlers.substitute(posterior._modules, params)()
     base, rule = posterior.get_base_dist(), None
     if groups.encoding is None and local.is_searched():
-        rule = quadrature(local.width)  # its error is far below that of noise
+        rule = quadrature(local.width)  # without noise, where the rows are not far from their start
 
     def ratios(noise: Array, x: Array, white: Array, taken: Taken) -> tuple[Array, Array, Array]:
         """Return density of the global sites, ratios of the rows and the rows, `(K, N)` each."""
@@ -132,12 +135,14 @@ def _with_rows(
         half = jax.random.normal(row_key, (TRIED // 2, size, local.width), x.dtype)
         noise = jnp.concatenate([half, -half])
         whole, tried, z = ratios(noise, x, white, taken)
-        marginal = log_mean(tried)
+        marginal, error = log_mean(tried)
         if rule is not None:
             nodes, log_weights = (jnp.asarray(a, x.dtype) for a in rule)
             placed = jnp.broadcast_to(nodes[:, None], (len(nodes), size, local.width))
             at_nodes = ratios(placed, x, white, taken.at_start())[1]
-            marginal = jax.scipy.special.logsumexp(at_nodes + log_weights[:, None], 0)
+            smooth = jax.scipy.special.logsumexp(at_nodes + log_weights[:, None], 0)
+            agree = jnp.abs(smooth - marginal) < SURE * error + EQUAL
+            marginal = jnp.where(agree, smooth, marginal)
         chosen = jax.random.categorical(choice_key, tried, 0)
         z = jnp.take_along_axis(z, chosen[None, :, None], 0)[0]
         log_p = whole + marginal.sum()

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Float, Int
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
-from numpyro_flows.guides.model import Trace, is_latent, moving, unblocked
+from numpyro_flows.guides.model import Trace, bounds, is_latent, moving, placed, unblocked
 from pyroflows_common.checks import Inputs
 from pyroflows_common.guides import foreign_support
 from pyroflows_common.laplace import AT_ONCE, Derived
@@ -20,12 +21,17 @@ from pyroflows_common.local import (
     BLOCKED,
     DEPENDENT,
     DISCRETE,
+    MASKED,
     NEIGHBOURS,
     OUTSIDE,
+    SHAPED,
     Layout,
     Site,
     layout_of,
 )
+
+# Places in the data that are compared.
+WINDOWS = 64
 
 
 class Rows:
@@ -107,7 +113,7 @@ class Rows:
             return None
 
         run = handlers.substitute(handlers.seed(self.model, 0), substitute_fn=value)
-        with handlers.block(hide_fn=lambda site: site["type"] != "param"):
+        with handlers.block():
             trace = handlers.trace(run).get_trace(*args, **kwargs)
         whole, each = jnp.zeros((), z.dtype), jnp.zeros(len(rows), z.dtype)
         share = layout.taken / layout.size
@@ -165,7 +171,7 @@ class Rows:
         size, taken = self.layout.size, self.layout.taken
         if taken == size:
             return True
-        starts = np.linspace(0, size - taken, 8).astype(int)
+        starts = np.linspace(0, size - taken, WINDOWS).astype(int)
         rows = starts[:, None] + np.arange(taken)
         points = np.tile(x, (len(rows), 1)), np.broadcast_to(z, (*rows.shape, z.shape[-1]))
         found = self.values(*points, rows)
@@ -225,9 +231,22 @@ def layout_of_model(
     if unblocked(model) is not model:
         raise ValueError(BLOCKED)
     points = {n: biject_to(s["fn"].support).inv(s["value"]) for n, s in latent.items()}
-    for name in moving(model, trace, points, *args, **kwargs):
-        if name in layout.shapes:
-            raise ValueError(foreign_support(name))
+    moving(model, trace, points, *args, **kwargs)  # not by random choices
+    ends = [{name: point + step for name, point in points.items()} for step in (0.0, 0.5)]
+    here, there = (placed(model, end, 0, *args, **kwargs) for end in ends)
+    for name in layout.shapes:
+        for a, b in zip(bounds(here[name]), bounds(there[name]), strict=True):
+            if not jnp.allclose(a, b, equal_nan=True):
+                raise ValueError(foreign_support(name))
+    more = split(layout, jnp.zeros((layout.taken + 1, layout.width)))
+    for name, point in more.items():
+        fn = trace[name]["fn"]
+        if isinstance(fn, dist.MaskedDistribution):
+            raise ValueError(MASKED.format(name=name))
+        try:
+            biject_to(fn.support)(point)
+        except Exception:
+            raise ValueError(SHAPED.format(name=name)) from None
     return layout, trace
 
 

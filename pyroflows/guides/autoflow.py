@@ -84,7 +84,8 @@ class AutoFlow(AutoContinuous):
     local sites out, row by row. The model has to index its data by the plate's indices, and the
     rows have to be independent of each other, given the global sites. There may be one such plate.
     What the rows that are taken differ from the others adds no noise to the bound, as far as it is
-    linear in the global numbers.
+    linear in the global numbers. The hosts' `Predictive` does not hand the rows of a subsample to
+    the model: let it take all rows there. `NeuTraReparam` transforms the global sites alone.
 
     Everything else is as in Pyro's own guides: SVI, `Predictive`, `NeuTraReparam` and so on.
 
@@ -276,7 +277,7 @@ class AutoFlow(AutoContinuous):
 
     def _options(self) -> dict[str, Any]:
         names = ("init_loc_fn", "create_plates", "init", "init_scale", "degrees_of_freedom")
-        return {name: getattr(self, name) for name in (*names, "path_gradient", "seed")}
+        return {name: getattr(self, name) for name in (*names, "path_gradient", "local", "seed")}
 
     def _locs(self) -> dict[str, Tensor]:
         """Return where each unconstrained global site starts."""
@@ -289,9 +290,9 @@ class AutoFlow(AutoContinuous):
 
         The model's log-density comes with them, if the model can be followed.
         """
-        self._set_up(lambda _: None, *args, **kwargs)  # the search follows
-        if self._groups is not None:
+        if layout_of_model(self.model, self.local, *args, **kwargs)[0] is not None:
             raise ValueError(LOCAL_MODES)
+        self._set_up(lambda _: None, *args, **kwargs)  # the search follows
         start = self._modules["transform"].layers[-1]
         found = self._search(start, starts, *args, **kwargs)
         begins = [start] if found is None else found.modes(start)

@@ -8,7 +8,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.distributions import biject_to
 from pyroflows.guides.local import LocalDistribution, LocalFlow
 from pyroflows.guides.model import drawn, unconstrained
 from pyroflows.guides.reference import Start
-from pyroflows.guides.rows import Rows, joined, split
+from pyroflows.guides.rows import Rows, joined, site_of, split
 from pyroflows.rng import seeded
 from pyroflows_common.checks import Inputs
 from pyroflows_common.guides import NOTHING, warn_of_search
@@ -25,6 +25,7 @@ from pyroflows_common.laplace import located
 from pyroflows_common.local import (
     OTHER_SIZE,
     UNKNOWN_ROWS,
+    UNORDERED,
     Layout,
     Starts,
     check_features,
@@ -161,8 +162,11 @@ class Groups:
             z = pyro.sample(name, fn, infer={"is_auxiliary": True})
         z = z.reshape(*z.shape[: z.dim() + layout.dim - 1], len(rows), local.width)
         result = {}
-        for site, point in split(layout, z).items():
-            value, density = self._placed(site, point)
+        for site, shape in layout.shapes.items():
+            # Plates of the site to the left take the place of dimensions that the rows have there.
+            lead, left = z.shape[:-2], len(shape) + 1 + layout.axes[site]
+            trimmed = z.reshape(*lead[: max(len(lead) - left, 0)], *z.shape[-2:])
+            value, density = self._placed(site, site_of(layout, site, trimmed))
             with contextlib.ExitStack() as stack:
                 for frame in self.trace[site]["cond_indep_stack"]:
                     if frame.name not in plates:
@@ -206,13 +210,11 @@ class Groups:
         if self.encoding is None:
             return None
         features = torch.as_tensor(self.features(inputs))
-        all_rows = check_features(tuple(features.shape), len(rows), size)
-        return features[rows] if all_rows else features
-
-    def rows(self, inputs: Inputs) -> Int[Tensor, " N"]:
-        """Return the indices of all rows."""
-        size = self.layout.size if self.encoding is None else len(self.features(inputs))
-        return torch.arange(size)
+        if not check_features(tuple(features.shape), len(rows), size):
+            return features
+        if callable(self.encoding.features) and len(rows) == size and (rows.diff() != 1).any():
+            raise ValueError(UNORDERED)
+        return features[rows]
 
     def quantiles(
         self, local: LocalFlow, white: Float[Tensor, "draws G"], levels: Tensor

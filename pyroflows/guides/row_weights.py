@@ -15,7 +15,7 @@ from pyroflows.guides.local import Taken, log_normal
 from pyroflows.guides.rows import Rows
 from pyroflows_common.checks import Inputs
 from pyroflows_common.laplace import quadrature
-from pyroflows_common.local import TRIED
+from pyroflows_common.local import EQUAL, SURE, TRIED
 from pyroflows_common.sites import Draws
 
 # Most numbers of rows that are evaluated at once.
@@ -68,8 +68,10 @@ def has_rows(posterior: Any) -> bool:
     return isinstance(posterior, AutoFlow) and posterior._groups is not None
 
 
-def log_mean(ratios: Float[Tensor, "K *batch N"]) -> Float[Tensor, "*batch N"]:
-    """Return the logarithm of the mean of each row's ratios, without its bias of first order.
+def log_mean(ratios: Float[Tensor, "K *batch N"]) -> tuple[Tensor, Tensor]:
+    """Return the logarithm of the mean of each row's ratios, and its standard error.
+
+    The mean is without its bias of first order.
 
     The ratios come in pairs of opposite noise.
     """
@@ -77,7 +79,8 @@ def log_mean(ratios: Float[Tensor, "K *batch N"]) -> Float[Tensor, "*batch N"]:
     shares = (ratios - top.where(top.isfinite(), 0.0)).exp()
     pairs = shares.reshape(2, -1, *top.shape).mean(0)
     mean = pairs.mean(0)
-    return top + mean.log() + 0.5 * pairs.var(0) / (len(pairs) * mean**2)
+    variance = pairs.var(0) / (len(pairs) * mean**2)
+    return top + mean.log() + 0.5 * variance, variance.sqrt()
 
 
 def _with_rows(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Weighed:
@@ -90,7 +93,7 @@ def _with_rows(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Weig
     taken = local.taken(index, groups.features_of(index, size, inputs))
     rule = None
     if groups.encoding is None and local.is_searched():
-        rule = quadrature(local.width)  # its error is far below that of noise
+        rule = quadrature(local.width)  # without noise, where the rows are not far from their start
 
     def ratios(noise: Tensor, x: Tensor, white: Tensor, taken: Taken) -> tuple[Tensor, ...]:
         """Return density of the global sites, ratios of the rows and the rows, `(K, S, N)` each."""
@@ -108,12 +111,13 @@ def _with_rows(posterior: Any, model: Model, inputs: Inputs, draws: int) -> Weig
         white, log_q = transform.layers[-1].inv(x), density.log_prob(x)
         half = torch.randn(TRIED // 2, count, size, local.width).to(x)
         whole, tried, z = ratios(torch.cat([half, -half]), x, white, taken)
-        marginal = log_mean(tried)
+        marginal, error = log_mean(tried)
         if rule is not None:
             nodes, log_weights = (torch.as_tensor(a).to(x) for a in rule)
             placed = nodes[:, None, None].expand(-1, count, size, -1)
             at_nodes = ratios(placed, x, white, taken.at_start())[1]
-            marginal = (at_nodes + log_weights[:, None, None]).logsumexp(0)
+            smooth = (at_nodes + log_weights[:, None, None]).logsumexp(0)
+            marginal = smooth.where((smooth - marginal).abs() < SURE * error + EQUAL, marginal)
         chosen = (tried - torch.log(-torch.log(torch.rand_like(tried)))).argmax(0)
         z = z.gather(0, chosen[None, ..., None].expand(1, *z.shape[1:]))[0]
         values = {**posterior._constrained(x), **groups.constrained(z)}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from pyro import poutine
@@ -33,12 +34,17 @@ from pyroflows_common.local import (
     BLOCKED,
     DEPENDENT,
     DISCRETE,
+    MASKED,
     NEIGHBOURS,
     OUTSIDE,
+    SHAPED,
     Layout,
     Site,
     layout_of,
 )
+
+# Places in the data that are compared.
+WINDOWS = 64
 
 
 class Rows:
@@ -148,11 +154,11 @@ class Rows:
         if taken == size:
             return True
         z = z.expand(taken, -1)
-        starts = np.linspace(0, size - taken, 8).astype(int).tolist()
-        with alone(), seeded(0), torch.no_grad():
-            rows = [torch.arange(k, k + taken, device=x.device) for k in starts]
-            found = [self.log_parts(x, z, some)[1] for some in rows]
-        return any(not torch.allclose(found[0], other, equal_nan=True) for other in found[1:])
+        starts = torch.linspace(0, size - taken, WINDOWS, device=x.device).long()
+        rows = starts[:, None] + torch.arange(taken, device=x.device)
+        with torch.no_grad():
+            _, found = self.densities(x.expand(len(rows), -1), z.expand(len(rows), -1, -1), rows)
+        return not all(torch.allclose(found[0], other, equal_nan=True) for other in found[1:])
 
     def _derived(self, x: Tensor, z: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -198,12 +204,14 @@ class _Taken(Messenger):
 
 def split(layout: Layout, z: Float[Tensor, "*batch n d"]) -> dict[str, Tensor]:
     """Return the unconstrained value of each local site, with the rows along its plate."""
-    result = {}
-    for name, columns in layout.columns.items():
-        shape, axis = layout.shapes[name], layout.axes[name]
-        value = z[..., columns].reshape(*z.shape[:-1], *shape)
-        result[name] = value.movedim(-1 - len(shape), axis)
-    return result
+    return {name: site_of(layout, name, z) for name in layout.shapes}
+
+
+def site_of(layout: Layout, name: str, z: Float[Tensor, "*batch n d"]) -> Tensor:
+    """Return the unconstrained value of one local site."""
+    shape, axis = layout.shapes[name], layout.axes[name]
+    value = z[..., layout.columns[name]].reshape(*z.shape[:-1], *shape)
+    return value.movedim(-1 - len(shape), axis)
 
 
 def joined(layout: Layout, points: dict[str, Tensor]) -> Float[Tensor, "n d"]:
@@ -241,6 +249,15 @@ def layout_of_model(
     for name in moving(model, trace, *args, **kwargs):
         if name in layout.shapes:
             raise ValueError(foreign_support(name))
+    more = split(layout, torch.zeros(layout.taken + 1, layout.width))
+    for name, point in more.items():
+        site = trace.nodes[name]
+        if site["mask"] is not None or isinstance(site["fn"], dist.MaskedDistribution):
+            raise ValueError(MASKED.format(name=name))
+        try:
+            biject_to(site["fn"].support)(point)
+        except RuntimeError:
+            raise ValueError(SHAPED.format(name=name)) from None
     return layout, trace
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 import numpyro_flows
 import pyroflows
+from pyroflows_common.local import Site, layout_of
 from tests.wings.hosts import HOSTS, small
 
 N, SEEN, BATCH = 30, 3, 10
@@ -202,6 +203,61 @@ def test_sites_outside_that_depend_on_rows_are_refused(host):
 
     with pytest.raises(ValueError, match="a site outside of the plate depends on them"):
         run(host, total)
+
+
+def test_rows_under_a_mask_are_refused(host):
+    def masked(batch=None):
+        mean = host.sample("mean", host.dist.Normal(host.array(0.0), 1.0))
+        with host.plate("group", N, subsample_size=batch) as rows:
+            with host.mask(mask=host.bools(Y[:, 0] > 0)[rows]):
+                theta = host.sample("theta", host.dist.Normal(mean, 1.0))
+                host.sample("y", host.dist.Normal(theta, 1.0), obs=host.array(Y[:, 0])[rows])
+
+    with pytest.raises(ValueError, match="'theta' lies under a mask"):
+        run(host, masked)
+
+
+def test_supports_of_single_rows_are_refused(host):
+    def bounded(batch=None):
+        mean = host.sample("mean", host.dist.Normal(host.array(0.0), 1.0))
+        with host.plate("group", N, subsample_size=batch) as rows:
+            least = host.array(np.full(BATCH, 1.0))
+            theta = host.sample("theta", host.dist.Pareto(least, 2.0))
+            host.sample("y", host.dist.Normal(theta - mean, 1.0), obs=host.array(Y[:, 0])[rows])
+
+    with pytest.raises(ValueError, match="'theta' has a bound for each row"):
+        run(host, bounded)
+
+
+def test_one_plate_at_two_dimensions_is_refused():
+    sites = [Site("a", (3,), 0, {"p": -1}), Site("b", (3, 1), 0, {"p": -2}), Site("m", (), 0, {})]
+    with pytest.raises(ValueError, match="plate 'p' has the dimensions"):
+        layout_of(sites, {"p": (9, 3)}, None)
+
+
+def test_plates_on_both_sides_of_the_groups(host):
+    """Many particles at once are as many one after the other."""
+
+    def crossed(batch=None):
+        mean = host.sample("mean", host.dist.Normal(host.array(0.0), 1.0))
+        rows = host.plate("group", N, subsample_size=batch, dim=-2)
+        left, right = host.plate("left", 3, dim=-3), host.plate("right", 2, dim=-1)
+        y = host.array(np.random.default_rng(2).normal(size=(3, N, 2)))
+        with rows as index:
+            theta = host.sample("theta", host.dist.Normal(mean, 1.0))
+            with left, right:
+                each = host.sample("each", host.dist.Normal(theta, 1.0))
+                host.sample("y", host.dist.Normal(each, 1.0), obs=y[:, index])
+
+    host.clear()
+    guide = small(host, crossed)
+    options = {"steps": 40, "learning_rate": 1e-9, "progress": False, "kwargs": {"batch": BATCH}}
+    result = host.package.fit_guide(guide, **options)
+    params = {"params": result.params} if host.name == "numpyro" else {}
+    data = host.to_arviz(guide, draws=200, **params)
+    assert np.asarray(data.posterior["each"]).shape == (1, 200, 3, N, 2)
+    # The joint bound: that of the global sites less what the rows' draws lack.
+    assert np.mean(result.losses) == pytest.approx(-data.attrs["elbo"], abs=6.0)
 
 
 def test_models_without_global_sites_are_refused(host):

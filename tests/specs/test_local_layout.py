@@ -155,7 +155,7 @@ def test_an_encoder_needs_features():
 def test_features_are_of_the_rows_taken_or_of_all():
     assert check_features((100, 3), 8, 100)
     assert not check_features((8, 3), 8, 100)
-    assert not check_features((100,), 100, 100)
+    assert check_features((100,), 100, 100)
     for shape in [(), (9, 3), (3, 100)]:
         message = re.escape(f"`features` has shape {shape}") + ".* the 8 rows .* for all 100"
         with pytest.raises(ValueError, match=message):
