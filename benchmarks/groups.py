@@ -120,7 +120,7 @@ class Logistic:
         mean = host.sample("mean", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
         scale = host.sample("scale", dist.HalfNormal(1.0).expand([2]).to_event(1))
         with host.plate("group", self.size, subsample_size=batch) as rows:
-            b = host.sample("b", dist.Normal(mean[..., None, :], scale[..., None, :]).to_event(1))
+            b = host.sample("b", dist.Normal(mean, scale).to_event(1))
             logits = b[..., :1] + b[..., 1:] * x[rows]
             host.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y[rows])
 
