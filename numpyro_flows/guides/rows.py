@@ -258,8 +258,12 @@ def _described(trace: Trace) -> tuple[list[Site], dict[str, tuple[int, int]]]:
             shape = biject_to(site["fn"].support).inv(site["value"]).shape
             event_dim = site["fn"].event_dim + len(shape) - jnp.ndim(site["value"])
             sites.append(Site(name, shape, event_dim, _plates(site)))
+    # Those inside of `scan` are no sites of their own: the host lets them take all rows.
+    frames = (f for site in trace.values() for f in site.get("cond_indep_stack", ()))
+    plates = {frame.name: (frame.size, frame.size) for frame in frames}
     sizes = {n: s["args"] for n, s in trace.items() if s["type"] == "plate"}
-    return sites, {n: (size, size if part is None else part) for n, (size, part) in sizes.items()}
+    plates |= {n: (size, size if part is None else part) for n, (size, part) in sizes.items()}
+    return sites, plates
 
 
 def _plates(site: dict[str, Any]) -> dict[str, int]:
