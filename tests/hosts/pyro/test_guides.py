@@ -32,7 +32,7 @@ from pyro.nn import PyroModule, PyroSample
 from scipy import stats
 from torch.testing import assert_close
 
-from pyroflows import AutoFlow, fit_guide
+from pyroflows import AutoFlow, AutoRealNVP, fit_guide, fit_mixture
 from tests.hosts.pyro.line import (
     COVARIANCE,
     DATA,
@@ -428,3 +428,40 @@ def test_data_under_a_mask_may_be_of_any_kind():
         result = fit_guide(guide, steps=50, learning_rate=1e-2, progress=False)
     assert (result.skipped, result.stopped) == (0, "steps")
     assert np.isfinite(result.losses).all()
+
+
+def rows(y, order=None):
+    """Ten groups, in the order that is given."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 10, subsample=order) as index:
+        x = pyro.sample("x", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(x, 0.1), obs=y[index])
+
+
+def test_features_follow_the_indices_of_the_plate():
+    y, order = torch.arange(10.0), torch.randperm(10)
+    seen = []
+
+    def network(features):
+        seen.append(features[:, 0].clone())
+        return features
+
+    guide = AutoRealNVP(
+        rows, layers=2, hidden=(4,), local="rows", encoder=network, features=y[:, None]
+    )
+    guide(y)
+    seen.clear()
+    guide(y, order)
+    assert all(torch.equal(one, y[order]) for one in seen)
+    as_function = {"encoder": network, "features": lambda y, order=None: y[:, None]}
+    guide = AutoRealNVP(rows, layers=2, hidden=(4,), local="rows", name="other", **as_function)
+    guide(y)
+    with pytest.raises(ValueError, match="takes all rows in another order"):
+        guide(y, order)
+
+
+def test_a_refused_mixture_leaves_a_guide_of_rows_as_it_was():
+    guide = AutoRealNVP(rows, layers=2, hidden=(4,), local="rows")
+    with pytest.raises(ValueError, match="modes are not told apart"):
+        fit_mixture(guide, args=(torch.arange(10.0),), progress=False)
+    assert guide.prototype_trace is None
