@@ -391,7 +391,7 @@ def _pairs(size: int) -> dict[tuple[int, int], np.ndarray]:
 def _lower(root: np.ndarray) -> np.ndarray:
     """Return the lower Cholesky factor of a covariance, from any factor of it."""
     # By QR decomposition: the covariance itself would lose small variances.
-    upper: np.ndarray = np.linalg.qr(root.swapaxes(-1, -2), mode="r")  # type: ignore[assignment]
+    upper = np.asarray(np.linalg.qr(root.swapaxes(-1, -2), mode="r"))
     signs = np.sign(np.diagonal(upper, axis1=-2, axis2=-1))
     return (upper * np.where(signs == 0, 1.0, signs)[..., None]).swapaxes(-1, -2)
 

@@ -276,7 +276,9 @@ class Starts(NamedTuple):
         size, taken = rows
         found = responses(model, size if follow else taken, taken, gaussian, z)
         starts = cls.pooled(found) if pool else cls.of_rows(found)
-        return starts, control(found.height if follow else none(size, len(z), len(gaussian.loc)))
+        return starts, control(
+            found.height if follow else no_heights(size, len(z), len(gaussian.loc))
+        )
 
     def packed(self) -> np.ndarray:
         """Return all numbers of a row side by side, and a one.
@@ -304,7 +306,7 @@ def control(height: np.ndarray) -> np.ndarray:
     return np.concatenate([np.where(sound, height - mean, 0.0), np.ones_like(height[:, :1])], 1)
 
 
-def none(rows: int, width: int, size: int) -> np.ndarray:
+def no_heights(rows: int, width: int, size: int) -> np.ndarray:
     """Return the heights of rows of which nothing is known."""
     return np.zeros((rows, 1 + followed(rows, width, size)))
 

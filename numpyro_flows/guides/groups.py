@@ -31,7 +31,7 @@ from pyroflows_common.local import (
     Starts,
     check_features,
     control,
-    none,
+    no_heights,
 )
 from pyroflows_common.search import DENSE, LARGE
 
@@ -116,7 +116,7 @@ class Groups:
         if found is None:
             wide = np.full(len(z), scale)
             one = Starts.of_all(z, wide)
-            flat = control(none(layout.size, len(z), len(start.loc)))
+            flat = control(no_heights(layout.size, len(z), len(start.loc)))
             same = Starts.same(z, wide, layout.size, len(start.loc))
             return start, one if pool else same, flat
         loc, factor = (jnp.asarray(a, start.loc.dtype) for a in found[:2])
@@ -136,7 +136,7 @@ class Groups:
         key = jax.random.fold_in(key, size)
         width = self.layout.width
         zeros, ones = np.zeros(width), np.ones(width)
-        flat = control(none(self.layout.size, width, size))
+        flat = control(no_heights(self.layout.size, width, size))
         if self.encoding is None:
             starts = Starts.same(zeros, ones, self.layout.size, size)
             return as_dtype(LocalFlow(starts, flat, size, key=key), dtype)

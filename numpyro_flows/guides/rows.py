@@ -60,13 +60,10 @@ class Rows:
                 whole, each = self.log_parts(x, z, rows)
                 return each.sum(), (whole, each)
 
-            slope = jax.grad(value, has_aux=True)
-            ways = jnp.broadcast_to(
-                jnp.eye(z.shape[-1], dtype=z.dtype)[:, None], (z.shape[-1], *z.shape)
-            )
-            curve = lambda way: jax.jvp(lambda z: slope(z)[0], (z,), (way,))[1]  # noqa: E731
-            first, (whole, each) = slope(z)
-            return whole, each, first, -jax.vmap(curve, out_axes=-1)(ways)
+            slope, change, parts = jax.linearize(jax.grad(value, has_aux=True), z, has_aux=True)
+            eye = jnp.eye(z.shape[-1], dtype=z.dtype)
+            ways = jnp.broadcast_to(eye[:, None], (len(eye), *z.shape))
+            return *parts, slope, -jax.vmap(change, out_axes=-1)(ways)
 
         return jax.jit(jax.vmap(one))
 

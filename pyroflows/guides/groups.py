@@ -30,7 +30,7 @@ from pyroflows_common.local import (
     Starts,
     check_features,
     control,
-    none,
+    no_heights,
 )
 from pyroflows_common.search import DENSE, LARGE
 
@@ -104,7 +104,7 @@ class Groups:
         if found is None:
             wide = np.full(len(z), scale)
             one = Starts.of_all(z, wide)
-            flat = control(none(layout.size, len(z), len(start.loc)))
+            flat = control(no_heights(layout.size, len(z), len(start.loc)))
             same = Starts.same(z, wide, layout.size, len(start.loc))
             return one if pool else same, flat
         loc, factor = (torch.as_tensor(a).to(start.loc) for a in found[:2])
@@ -122,7 +122,7 @@ class Groups:
         """Return a guide of the rows, for `size` global numbers, whose start is to be set."""
         width = self.layout.width
         zeros, ones = np.zeros(width), np.ones(width)
-        flat = control(none(self.layout.size, width, size))
+        flat = control(no_heights(self.layout.size, width, size))
         if self.encoding is None:
             return LocalFlow(Starts.same(zeros, ones, self.layout.size, size), flat, size)
         network = self.encoding.network

@@ -247,10 +247,13 @@ def test_more_than_three_numbers_take_laplace():
     found = fitted(model, x, starts(1, 4, 4), np.arange(4)[None])
     assert_array_equal(found.loc, found.mode)
     assert_array_equal(found.skewness, 0.0)
+
+    def down(z, one):
+        return -model.values(x, z[None, None], one)[0, 0]
+
     for row in range(4):
         one = np.full((1, 1), row)
-        down = lambda z: -model.values(x, z[None, None], one)[0, 0]  # noqa: B023, E731
-        least = optimize.minimize(down, np.zeros(4), options={"gtol": 1e-7})
+        least = optimize.minimize(down, np.zeros(4), args=(one,), options={"gtol": 1e-7})
         curvature = model.derive(x, least.x[None, None], one).curvature[0, 0]
         assert_allclose(found.mode[0, row], least.x, atol=1e-3)
         covariance = covariances(found.factor[0, row])
