@@ -13,7 +13,7 @@ from pyroflows_common.laplace import Gaussian, Model, Responses, followed, respo
 TRIED = 8
 # Quadrature counts where it differs from their mean by no more than so many standard errors, and
 # this.
-SURE, EQUAL = 4.0, 0.01
+SURE, EQUAL = 10.0, 0.3
 # Rounds of the flow that all rows share.
 ROUNDS = 2
 # Width of the middle of the skewed variables.
