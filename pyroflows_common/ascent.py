@@ -12,10 +12,10 @@ from pyroflows_common.checks import as_count, as_scales
 from pyroflows_common.progress import bar
 from pyroflows_common.schedule import (
     SHORTEST,
+    Course,
     check_schedule,
     mean_loss,
     standard_error,
-    stretches,
 )
 
 # Draws of the guide at each step, by default.
@@ -45,7 +45,8 @@ class Settings(NamedTuple):
 
     def of_draws(self) -> dict[str, Any]:
         """Return those of the settings that training on draws takes."""
-        return {"steps": self.steps, "schedule": self.schedule, "progress": self.progress}
+        schedule = "cosine" if self.schedule == "auto" else self.schedule
+        return {"steps": self.steps, "schedule": schedule, "progress": self.progress}
 
 
 def as_settings(
@@ -58,7 +59,7 @@ def as_settings(
 ) -> Settings:
     """Check how a guide is to be trained, with a loss of one of the host's kinds."""
     rates, steps = as_scales(learning_rate, "learning_rate"), as_count(steps, "steps")
-    check_schedule(schedule)
+    check_schedule(schedule, auto=True)
     if not (loss is None or isinstance(loss, kind)):
         raise TypeError(f"`loss` is {loss!r}, expected one of the host's, such as Trace_ELBO()")
     return Settings(steps, rates, schedule, loss, progress)
@@ -74,7 +75,7 @@ class Run(NamedTuple):
         loss: the mean loss of that stretch; infinite if none was finite.
         learning_rate: its learning rate.
         skipped: number of skipped steps.
-        stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
+        stopped: why it ended: `"steps"`, `"converged"`, `"interrupted"` or `"not finite"`.
     """
 
     state: Any
@@ -109,8 +110,8 @@ class Ascent(ABC):
         """Return to the start."""
 
     @abstractmethod
-    def climb(self, rate: float, length: int) -> Iterator[np.ndarray]:
-        """Take steps, and yield their losses."""
+    def climb(self, rates: np.ndarray) -> Iterator[np.ndarray]:
+        """Take a step at each learning rate, and yield the losses."""
 
     @abstractmethod
     def state_now(self) -> Any:
@@ -127,25 +128,28 @@ class Ascent(ABC):
         The gradient of an `AutoFlow` is zero there, because it leaves such draws out.
         """
 
-    def best(self, rates: Sequence[float], steps: int, progress: bool) -> Run:
+    def best(self, settings: Settings) -> Run:
         """Run once for each learning rate, and return the best run; Ctrl-C ends all runs."""
         runs = []
-        with bar(steps * len(rates), title="fit_guide", shown=progress) as shown:
-            for rate in rates:
-                runs.append(self._run(rate, steps, shown))
+        total = settings.steps * len(settings.rates)
+        with bar(total, title="fit_guide", shown=settings.progress) as shown:
+            for rate in settings.rates:
+                course = Course(settings.schedule, settings.steps)
+                runs.append(self._run(rate, course, shown))
                 if runs[-1].stopped == "interrupted":
                     break
         return min(runs, key=lambda run: run.loss)
 
-    def _run(self, rate: float, steps: int, shown: Any) -> Run:
+    def _run(self, rate: float, course: Course, shown: Any) -> Run:
         self.begin()
         best, loss, losses, stopped = self.state_now(), math.inf, [np.array([])], "steps"
         lowest, doubt = math.inf, 0.0
-        for length in stretches(steps):
+        for factors in course:
+            length = len(factors)
             before, skipped = self.state_now(), self.skipped
             parts: list[np.ndarray] = []
             try:
-                for part in self.climb(rate, length):
+                for part in self.climb(rate * factors):
                     parts.append(part)
                     shown.update(len(part))
             except KeyboardInterrupt:
@@ -164,5 +168,8 @@ class Ascent(ABC):
                 self.skipped += taken
                 stopped = "not finite"
                 break
+            shown.total -= course.shorten(np.concatenate(losses))
             shown.set_postfix_str(f"ELBO {-mean:.2f}")
+        if stopped == "steps" and course.converged:
+            stopped = "converged"
         return Run(best, np.concatenate(losses), loss, rate, self.skipped, stopped)

@@ -52,7 +52,7 @@ def fit_mixture(
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
     learning_rate: float | Sequence[float] = 5e-3,
-    schedule: str | Callable[[int], float] | None = "cosine",
+    schedule: str | Callable[[int], float] | None = "auto",
     loss: Any = None,
     progress: bool = True,
     key: RandomKey | None = None,
@@ -80,7 +80,7 @@ def fit_mixture(
         starts: number of points from which the search sets out, at least 4.
         args: as in `fit_guide`.
         kwargs: as in `fit_guide`.
-        steps: number of steps for each mode.
+        steps: the most steps for each mode.
         learning_rate: as in `fit_guide`.
         schedule: as in `fit_guide`.
         loss: as in `fit_guide`.

@@ -27,11 +27,11 @@ from pyroflows.guides.model import (
     plate_nesting,
     without,
 )
+from pyroflows.guides.store import settled
 from pyroflows.rng import seeded
 from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent, as_settings
 from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.guides import check_learner, outcome
-from pyroflows_common.schedule import factor
 
 Model = Callable[..., Any]  # or a guide
 
@@ -48,7 +48,7 @@ class GuideFitResult:
             finite.
         learning_rate: learning rate of the best run.
         skipped: number of its steps that were skipped because loss or gradient was not finite.
-        stopped: why it ended: `"steps"`, `"interrupted"` or `"not finite"`.
+        stopped: why it ended: `"steps"`, `"converged"`, `"interrupted"` or `"not finite"`.
     """
 
     guide: Any = dataclasses.field(repr=False)
@@ -68,7 +68,7 @@ def fit_guide(
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
     learning_rate: float | Sequence[float] = 5e-3,
-    schedule: str | Callable[[int], float] | None = "cosine",
+    schedule: str | Callable[[int], float] | None = "auto",
     loss: Any = None,
     progress: bool = True,
     seed: int = 0,
@@ -76,9 +76,11 @@ def fit_guide(
     r"""Train a guide by the host's `SVI`, and keep the best of it.
 
     Adam climbs the evidence lower bound with a learning rate that falls along a cosine, which
-    averages out the noise of the last steps. A run is divided into fifty stretches. The parameters
-    after the last stretch whose mean loss is no higher than the lowest one, within its noise, are
-    kept. With several learning rates there is one
+    averages out the noise of the last steps. Once the mean bound of 250 steps is no longer above
+    that of the 250 before, beyond its noise, the learning rate falls to zero within as many steps
+    as were made so far, at most 1000, and training ends: most guides need a part of `steps`. A run
+    is divided into fifty stretches. The parameters after the last stretch whose mean loss is no
+    higher than the lowest one, within its noise, are kept. With several learning rates there is one
     run for each, all from the start of the guide, and the best run counts. Runs with the same
     seed are identical.
 
@@ -101,10 +103,10 @@ def fit_guide(
             data of ArviZ, whose weights count if they are of `to_arviz`; or a sampler that has run.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
-        steps: number of steps of each run.
+        steps: the most steps of each run.
         learning_rate: Adam's step size, or several to try.
-        schedule: `"cosine"`, None, or a function of the number of steps done, from 0, that gives a
-            factor on the learning rate.
+        schedule: `"auto"`; `"cosine"`, which takes all steps; None for a constant rate; or a
+            function of the number of steps done, from 0, that gives a factor on the learning rate.
         loss: one of Pyro's evidence lower bounds. Default: `Trace_ELBO` with 16 particles, as a
             batch if the model can be batched, or `TraceEnum_ELBO` if the guide leaves discrete
             sites to be summed out.
@@ -147,9 +149,8 @@ def fit_guide(
     with seeded(seed):
         if loss is None:
             model, loss = _bound(model, guide, inputs)
-        factors = [factor(schedule, k, settings.steps) for k in range(settings.steps)]
-        ascent = _Ascent(model, guide, loss, factors, inputs, seed)
-        best = ascent.best(settings.rates, settings.steps, progress)
+        ascent = _Ascent(model, guide, loss, inputs, seed)
+        best = ascent.best(settings)
     ascent.restore(best.state)
     if best.stopped == "not finite":
         best.warn(GRADIENT if np.isfinite(best.losses[-1]) else BOUND + ascent.cause)
@@ -238,11 +239,10 @@ class _Ascent(Ascent):
         model: Model,
         guide: Model,
         loss: ELBO,
-        factors: list[float],
         inputs: Inputs,
         seed: int,
     ) -> None:
-        self.loss, self.factors, self.seed = loss, factors, seed
+        self.loss, self.seed = loss, seed
         self.inputs = (model, guide, *inputs[0]), inputs[1]
         with poutine.trace(param_only=True) as capture:
             self.evaluate()
@@ -253,15 +253,15 @@ class _Ascent(Ascent):
     def begin(self) -> None:
         self.restore(self.start)
         torch.manual_seed(self.seed)
-        self.adam = torch.optim.Adam(self.parameters, foreach=True)
-        self.skipped = self.done = 0
+        self.adam = torch.optim.Adam(self.parameters, fused=True)
+        self.skipped = 0
         self.cause = ""
 
-    def climb(self, rate: float, length: int) -> Iterator[np.ndarray]:
-        for _ in range(length):
-            self.adam.param_groups[0]["lr"] = rate * self.factors[self.done]
-            self.done += 1
-            loss = self.attempt()
+    def climb(self, rates: np.ndarray) -> Iterator[np.ndarray]:
+        for rate in rates.tolist():
+            self.adam.param_groups[0]["lr"] = rate
+            with settled():
+                loss = self.attempt()
             yield np.array([loss])
             if math.isfinite(loss) and self.gradient_norm().isfinite():
                 self.adam.step()

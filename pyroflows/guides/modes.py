@@ -63,7 +63,7 @@ def fit_mixture(
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
     learning_rate: float | Sequence[float] = 5e-3,
-    schedule: str | Callable[[int], float] | None = "cosine",
+    schedule: str | Callable[[int], float] | None = "auto",
     loss: Any = None,
     progress: bool = True,
     seed: int = 0,
@@ -92,7 +92,7 @@ def fit_mixture(
         starts: number of points from which the search sets out, at least 4.
         args: as in `fit_guide`.
         kwargs: as in `fit_guide`.
-        steps: number of steps for each mode.
+        steps: the most steps for each mode.
         learning_rate: as in `fit_guide`.
         schedule: as in `fit_guide`.
         loss: as in `fit_guide`.
@@ -136,9 +136,11 @@ def fit_mixture(
     options = {
         "args": args,
         "kwargs": kwargs,
-        **settings.of_draws(),
+        "steps": settings.steps,
         "learning_rate": settings.rates,
+        "schedule": schedule,
         "loss": loss,
+        "progress": progress,
         "seed": seed,
     }
     parts: list[GuideFitResult] = []

@@ -1,7 +1,9 @@
 """A guide in Pyro's parameter store: the names of its parameters and of the rest of its state."""
 
+import contextlib
 import itertools
 import weakref
+from collections.abc import Iterator
 
 import pyro
 from torch import Tensor
@@ -12,6 +14,7 @@ from pyroflows.transform import TransformModule
 # The first parameter of each guide that this process has put into the store, by the guide's name:
 # what else the store holds has been loaded.
 _made: weakref.WeakValueDictionary[str, Parameter] = weakref.WeakValueDictionary()
+_settled = False
 
 
 def tensors(name: str, transform: TransformModule) -> dict[str, Tensor]:
@@ -58,6 +61,17 @@ def has_loaded(name: str, transform: TransformModule) -> bool:
     return bool(held)
 
 
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Register one parameter of each guide only, while an optimiser that has all moves them."""
+    global _settled
+    before, _settled = _settled, True
+    try:
+        yield
+    finally:
+        _settled = before
+
+
 def register(name: str, transform: TransformModule) -> None:
     """Register a flow's parameters and state, or replace them by those that the store holds."""
     trained = ((key, p) for key, p in transform.named_parameters() if p.requires_grad)
@@ -66,6 +80,9 @@ def register(name: str, transform: TransformModule) -> None:
         return
     store, full = pyro.get_param_store(), f"{name}.transform"
     first = f"{full}$$${first}"
+    if _settled:
+        pyro.param(first, parameter)  # a bound without a parameter has no gradient
+        return
     known = first in store
     if not known or store[first] is not parameter:
         if not known:

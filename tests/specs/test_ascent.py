@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from pyroflows_common.ascent import Ascent
+from pyroflows_common.ascent import Ascent, as_settings
+from pyroflows_common.schedule import LONGEST_FALL, SLIGHT, STRETCHES, WINDOW, Course
 
 STOP = None  # stands for Ctrl-C
 
@@ -20,8 +21,8 @@ class Scripted(Ascent):
         self.losses, self.made, self.skipped = self.runs[self.begun], 0, 0
         self.begun += 1
 
-    def climb(self, rate, length):
-        for loss in self.losses[self.made : self.made + length]:
+    def climb(self, rates):
+        for loss in self.losses[self.made : self.made + len(rates)]:
             if loss is STOP:
                 raise KeyboardInterrupt
             self.made += 1
@@ -37,8 +38,9 @@ class Scripted(Ascent):
     def blind(self):
         raise AssertionError  # there is no need to look
 
-    def trained(self, steps):
-        return self.best([0.3, 0.2, 0.1][: len(self.runs)], steps, progress=False)
+    def trained(self, steps, schedule="auto", progress=False):
+        rates = [0.3, 0.2, 0.1][: len(self.runs)]
+        return self.best(as_settings(steps, rates, schedule, None, progress, object))
 
 
 def test_the_best_run_is_returned_as_its_best_stretch_left_it():
@@ -77,10 +79,86 @@ def test_a_run_without_a_finite_loss_leaves_what_was():
 
 
 def test_the_bar_counts_the_steps_of_all_runs(capsys):
-    Scripted([3.0] * 40, [2.0] * 40).best([0.3, 0.2], 40, progress=True)
+    Scripted([3.0] * 40, [2.0] * 40).trained(40, progress=True)
     shown = capsys.readouterr().err
     assert "fit_guide: 100%" in shown
     assert "80/80" in shown
     assert "ELBO -2.00" in shown
     assert shown.count("\n") == 1
     assert "\r" not in shown
+
+
+def noisy(losses, deviation, seed=0):
+    return losses + deviation * np.random.default_rng(seed).standard_normal(len(losses))
+
+
+QUIET = SLIGHT / 4 * math.sqrt(WINDOW / 2)  # a deviation at which a window tells enough
+STEPS = 5000
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("level", [300, 1500])
+def test_a_run_that_has_converged_lets_its_learning_rate_fall(level, seed):
+    fall = np.maximum(3.0 - 3.0 * np.arange(STEPS) / level, 0.0)
+    run = Scripted(noisy(fall, QUIET, seed)).trained(STEPS)
+    assert run.stopped == "converged"
+    assert run.loss < 0.5
+    turn = max(len(run.losses) // 2, len(run.losses) - LONGEST_FALL)
+    assert level + WINDOW < turn < level + 6 * WINDOW
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("slope", "deviation", "schedule"),
+    [
+        (1.5 * SLIGHT / WINDOW, QUIET, "auto"),  # it still rises
+        (0.0, 4 * QUIET, "auto"),  # nobody knows whether it rises
+        (0.0, QUIET, "cosine"),
+        (0.0, QUIET, None),
+        (0.0, QUIET, lambda step: 1.0),
+    ],
+)
+def test_a_run_takes_all_steps_otherwise(slope, deviation, schedule, seed):
+    losses = noisy(-slope * np.arange(STEPS), deviation, seed)
+    run = Scripted(losses).trained(STEPS, schedule)
+    assert (run.stopped, len(run.losses)) == ("steps", STEPS)
+
+
+@pytest.mark.parametrize("steps", [7, 40, 999, 5000])
+@pytest.mark.parametrize("turn", [None, 600, 1300, 4500])
+def test_the_learning_rate_falls_to_zero_along_a_cosine(steps, turn):
+    course, factors = Course("auto", steps), []
+    for part in course:
+        factors.extend(part)
+        if turn is not None and len(factors) >= turn:
+            saved = course.shorten(np.zeros(len(factors)))
+            turn = len(factors) if saved else None
+            assert saved >= 0
+    factors = np.array(factors)
+    planned = 0.5 * (1.0 + np.cos(np.pi * np.arange(steps) / steps))
+    before = len(factors) if turn is None or not course.converged else turn
+    np.testing.assert_allclose(factors[:before], planned[:before], atol=1e-12)
+    if course.converged:
+        rest = len(factors) - before
+        assert rest == min(before, LONGEST_FALL) < steps - before
+        last = planned[before - 1]
+        expected = last * 0.5 * (1.0 + np.cos(np.pi * np.arange(rest) / rest))
+        np.testing.assert_allclose(factors[before:], expected, atol=1e-12)
+    else:
+        assert len(factors) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 499, 500, 1234, 5000])
+def test_stretches_make_up_the_run(steps):
+    lengths = [len(part) for part in Course(None, steps)]
+    assert sum(lengths) == steps
+    assert len(lengths) < 1.1 * STRETCHES
+    assert len(set(lengths[:-1])) <= 1
+    assert lengths[0] <= lengths[-1] < 2 * lengths[0]
+
+
+def test_losses_that_are_not_finite_do_not_end_a_run():
+    losses = noisy(np.zeros(STEPS), QUIET)
+    losses[np.arange(STEPS) % 2 == 0] = math.inf
+    run = Scripted(losses).trained(STEPS)
+    assert (run.stopped, run.skipped) == ("steps", STEPS // 2)
