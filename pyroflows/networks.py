@@ -115,6 +115,8 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Apply the layer."""
+        if self.weight.dtype == input.dtype:
+            return F.linear(input, self.weight, self.bias)
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)
 

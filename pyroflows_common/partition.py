@@ -54,6 +54,7 @@ class Partition:
                 "part to transform"
             )
         self._slices_a, self._slices_b = _slices(self.mask, True), _slices(self.mask, False)
+        self._pieces = _pieces(self.mask)
         self._interleaved = len(self.mask) > 2 and all(map(operator.ne, self.mask, self.mask[1:]))
         # Not a cached_property: its lock in Python 3.11 cannot be traced by torch.compile.
         self._swap: Partition | None = None
@@ -92,12 +93,10 @@ class Partition:
             pairs = functions.stack([first[self._at(slice(0, length))], second], axis=self.axis)
             rest = first[self._at(slice(length, None))]
             return functions.concatenate([pairs.reshape(shape), rest], axis=self.axis)
-        pieces = []
-        starts = {True: 0, False: 0}
-        for seen, run in groupby(self.mask):
-            start, length = starts[seen], len(list(run))
-            pieces.append(parts[seen][self._at(slice(start, start + length))])
-            starts[seen] = start + length
+        pieces = [
+            parts[seen] if piece is None else parts[seen][self._at(piece)]
+            for seen, piece in self._pieces
+        ]
         return functions.concatenate(pieces, axis=self.axis)
 
     def only_b(self, values: A) -> A:
@@ -319,6 +318,18 @@ def functions_of(x: object) -> Any:
 
 def _axis(axis: int) -> str:
     return {-1: "coordinates", -3: "channels"}[axis]
+
+
+def _pieces(mask: tuple[bool, ...]) -> list[tuple[bool, slice | None]]:
+    """Return the parts whose pieces make up an event, in order, and the pieces; None for all."""
+    pieces: list[tuple[bool, slice | None]] = []
+    starts = {True: 0, False: 0}
+    for seen, run in groupby(mask):
+        start, stop = starts[seen], starts[seen] + len(list(run))
+        whole = stop - start == mask.count(seen)
+        pieces.append((seen, None if whole else slice(start, stop)))
+        starts[seen] = stop
+    return pieces
 
 
 def _slices(mask: tuple[bool, ...], part: bool) -> list[slice]:

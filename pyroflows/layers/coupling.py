@@ -17,7 +17,7 @@ from pyroflows_common.checks import as_event_shape, as_scale
 from pyroflows_common.partition import Partition, as_partition
 
 # Below so many numbers, a call costs more than the arithmetic.
-FEW = 4096
+FEW = 2048
 
 
 class Asinh(torch.autograd.Function):
@@ -49,9 +49,9 @@ class Asinh(torch.autograd.Function):
 
 def asinh(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `asinh(x)`, fast in eager mode and under `torch.compile`, which fuses its own."""
-    if torch.compiler.is_compiling() or torch.finfo(x.dtype).bits < 32 or not _has_storage(x):
+    if x.numel() < FEW or torch.compiler.is_compiling():
         return torch.asinh(x)
-    if x.numel() < FEW:
+    if torch.finfo(x.dtype).bits < 32 or not _has_storage(x):
         return torch.asinh(x)
     if unpack_dual(x).tangent is not None:  # custom functions do not support nested forward mode
         return torch.asinh(x)
@@ -139,7 +139,7 @@ class Coupling(TransformModule):
             raw = raw.reshape(*seen.shape[:-rank], *raw.shape[1:])
         # Under autocast the network's output has fewer bits; the transform keeps those of its
         # input.
-        if torch.finfo(raw.dtype).bits < torch.finfo(seen.dtype).bits:
+        if raw.dtype != seen.dtype and torch.finfo(raw.dtype).bits < torch.finfo(seen.dtype).bits:
             raw = raw.to(seen.dtype)
         expected = self.outputs * self.partition.sizes[1]
         if raw.shape[axis] != expected:

@@ -35,9 +35,7 @@ class TanhScale(nn.Module):
 
     def forward(self, r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Map network output to a log-scale."""
-        # tanh(r) = 2 sigmoid(2r) - 1, and PyTorch's sigmoid takes a fifth of the time of tanh.
-        factor = self.factor
-        return torch.addcmul(-factor, 2.0 * factor, torch.sigmoid(2.0 * r))
+        return self.factor * torch.tanh(r)
 
 
 class SigmoidScale(nn.Module):
