@@ -18,6 +18,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 from numpyro.infer.util import log_density
 
+from numpyro_flows.compiling import effort
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.draws import fit_to_draws
 from numpyro_flows.guides.importance import as_params
@@ -180,10 +181,15 @@ def fit_from(
 def _check_sites(model: Model, guide: Model, inputs: Inputs, key: RandomKey) -> None:
     """Check that the guide draws all sites: otherwise the loss is no bound."""
     args, kwargs = inputs
-    drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
-    seeded = handlers.seed(handlers.replay(model, drawn), key)
-    sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-    left = sorted(n for n, site in sites.items() if n not in drawn and is_latent(site))
+    left: list[str] = []
+
+    def run() -> None:
+        drawn = handlers.trace(handlers.seed(guide, key)).get_trace(*args, **kwargs)
+        seeded = handlers.seed(handlers.replay(model, drawn), key)
+        sites = handlers.trace(seeded).get_trace(*args, **kwargs)
+        left.extend(sorted(n for n, site in sites.items() if n not in drawn and is_latent(site)))
+
+    jax.eval_shape(run)  # without its numbers
     if left:
         raise ValueError(
             f"`guide` does not draw the sites {left} of `model`: draw them in the guide, sum "
@@ -214,7 +220,7 @@ class _Ascent(Ascent):
             svi.constrain_fn = self.svi.constrain_fn
             return svi.stable_update(state, *args, **kwargs)
 
-        self.stretch = jax.jit(functools.partial(lax.scan, step))
+        self.stretch = jax.jit(functools.partial(lax.scan, step), compiler_options=effort(1))
 
     def start_from(self, params: dict[str, Any]) -> None:
         """Set where all runs start; without parameters, it is the start of the guide."""

@@ -16,11 +16,12 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
 from numpyro.primitives import Messenger
 
+from numpyro_flows.compiling import effort
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
 # Most draws that are made, or at which the model is evaluated, at once, and the most numbers that
-# these have, latent and observed. With fewer draws at once, compiling pays.
+# these have, latent and observed. With fewer draws at once, optimisation pays.
 MANY, NUMBERS, FEW = 2500, 2**22, 250
 
 Model = Callable[..., Any]  # or a guide
@@ -203,12 +204,13 @@ def _guide_of(posterior: Any, model: Model, params: Params, inputs: Inputs, key:
 def mapped(function: Callable[..., Any], inputs: Any, draws: int, block: int) -> Any:
     """Map over the first dimension, block by block.
 
-    Without jit where there are few blocks: compiling a guide takes longer than running it, and each
-    call compiles anew. The blocks have the same size, because each operation is compiled for each
-    size.
+    The program is optimised only where there are many blocks: it runs seldom, and each call
+    compiles it anew. All blocks have the same size.
     """
     function = jax.vmap(function)
-    compiled = jax.jit(function) if block < FEW else function
+    compiled: Callable[..., Any] = jax.jit(
+        function, compiler_options=None if block < FEW else effort(0)
+    )
     size = math.ceil(draws / math.ceil(draws / block))
     blocks = []
     for start in range(0, draws, size):

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from numpyro_flows.compiling import effort
 from numpyro_flows.guides.model import Latents, drawn
 from numpyro_flows.guides.reference import Start
 from numpyro_flows.guides.search import Found, apart, search
@@ -110,13 +111,14 @@ def searched(
     whole = new_start(len(loc)).astype(loc.dtype).at(loc, scale)
     start_key, search_key = jax.random.split(key)
 
-    @jax.jit
     def run(whole: Start, start_key: Array, key: Array) -> Found:
         points = _points(model, inputs, latents, whole.loc, budget, start_key)
         whole = whole.relative(*latents.free(points))
         return search(whole.target(latents.log_density), whole, points, key, budget)
 
-    found = run(whole, start_key, search_key)
+    inside = isinstance(search_key, jax.core.Tracer)
+    compiled = jax.jit(run, compiler_options=None if inside else effort(0))
+    found = compiled(whole, start_key, search_key)
     return Searched(jax.tree.map(lambda a: a[:MODES], found), latents, own)
 
 

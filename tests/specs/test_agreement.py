@@ -12,7 +12,7 @@ PACKAGES = [wing.package for wing in WINGS]
 NAMES = sorted(set.intersection(*(set(package.__all__) for package in PACKAGES)))
 FOLDERS = [Path(package.__file__).parent for package in PACKAGES]
 # Mechanics of one host: Pyro's parameter store, and JAX's trees of arrays.
-MECHANICS = [{"guides/store.py"}, {"tree.py"}]
+MECHANICS = [{"guides/store.py"}, {"tree.py", "compiling.py"}]
 # Names of one wing: PyTorch's modules know themselves which parameters are trained.
 ONE_WING = {"trainable"}
 IN_FOLDER = [{str(p.relative_to(folder)) for p in folder.rglob("*.py")} for folder in FOLDERS]
