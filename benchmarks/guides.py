@@ -3,9 +3,11 @@
     python benchmarks/guides.py                      # everything; hours for Pyro on a CPU
     python benchmarks/guides.py --wing numpyro --guides AutoRealNVP --only garch funnel
 
-Each guide has the same budget: steps of Adam at one learning rate, and so many particles. What
-comes out is kept in benchmarks/guides.json, where later runs replace what they measure again, and
-the tables are written into docs/benchmarks.md.
+The hosts' NUTS stands beside the guides: 1000 steps of warm-up and 1000 draws of each of four
+chains, which NumPyro runs at once and Pyro one after the other. Each guide has the same budget:
+steps of Adam at one learning rate, and so many particles. What comes out is kept in
+benchmarks/guides.json, where later runs replace what they measure again, and the tables are written
+into docs/benchmarks.md.
 """
 
 import argparse
@@ -39,6 +41,7 @@ GUIDES = {
         "AutoBNAFNormal",
         "AutoRealNVP",
         "AutoRealNVP, fit_guide",
+        "NUTS",
     ],
     "pyro": [
         "AutoNormal",
@@ -47,10 +50,13 @@ GUIDES = {
         "AutoNormalizingFlow",
         "AutoRealNVP",
         "AutoRealNVP, fit_guide",
+        "NUTS",
     ],
 }
 # Trained as every other guide; and by `fit_guide`, at its own learning rate.
 OURS, FITTED, FITTED_RATE = "AutoRealNVP", "AutoRealNVP, fit_guide", 5e-3
+# The hosts' sampler with its defaults, for its time: no guide, so no bound and no k-hat.
+SAMPLER, WARMUP, CHAINS = "NUTS", 1000, 4
 PACKAGES = ("pyro-ppl", "torch", "numpyro", "jax", "arviz")
 
 
@@ -94,7 +100,11 @@ def measured(wing: str, guide: str, posterior: Posterior, options: Any) -> dict[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = train(guide, posterior, options)
+            if guide == SAMPLER:
+                draws = {"numpyro": nuts_numpyro, "pyro": nuts_pyro}[wing](posterior, options)
+                seconds = round(time.perf_counter() - begin, 1)
+                return {**run, "seconds": seconds, **compared(posterior, draws)}
+            found, run["made"] = train(guide, posterior, options)
         except (ValueError, RuntimeError, ArithmeticError) as error:  # a guide that blew up
             return {**run, "error": f"{type(error).__name__}: {error}"[:200]}
     run["seconds"] = round(time.perf_counter() - begin, 1)
@@ -123,14 +133,14 @@ def passes(run: Mapping[str, Any]) -> bool:
     """Whether a guide may be believed."""
     return (
         "error" not in run
-        and run["pareto_k"] < K_HAT
+        and run.get("pareto_k", 0.0) < K_HAT
         and run["mean"] < MEAN
         and run["deviation"] < DEVIATION
     )
 
 
-def in_numpyro(guide: str, posterior: Posterior, options: Any) -> Any:
-    """Train a guide in NumPyro and weigh its draws."""
+def in_numpyro(guide: str, posterior: Posterior, options: Any) -> tuple[Any, int]:
+    """Train a guide in NumPyro and weigh its draws; return the number of steps, too."""
     import jax
     import numpyro
     from numpyro.infer import SVI, Trace_ELBO, autoguide
@@ -147,7 +157,7 @@ def in_numpyro(guide: str, posterior: Posterior, options: Any) -> Any:
         made = numpyro_flows.AutoRealNVP(model)
         how = {"steps": options.steps, "learning_rate": FITTED_RATE, "progress": False}
         fitted = numpyro_flows.fit_guide(made, kwargs=data, key=key, **how)
-        return score(made, params=fitted.params)
+        return score(made, params=fitted.params), len(fitted.losses)
     made = getattr(numpyro_flows if guide == OURS else autoguide, guide)(model)
     svi = SVI(
         model,
@@ -156,11 +166,29 @@ def in_numpyro(guide: str, posterior: Posterior, options: Any) -> Any:
         Trace_ELBO(num_particles=options.particles),
     )
     result = svi.run(key, options.steps, progress_bar=False, **data)
-    return score(made, params=result.params)
+    return score(made, params=result.params), options.steps
 
 
-def in_pyro(guide: str, posterior: Posterior, options: Any) -> Any:
-    """Train a guide in Pyro and weigh its draws."""
+def nuts_numpyro(posterior: Posterior, options: Any) -> dict[str, np.ndarray]:
+    """Sample in NumPyro, all chains at once."""
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    data = {name: jax.numpy.asarray(x) for name, x in posterior.data.items()}
+    mcmc = MCMC(
+        NUTS(posterior.numpyro_model),
+        num_warmup=WARMUP,
+        num_samples=DRAWS // CHAINS,
+        num_chains=CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(options.seed), **data)
+    return {site: np.asarray(values) for site, values in mcmc.get_samples().items()}
+
+
+def in_pyro(guide: str, posterior: Posterior, options: Any) -> tuple[Any, int]:
+    """Train a guide in Pyro and weigh its draws; return the number of steps, too."""
     import pyro
     from pyro.distributions import transforms
     from pyro.infer import SVI, Trace_ELBO, autoguide
@@ -173,8 +201,9 @@ def in_pyro(guide: str, posterior: Posterior, options: Any) -> Any:
     if guide == FITTED:
         made = pyroflows.AutoRealNVP(model)
         how = {"steps": options.steps, "learning_rate": FITTED_RATE}
-        pyroflows.fit_guide(made, model, kwargs=data, seed=options.seed, **how)
-        return pyroflows.to_arviz(made, model, kwargs=data, draws=DRAWS, seed=1)
+        fitted = pyroflows.fit_guide(made, model, kwargs=data, seed=options.seed, **how)
+        found = pyroflows.to_arviz(made, model, kwargs=data, draws=DRAWS, seed=1)
+        return found, len(fitted.losses)
     if guide == "AutoNormalizingFlow":  # with its own couplings, of the same size as ours
         coupling = functools.partial(transforms.affine_coupling, hidden_dims=[32, 32])
         made = autoguide.AutoNormalizingFlow(model, functools.partial(own_couplings, coupling))
@@ -190,7 +219,22 @@ def in_pyro(guide: str, posterior: Posterior, options: Any) -> Any:
     )
     for _ in tqdm(range(options.steps), desc=f"{guide} {posterior.name}", leave=False):
         svi.step(**data)
-    return pyroflows.to_arviz(made, model, kwargs=data, draws=DRAWS, seed=1)
+    return pyroflows.to_arviz(made, model, kwargs=data, draws=DRAWS, seed=1), options.steps
+
+
+def nuts_pyro(posterior: Posterior, options: Any) -> dict[str, np.ndarray]:
+    """Sample in Pyro, one chain after the other."""
+    import pyro
+    from pyro.infer import MCMC, NUTS
+
+    pyro.set_rng_seed(options.seed)
+    draws: list[dict[str, Any]] = []
+    for _ in range(CHAINS):
+        kernel = NUTS(posterior.pyro_model, jit_compile=True, ignore_jit_warnings=True)
+        mcmc = MCMC(kernel, DRAWS // CHAINS, warmup_steps=WARMUP, disable_progbar=True)
+        mcmc.run(**posterior.pyro_data())
+        draws.append(mcmc.get_samples())
+    return {site: np.concatenate([chain[site].numpy() for chain in draws]) for site in draws[0]}
 
 
 def own_couplings(coupling: Callable[..., Any], size: int) -> Any:
@@ -226,11 +270,12 @@ def line(run: Mapping[str, Any]) -> str:
     head = f"{run['wing']:8s} {run['guide']:24s} {run['posterior']:26s}"
     if "error" in run:
         return f"{head} {run['error']}"
-    return (
-        f"{head} elbo {run['elbo']:9.2f}  k-hat {run['pareto_k']:6.2f}  mean {run['mean']:8.3f}  "
-        f"deviation {run['deviation']:8.2f}  {run['seconds']:6.1f} s  "
-        + ("passes" if passes(run) else "fails")
-    )
+    verdict = "passes" if passes(run) else "fails"
+    errors = f"mean {run['mean']:8.3f}  deviation {run['deviation']:8.2f}  {run['seconds']:6.1f} s"
+    if "elbo" in run:
+        fit = f"elbo {run['elbo']:9.2f}  k-hat {run['pareto_k']:6.2f}  steps {run['made']:5d}"
+        head = f"{head} {fit}"
+    return f"{head} {errors}  {verdict}"
 
 
 def write(kept: Mapping[str, Any]) -> None:
@@ -274,17 +319,20 @@ def details(runs: list[dict[str, Any]]) -> str:
     rows = [
         '??? note "Every run"',
         "",
-        "    | | posterior | guide | ELBO | k̂ | mean | deviation | s |",
-        "    |---|---|---|---|---|---|---|---|",
+        "    | | posterior | guide | ELBO | k̂ | mean | deviation | steps | s |",
+        "    |---|---|---|---|---|---|---|---|---|",
     ]
     for run in sorted(runs, key=lambda r: (r["posterior"], r["guide"])):
         head = f"    | {'✓' if passes(run) else ''} | {run['posterior']} | {run['guide']} |"
         if "error" in run:
-            rows.append(f"{head} {run['error'].partition(':')[0]} | | | | |")
+            rows.append(f"{head} {run['error'].partition(':')[0]} | | | | | |")
             continue
+        fit, steps = "– | –", "–"
+        if "elbo" in run:
+            fit, steps = f"{run['elbo']:.2f} | {run['pareto_k']:.2f}", run.get("made", run["steps"])
         rows.append(
-            f"{head} {run['elbo']:.2f} | {run['pareto_k']:.2f} | {run['mean']:.2f} | "
-            f"{run['deviation']:.2f} | {run['seconds']:.0f} |"
+            f"{head} {fit} | {run['mean']:.2f} | {run['deviation']:.2f} | {steps} | "
+            f"{run['seconds']:.0f} |"
         )
     return "\n".join(rows)
 
