@@ -13,7 +13,6 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_map
 
 from pyroflows.distribution import FlowDistribution
 from pyroflows.flows.monotone import monotone
@@ -23,6 +22,7 @@ from pyroflows.guides.model import (
     LogDensity,
     alone,
     latents,
+    mapped,
     moving,
     placed,
     unconstrained,
@@ -407,7 +407,7 @@ class AutoFlow(AutoContinuous):
         with seeded(0):  # sites that the guide does not draw
             if latent.dim() == 1:
                 return one(latent)
-            each = _mapped(one, latent.reshape(-1, latent.shape[-1]))
+            each = mapped(one, latent.reshape(-1, latent.shape[-1]), randomness="same")
         result, outer = {}, latent.shape[:-1]
         for name, (value, ladj) in each.items():
             inner, event_shape = ladj.shape[1:], value.shape[ladj.dim() :]
@@ -488,12 +488,3 @@ class AutoFlow(AutoContinuous):
             values = {site["name"]: biject_to(site["fn"].support)(x) for site, x in sites}
         shapes = {name: self.prototype_trace.nodes[name]["value"].shape for name in values}
         return {name: value.reshape(count, *shapes[name]) for name, value in values.items()}
-
-
-def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
-    """Map a function over points, at once if it can be."""
-    try:
-        return torch.func.vmap(function, randomness="same")(points)
-    except Exception:  # a model that cannot be batched may raise anything
-        results = [function(point) for point in points]
-        return tree_map(lambda *parts: torch.stack(parts), *results)

@@ -12,8 +12,8 @@ from torch.distributions import biject_to
 
 from pyroflows.guides import importance
 from pyroflows.guides.autoflow import AutoFlow
-from pyroflows.guides.importance import Matched, Model
-from pyroflows.guides.model import latent_sites
+from pyroflows.guides.importance import BLOCK, Matched, Model
+from pyroflows.guides.model import latent_sites, mapped
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import check_scored
 
@@ -45,7 +45,7 @@ def densities(
         supports = {name: trace.nodes[name]["fn"].support for name in unpacked}
         return log_p, {name: biject_to(s).inv(values[name]) for name, s in supports.items()}
 
-    log_p, points = importance.mapped(one, values)
+    log_p, points = mapped(one, values, chunk_size=BLOCK)
     given = {name: value for name, value in values.items() if name not in unpacked}
     for vector, names in vectors.items():
         shape = matched.drawn.latent[vector]["value"].shape
@@ -74,7 +74,7 @@ def _scores(matched: Matched, inputs: Inputs, given: dict[str, Tensor]) -> Tenso
     def one(given: dict[str, Tensor]) -> Tensor:
         return importance.log_density(_Given(given)(matched.guide), inputs)
 
-    return importance.mapped(one, given)
+    return mapped(one, given, chunk_size=BLOCK)
 
 
 class _Given(Messenger):

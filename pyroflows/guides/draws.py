@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyroflows.guides.model import alone, latent_sites
+from pyroflows.guides.model import alone, latent_sites, mapped
 from pyroflows.guides.rows import layout_of_model
 from pyroflows.rng import seeded
 from pyroflows.support import inverse_inside
@@ -97,12 +97,7 @@ def _rows(
         return torch.cat([_point(supports[name], values[name]) for name in sites])
 
     with alone():
-        try:
-            points = torch.func.vmap(unconstrained, randomness="same")(tensors)
-        except Exception:  # a model that cannot be batched may raise anything
-            count = len(next(iter(tensors.values())))
-            each = [{name: value[i] for name, value in tensors.items()} for i in range(count)]
-            points = torch.stack([unconstrained(values) for values in each])
+        points = mapped(unconstrained, tensors, randomness="same")
     rows = points.double().cpu().numpy()
     check_rows(np.isfinite(rows).all(1), "`draws`", OUTSIDE)
     for name, value in values.items():

@@ -18,9 +18,8 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from pyroflows.guides.model import Screened
+from pyroflows.guides.model import Screened, mapped
 from pyroflows_common.checks import Inputs
 from pyroflows_common.sites import Draws, Sites, check_match, check_plates, check_widths, site_of
 
@@ -67,7 +66,7 @@ def sample(matched: Matched, inputs: Inputs, draws: int) -> tuple[dict[str, Tens
 
 def log_joints(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> Tensor:
     """Return the log joint density of each draw."""
-    return mapped(lambda values: log_joint(model, inputs, values)[0], values)
+    return mapped(lambda values: log_joint(model, inputs, values)[0], values, chunk_size=BLOCK)
 
 
 def log_joint(model: Model, inputs: Inputs, values: dict[str, Tensor]) -> tuple[Tensor, Trace]:
@@ -106,7 +105,7 @@ def evaluate(
         }
         return log_p, log_likelihood, {n: trace.nodes[n]["value"] for n in sites.deterministic}
 
-    log_p, log_likelihood, computed = mapped(one, values)
+    log_p, log_likelihood, computed = mapped(one, values, chunk_size=BLOCK)
     observed = {name: torch.as_tensor(site["value"]) for name, site in sites.observed.items()}
     # A reparametrised observation is computed, too, from data that stand at another site.
     computed = {
@@ -198,16 +197,6 @@ def _sample(
         values.append({name: trace.nodes[name]["value"] for name in shapes})
         densities.append(trace.log_prob_sum())
     return _stacked(values), torch.stack(densities)
-
-
-def mapped(function: Callable[..., Any], values: dict[str, Tensor]) -> Any:
-    """Map a function of a draw over many draws, at once if it can be."""
-    try:
-        return torch.vmap(function, chunk_size=BLOCK)(values)
-    except Exception:  # vmap refuses it; an error of the model is raised again
-        draws = range(len(next(iter(values.values()))))
-        found = [function({name: value[i] for name, value in values.items()}) for i in draws]
-        return tree_map(lambda *parts: torch.stack(parts), *found)
 
 
 def _stacked(dicts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

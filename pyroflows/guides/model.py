@@ -20,6 +20,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pyroflows.rng import seeded
 from pyroflows_common import guides
@@ -234,6 +235,22 @@ def moving(model: Callable[..., Any], trace: Trace, *args: Any, **kwargs: Any) -
         if now.requires_grad or not torch.allclose(now, moved, rtol=1e-3, equal_nan=True):
             found.append(name)
     return found
+
+
+def mapped(function: Callable[..., Any], inputs: Any, **options: Any) -> Any:
+    """Map a function over the first dimension of all tensors in `inputs`, at once if it can be.
+
+    Args:
+        function: a function of one draw, or point, or dictionary of such.
+        inputs: many of them.
+        options: as in `torch.vmap`.
+    """
+    try:
+        return torch.vmap(function, **options)(inputs)
+    except Exception:  # vmap refuses it; an error of the model is raised again
+        leaves, spec = tree_flatten(inputs)
+        found = [function(tree_unflatten(one, spec)) for one in zip(*leaves, strict=True)]
+        return tree_map(lambda *parts: torch.stack(parts), *found)
 
 
 def _at_once(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
