@@ -88,7 +88,7 @@ NEAR = {
     "progress": ("progress ascent", ""),
     "recipe": ("storage errors old_files", ""),
     "rows": ("sources training failures checkpoints errors", ""),
-    "schedule": ("training evidence errors", ""),
+    "schedule": ("ascent training evidence errors", ""),
     "search": ("guide_starts mixtures", ""),
     "sites": ("diagnostics importance guides", ""),
     "verdict": ("importance diagnostics", ""),
