@@ -95,7 +95,7 @@ def _level(losses: np.ndarray) -> bool:
     windows = losses[-2 * WINDOW : -WINDOW], losses[-WINDOW:]
     noise = math.hypot(*map(standard_error, windows))
     before, after = map(mean_loss, windows)
-    return 2.0 * noise < SLIGHT and before - after < 2.0 * noise
+    return 2.0 * noise < SLIGHT and before - after <= 2.0 * noise
 
 
 def mean_loss(losses: np.ndarray) -> float:

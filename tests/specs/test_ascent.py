@@ -107,6 +107,12 @@ def test_a_run_that_has_converged_lets_its_learning_rate_fall(level, seed):
     assert level + WINDOW < turn < level + 6 * WINDOW
 
 
+def test_a_loss_without_noise_converges_where_it_stands_still():
+    run = Scripted(np.maximum(3.0 - 0.01 * np.arange(STEPS), 0.0)).trained(STEPS)
+    assert (run.stopped, run.loss) == ("converged", 0.0)
+    assert 2 * (300 + WINDOW) <= len(run.losses) < 2 * (300 + 3 * WINDOW)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("slope", "deviation", "schedule"),
@@ -130,13 +136,14 @@ def test_the_learning_rate_falls_to_zero_along_a_cosine(steps, turn):
     course, factors = Course("auto", steps), []
     for part in course:
         factors.extend(part)
-        if turn is not None and len(factors) >= turn:
+        if turn is not None and len(factors) >= turn and not course.converged:
+            left = steps - len(factors)
             saved = course.shorten(np.zeros(len(factors)))
-            turn = len(factors) if saved else None
-            assert saved >= 0
+            assert (saved > 0) == course.converged == (left > min(len(factors), LONGEST_FALL))
+            before = len(factors)
     factors = np.array(factors)
     planned = 0.5 * (1.0 + np.cos(np.pi * np.arange(steps) / steps))
-    before = len(factors) if turn is None or not course.converged else turn
+    before = before if course.converged else len(factors)
     np.testing.assert_allclose(factors[:before], planned[:before], atol=1e-12)
     if course.converged:
         rest = len(factors) - before
