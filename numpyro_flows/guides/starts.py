@@ -18,6 +18,7 @@ from pyroflows_common.guides import NOTHING, PARTIAL, SUBSAMPLED, warn_of_search
 from pyroflows_common.search import (
     CLOSE,
     DENSE,
+    FAR,
     HISTORY,
     MODES,
     POSSIBLE,
@@ -34,6 +35,7 @@ class Searched(NamedTuple):
     found: Found
     latents: Latents
     own: Int[np.ndarray, " D"]  # the coordinates of the guide among them
+    gradients: Array  # how many the search took
 
     def best(self, start: Start) -> Start:
         """Return the Gaussian that fits the posterior best, or the given start if there is none."""
@@ -111,13 +113,14 @@ def searched(
     start_key, search_key = jax.random.split(key)
 
     @jax.jit
-    def run(whole: Start, start_key: Array, key: Array) -> Found:
+    def run(whole: Start, start_key: Array, key: Array) -> tuple[Found, Array]:
         points = _points(model, inputs, latents, whole.loc, budget, start_key)
         whole = whole.relative(*latents.free(points))
-        return search(whole.target(latents.log_density), whole, points, key, budget)
+        found, count = search(whole.target(latents.log_density), whole, points, key, budget)
+        return found, count + 2 * len(FAR) * len(points)  # of `free`
 
-    found = run(whole, start_key, search_key)
-    return Searched(jax.tree.map(lambda a: a[:MODES], found), latents, own)
+    found, count = run(whole, start_key, search_key)
+    return Searched(jax.tree.map(lambda a: a[:MODES], found), latents, own, count)
 
 
 def _points(
