@@ -183,7 +183,7 @@ class AutoFlow(AutoContinuous):
         self.local, self.encoder, self.features = local, encoder, features
         self.key = key
         self._inputs: Any = None
-        self._searched: Any = 0  # gradients that the search for a start took
+        self._searched = 0  # gradients that the search for a start took
         self._groups: Any = None  # those of local sites, and their guide
         self._local: Any = None
 
@@ -381,7 +381,8 @@ class AutoFlow(AutoContinuous):
         loc, scale = start.loc, self.init_scale
         options = own, loc, scale, budget, search_key
         result = searched(self.model, self._inputs, latents, *options)
-        self._searched = result.gradients
+        if not isinstance(result.gradients, jax.core.Tracer):
+            self._searched = int(result.gradients)
         return result
 
     def _latents(self, key: RandomKey) -> Latents | None:

@@ -14,13 +14,14 @@ from numpyro.infer.reparam import NeuTraReparam
 from numpyro_flows.guides.autoflow import AutoFlow
 from numpyro_flows.guides.fit import GuideFitResult, fit_guide
 from numpyro_flows.guides.mixture import AutoFlowMixture
-from numpyro_flows.guides.model import is_latent
+from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common.arviz import ArviZ
 from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.guides import model_of
 from pyroflows_common.local import LOCAL_NEUTRA
 from pyroflows_common.neutra import (
+    OWN,
     RATE,
     SHALLOW,
     Gradients,
@@ -86,7 +87,8 @@ def sample_neutra(
     The guide learns during the warm-up, from draws of the chains and the slopes there (`fit_guide`
     with `draws` and `slopes`). A sixth of the warm-up is plain NUTS in shallow trees, with which
     the guide is trained; in a quarter and in five twelfths NUTS moves in the guide's coordinates,
-    and the guide is trained again after each. The last sixth adapts the step size. The mass matrix
+    and the guide is trained again after each, on
+    draws of its own and their slopes, too. The last sixth adapts the step size. The mass matrix
     is the identity: one of a hundred draws would be worse. No bound is climbed, and no start is
     searched for. With `fitted`, such as the result of `fit_guide(guide)`, nothing is learned, and
     the warm-up is its last sixth.
@@ -134,7 +136,8 @@ def sample_neutra(
     """
     arviz = ArviZ("sample_neutra")
     check_sampled(guide, AutoFlow, AutoFlowMixture, fitted, GuideFitResult)
-    model, inputs = model_of(guide, model, "guide"), as_inputs(args, kwargs)
+    seen, inputs = model_of(guide, model, "guide"), as_inputs(args, kwargs)
+    model = unblocked(seen)
     steps, lengths = as_count(steps, "steps"), plan(warmup, draws, chains, fitted is not None)
     key = jax.random.key(0) if key is None else key
     check_key(key)
@@ -145,13 +148,20 @@ def sample_neutra(
     training = warmed = 0
     kept: list[Chains] = []
     for stage in lengths.stages:
-        options = {"max_tree_depth": SHALLOW}
-        found, _, before, after = chain.run(stage, keys.pop(), plain=not kept, **options)
+        stage_key, fit_key = keys.pop(), keys.pop()
+        plain = not chain.params
+        found, _, before, after = chain.run(stage, stage_key, plain, max_tree_depth=SHALLOW)
         warmed += before + after
-        kept.append(found)
+        kept.append({name: found[name] for name in guide._init_locs})
+        own = None
+        if chain.params:
+            own_key, fit_key = jax.random.split(fit_key)
+            own = guide.sample_posterior(own_key, chain.params, sample_shape=(OWN,))
+            own = {name: np.asarray(value) for name, value in own.items()}
         learned = fit_guide(
             guide,
-            draws=joined(kept),
+            seen,
+            draws=joined(kept, own),
             slopes=True,
             params=chain.params,
             args=args,
@@ -159,7 +169,7 @@ def sample_neutra(
             steps=steps,
             learning_rate=RATE,
             progress=progress,
-            key=keys.pop(),
+            key=fit_key,
         )
         chain.params = learned.params
         training += learned.gradients

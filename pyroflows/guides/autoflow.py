@@ -177,6 +177,7 @@ class AutoFlow(AutoContinuous):
         self.transform: Any = None
         self._start: Callable[[TransformModule], object] | None = None
         self._copied = False
+        self._searched = 0  # gradients that the search for a start took
         # Sites whose supports depend on others, and the last arguments: the model tells them.
         self._moving: list[str] = []
         self._inputs: Inputs | None = None
@@ -313,6 +314,7 @@ class AutoFlow(AutoContinuous):
             budget = budget if starts is None else for_modes(budget, starts)
             options = start.loc, self.init_scale, budget
             result = searched(self.model, (args, kwargs), found, own, *options)
+            self._searched = 0 if result is None else result.gradients
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return None
@@ -407,7 +409,7 @@ class AutoFlow(AutoContinuous):
         with seeded(0):  # sites that the guide does not draw
             if latent.dim() == 1:
                 return one(latent)
-            each = _mapped(one, latent.reshape(-1, latent.shape[-1]))
+            each = mapped(one, latent.reshape(-1, latent.shape[-1]))
         result, outer = {}, latent.shape[:-1]
         for name, (value, ladj) in each.items():
             inner, event_shape = ladj.shape[1:], value.shape[ladj.dim() :]
@@ -490,7 +492,7 @@ class AutoFlow(AutoContinuous):
         return {name: value.reshape(count, *shapes[name]) for name, value in values.items()}
 
 
-def _mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
+def mapped(function: Callable[[Tensor], Any], points: Tensor) -> Any:
     """Map a function over points, at once if it can be."""
     try:
         return torch.func.vmap(function, randomness="same")(points)

@@ -61,7 +61,7 @@ def fit_to_draws(
     """
     args, kwargs = inputs
     new = guide.prototype_trace is None
-    if _has_rows(guide, inputs):
+    if has_rows(guide, inputs):
         raise ValueError(LOCAL_DRAWS)
     with seeded(seed), torch.no_grad():
         rows, weights = _rows(model, draws, inputs)
@@ -88,7 +88,7 @@ def fit_to_draws(
     return results[best], rates[best], taken
 
 
-def _has_rows(guide: Any, inputs: Inputs) -> bool:
+def has_rows(guide: Any, inputs: Inputs) -> bool:
     """Return whether a guide has local sites, or will have them."""
     if guide.prototype_trace is not None:
         return guide._groups is not None
