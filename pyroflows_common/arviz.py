@@ -63,9 +63,7 @@ class ArviZ:
         stats = importlib.import_module("arviz_stats.base").array_stats
         return float(stats.rhat(chains, chain_axis=0, draw_axis=1))
 
-    def chains(
-        self, samples: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray]
-    ) -> Any:
+    def chains(self, samples: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray]) -> Any:
         """Return draws by MCMC, `(chains, draws, *shape)`, as the data of this ArviZ."""
         named = {name.replace("/", "."): array for name, array in samples.items()}
         groups = {"posterior": named, "sample_stats": dict(stats)}

@@ -131,7 +131,7 @@ def check_sampled(guide: Any, kind: type, mixture: type, fitted: Any, result: ty
         raise TypeError(
             f"`fitted` is a {type(fitted).__name__}, expected the result of fit_guide, or None"
         )
-    if fitted.guide is not guide:
+    if getattr(fitted, "guide", None) is not guide:
         raise ValueError("`fitted` is the result of another guide than `guide`")
 
 

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array, lax
-from jaxtyping import Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from typing_extensions import override
 
+from numpyro_flows.inputs import Events
 from numpyro_flows.rng import RandomKey
 from numpyro_flows.support import inverse_inside
 from numpyro_flows.training.fit import fit
-from numpyro_flows.transform import EventPair, TransformModule
+from numpyro_flows.transform import Context, Pair, TransformModule
 from numpyro_flows.tree import dtype_of, replace
 from pyroflows_common.checks import Inputs, check_rows
 from pyroflows_common.draws import (
@@ -55,7 +55,9 @@ def fit_to_draws(
 ) -> tuple[dict[str, Array], FitResult, float, int]:
     """Train a guide on draws, and return its parameters, the best history and its learning rate.
 
-    The number of slopes that were taken comes last. Without parameters to go on from, it starts as the normal distribution of the draws. Ctrl-C
+    The number of slopes that were taken comes last.
+
+    Without parameters to go on from, it starts as the normal distribution of the draws. Ctrl-C
     ends all runs.
     """
     args, kwargs = inputs
@@ -150,7 +152,8 @@ def _slopes(guide: Any, rows: np.ndarray, params: Mapping[str, Any], inputs: Inp
 class Sloped(TransformModule):
     r"""A flow whose log-density of a draw and its slope is minus their loss.
 
-    $$\mathrm{loss} = \tfrac12 \lVert J^T s + \nabla_z \log|\det J| - \nabla_z \log b(z) \rVert^2$$
+    $$\mathrm{loss} = \tfrac12 \lVert J^T s + \nabla_z \log|\det J|
+    - \nabla_z \log b(z) \rVert^2$$
 
     with the draw x, the slope s of the model's log-density there, the flow's inverse z of x, its
     Jacobian J = dx/dz and the base's density b. `fit` minimises it as it does any other.
@@ -172,11 +175,11 @@ class Sloped(TransformModule):
         self.flow, self.density = flow, density
 
     @override
-    def forward_and_ladj(self, x: Float[Array, "..."]) -> EventPair:
+    def forward_and_ladj(self, x: Events, context: Context = None) -> Pair:
         raise NotImplementedError("a loss has no inverse")
 
     @override
-    def inverse_and_ladj(self, y: Float[Array, "..."]) -> EventPair:
+    def inverse_and_ladj(self, y: Events, context: Context = None) -> Pair:
         x, slope = jnp.split(y, 2)
         z = self.flow._inverse_pair(x, None)[0]
 
@@ -184,7 +187,7 @@ class Sloped(TransformModule):
             x, ladj = self.flow._forward_pair(z, None)
             return slope @ x + ladj - self.density.log_prob(z)
 
-        return y, -0.5 * jnp.square(jax.grad(ratio)(z)).sum()
+        return jnp.asarray(y), -0.5 * jnp.square(jax.grad(ratio)(z)).sum()
 
     @override
     def _absorb(self, y: Array, context: Any, first: bool) -> tuple[TransformModule, Array]:

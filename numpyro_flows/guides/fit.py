@@ -157,8 +157,9 @@ def fit_guide(
     model_of(guide, model, "guide")
     check_learner(guide, AutoFlow, AutoFlowMixture, loss)
     rates, options = settings.rates, settings.of_draws()
-    learned, *found = fit_to_draws(guide, draws, params, inputs, rates, key, slopes, **options)
-    return GuideFitResult(guide, {**params, **learned}, *outcome(*found))
+    given = guide, draws, params, inputs, rates, key, slopes
+    learned, found, rate, gradients = fit_to_draws(*given, **options)
+    return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate, gradients))
 
 
 def fit_from(

@@ -24,7 +24,7 @@ from pyroflows.guides.rows import layout_of_model
 from pyroflows.rng import seeded
 from pyroflows.support import inverse_inside
 from pyroflows.training.fit import fit
-from pyroflows.transform import Pair, TransformModule, example
+from pyroflows.transform import Context, Pair, TransformModule, example
 from pyroflows_common.checks import Inputs, check_rows
 from pyroflows_common.draws import (
     OUTSIDE,
@@ -56,7 +56,9 @@ def fit_to_draws(
 ) -> tuple[FitResult, float, int]:
     """Train a guide on draws, and return the best history and its learning rate.
 
-    The number of slopes that were taken comes last. A guide that has not been called starts as the normal distribution of the draws, unless the
+    The number of slopes that were taken comes last.
+
+    A guide that has not been called starts as the normal distribution of the draws, unless the
     parameter store has loaded it. Ctrl-C ends all runs.
     """
     args, kwargs = inputs
@@ -156,7 +158,8 @@ def _slopes(guide: Any, rows: np.ndarray, inputs: Inputs, seed: int) -> np.ndarr
 class Sloped(TransformModule):
     r"""A flow whose log-density of a draw and its slope is minus their loss.
 
-    $$\mathrm{loss} = \tfrac12 \lVert J^T s + \nabla_z \log|\det J| - \nabla_z \log b(z) \rVert^2$$
+    $$\mathrm{loss} = \tfrac12 \lVert J^T s + \nabla_z \log|\det J|
+    - \nabla_z \log b(z) \rVert^2$$
 
     with the draw x, the slope s of the model's log-density there, the flow's inverse z of x, its
     Jacobian J = dx/dz and the base's density b. `fit` minimises it as it does any other.
@@ -173,11 +176,11 @@ class Sloped(TransformModule):
         self.flow, self.density = flow, density
 
     @override
-    def forward_and_ladj(self, x: Float[Tensor, "..."]) -> Pair:
+    def forward_and_ladj(self, x: Float[Tensor, "..."], context: Context = None) -> Pair:
         raise NotImplementedError("a loss has no inverse")
 
     @override
-    def inverse_and_ladj(self, y: Float[Tensor, "..."]) -> Pair:
+    def inverse_and_ladj(self, y: Float[Tensor, "..."], context: Context = None) -> Pair:
         learning = torch.is_grad_enabled()
         with torch.enable_grad():
             x, slope = y.chunk(2, -1)

@@ -49,6 +49,7 @@ from pyroflows_common.neutra import (
 )
 
 Chains = dict[str, np.ndarray]  # (chains, draws, *shape) by site
+Potential = Callable[[dict[str, Tensor]], Tensor]
 # Largest relative difference of a compiled log-density from that of the model.
 CLOSE = 1e-3
 
@@ -168,11 +169,11 @@ def sample_neutra(
             found, _, before, after = chain.run(stage, plain=not kept, max_tree_depth=SHALLOW)
             warmed += before + after
             kept.append({name: value for name, value in found.items() if name in sites})
-            own = chain.own() if number else None
+            others = chain.own() if number else None
             learned = fit_guide(
                 guide,
                 seen,
-                draws=joined(kept, own),
+                draws=joined(kept, others),
                 slopes=True,
                 args=args,
                 kwargs=kwargs,
@@ -233,12 +234,8 @@ class _Sampler:
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Return one chain's draws in the model's unconstrained coordinates."""
         if plain:
-            name, density = "latent", self.latents.log_density
-            start = self._begin()
-
-            def potential(points: dict[str, Tensor]) -> Tensor:
-                return -density(points[name][None])[0]
-
+            potential: Potential = self._plain
+            name, start = "latent", self._begin()
         else:
             name, potential = self._pulled_back()
             start = self.guide.get_base_dist().sample()
@@ -289,7 +286,11 @@ class _Sampler:
                 return point
         return loc.clone()
 
-    def _pulled_back(self) -> tuple[str, Callable[[dict[str, Tensor]], Tensor]]:
+    def _plain(self, points: dict[str, Tensor]) -> Tensor:
+        """Return the potential of the model's unconstrained coordinates."""
+        return -self.latents.log_density(points["latent"][None])[0]
+
+    def _pulled_back(self) -> tuple[str, Potential]:
         """Return the name and the potential of the flow's base variable.
 
         It is compiled if that changes no number.

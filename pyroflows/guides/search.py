@@ -216,7 +216,8 @@ def _newton_path(
     """Climb by damped Newton steps; return the best Gaussian on the way, and how many they were."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf), start.loc)
     eye, count = torch.eye(len(x), dtype=x.dtype, device=x.device), 0
-    for count in range(1, steps + 1):
+    while count < steps:
+        count += 1
         value, slope, hessian = _derivatives(target, x, eye)
         if not all(part.isfinite().all() for part in (value, slope, hessian)):
             break
