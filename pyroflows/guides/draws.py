@@ -136,6 +136,26 @@ def _point(support: Any, value: Tensor) -> Tensor:
     return torch.where(slope.isfinite().all(), point.reshape(-1), torch.nan)
 
 
+def _settle(flow: TransformModule) -> None:
+    """Let layers that would start from the first batch count as started."""
+    for name, state in flow.named_buffers():
+        if name.endswith("initialized"):
+            state.fill_(True)
+
+
+@torch.no_grad()
+def started(flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None) -> TransformModule:
+    """Return a flow whose last layer, a `Preconditioner`, is set to the moments of rows."""
+    layer = flow.layers[-1]
+    mean, deviation, factor = moments(rows, weights)
+    loc, size = torch.tensor(mean).to(layer.loc), len(mean)
+    if factor is not None and layer.basis.shape == (size, size):
+        layer.precondition(loc, torch.tensor(factor).to(loc))
+    else:
+        layer.at(loc, torch.tensor(deviation).to(loc))
+    return flow
+
+
 def _slopes(guide: Any, rows: np.ndarray, inputs: Inputs, seed: int) -> np.ndarray:
     """Return the slopes of the model's log-density at rows of the guide's coordinates."""
     args, kwargs = inputs
@@ -195,26 +215,6 @@ class Sloped(TransformModule):
     def _absorb(self, y: Tensor, context: Any, first: bool) -> Tensor:
         self.flow._absorb(y.chunk(2, -1)[0], context, first)
         return y
-
-
-def _settle(flow: TransformModule) -> None:
-    """Let layers that would start from the first batch count as started."""
-    for name, state in flow.named_buffers():
-        if name.endswith("initialized"):
-            state.fill_(True)
-
-
-@torch.no_grad()
-def started(flow: TransformModule, rows: np.ndarray, weights: np.ndarray | None) -> TransformModule:
-    """Return a flow whose last layer, a `Preconditioner`, is set to the moments of rows."""
-    layer = flow.layers[-1]
-    mean, deviation, factor = moments(rows, weights)
-    loc, size = torch.tensor(mean).to(layer.loc), len(mean)
-    if factor is not None and layer.basis.shape == (size, size):
-        layer.precondition(loc, torch.tensor(factor).to(loc))
-    else:
-        layer.at(loc, torch.tensor(deviation).to(loc))
-    return flow
 
 
 def trained(
