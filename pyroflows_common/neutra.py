@@ -15,6 +15,8 @@ from pyroflows_common.guides import MIXTURE
 # the part of each of the first three that is not kept.
 SHARES = (1 / 6, 1 / 4, 5 / 12)
 LOST = (3 / 5, 1 / 3, 1 / 5)
+# Steps of the last stage, at least: fewer leave a step size with which a chain may stand still.
+LAST = 100
 # NUTS takes trees of up to this depth while it looks around: the draws need not be independent.
 SHALLOW = 5
 # The warm-up cannot be divided into shorter stages than this makes.
@@ -103,7 +105,7 @@ def plan(warmup: int, draws: int, chains: int, fitted: bool) -> Plan:
     warmup = as_count(warmup, "warmup", SHORTEST)
     draws, chains = as_count(draws, "draws", 4), as_count(chains, "chains")
     lengths = [int(share * warmup) for share in SHARES]
-    last = warmup - sum(lengths)
+    last = max(warmup - sum(lengths), LAST)
     stages = [] if fitted else [
         Stage(int(lost * length), length - int(lost * length))
         for lost, length in zip(LOST, lengths, strict=True)

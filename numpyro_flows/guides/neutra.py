@@ -88,10 +88,11 @@ def sample_neutra(
     with `draws` and `slopes`). A sixth of the warm-up is plain NUTS in shallow trees, with which
     the guide is trained; in a quarter and in five twelfths NUTS moves in the guide's coordinates,
     and the guide is trained again after each, on
-    draws of its own and their slopes, too. The last sixth adapts the step size. The mass matrix
+    draws of its own and their slopes, too. The last sixth, or 100 steps if that is more, adapts the
+    step size. The mass matrix
     is the identity: one of a hundred draws would be worse. No bound is climbed, and no start is
     searched for. With `fitted`, such as the result of `fit_guide(guide)`, nothing is learned, and
-    the warm-up is its last sixth.
+    the warm-up is that last part.
 
     Args:
         guide: an `AutoFlow` of all latent sites of the model, such as `AutoRealNVP`.
