@@ -24,8 +24,6 @@ SHORTEST = 60
 # Draws with a higher R-hat, or a smaller effective number for each chain, are not to be trusted
 # (Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization", 2021).
 HIGHEST, FEWEST = 1.01, 100
-# Draws of the guide that each training but the first takes, too.
-OWN = 2000
 # Adam's step size on slopes.
 RATE = 5e-3
 
@@ -182,26 +180,11 @@ def warn_of_draws(result: Sampled) -> None:
         )
 
 
-def joined(
-    parts: list[dict[str, np.ndarray]], own: Mapping[str, np.ndarray] | None
-) -> dict[str, np.ndarray]:
-    """Return the draws to train on, without chains.
+def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the draws of each stage, `(chains, draws, *shape)` by site, as those to train on.
 
-    Those of plain NUTS, the first stage, serve the first training only. Later ones take draws of
-    the guide, too, each of which costs one gradient where one of NUTS costs ten: those that lie
-    among the draws of the chains in every number, because others may lie anywhere.
-
-    Args:
-        parts: draws of each stage, `(chains, draws, *shape)` by site.
-        own: draws of the guide, `(draws, *shape)` by site.
+    Those of plain NUTS, the first stage, serve the first training only.
     """
     flat = [{n: v.reshape(-1, *v.shape[2:]) for n, v in part.items()} for part in parts]
     flat = flat[1:] or flat
-    found = {name: np.concatenate([part[name] for part in flat]) for name in flat[0]}
-    if own is None:
-        return found
-    among = np.ones(OWN, bool)
-    for name, value in found.items():
-        inside = (own[name] >= value.min(0)) & (own[name] <= value.max(0))
-        among &= inside.reshape(OWN, -1).all(1)
-    return {name: np.concatenate([value, own[name][among]]) for name, value in found.items()}
+    return {name: np.concatenate([part[name] for part in flat]) for name in flat[0]}

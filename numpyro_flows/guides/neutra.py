@@ -21,7 +21,6 @@ from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.guides import model_of
 from pyroflows_common.local import LOCAL_NEUTRA
 from pyroflows_common.neutra import (
-    OWN,
     RATE,
     SHALLOW,
     Gradients,
@@ -87,11 +86,9 @@ def sample_neutra(
     The guide learns during the warm-up, from draws of the chains and the slopes there (`fit_guide`
     with `draws` and `slopes`). A sixth of the warm-up is plain NUTS in shallow trees, with which
     the guide is trained; in a quarter and in five twelfths NUTS moves in the guide's coordinates,
-    and the guide is trained again after each, on
-    draws of its own and their slopes, too. The last sixth, or 100 steps if that is more, adapts the
-    step size. The mass matrix
-    is the identity: one of a hundred draws would be worse. No bound is climbed, and no start is
-    searched for. With `fitted`, such as the result of `fit_guide(guide)`, nothing is learned, and
+    and the guide is trained again after each. The last sixth, or 100 steps if that is more, adapts
+    the step size. The mass matrix is the identity: one of a hundred draws would be worse. No bound
+    is climbed, and no start is searched for. With `fitted`, such as the result of `fit_guide(guide)`, nothing is learned, and
     the warm-up is that last part.
 
     Args:
@@ -154,15 +151,10 @@ def sample_neutra(
         found, _, before, after = chain.run(stage, stage_key, plain, max_tree_depth=SHALLOW)
         warmed += before + after
         kept.append({name: found[name] for name in guide._init_locs})
-        own = None
-        if chain.params:
-            own_key, fit_key = jax.random.split(fit_key)
-            own = guide.sample_posterior(own_key, chain.params, sample_shape=(OWN,))
-            own = {name: np.asarray(value) for name, value in own.items()}
         learned = fit_guide(
             guide,
             seen,
-            draws=joined(kept, own),
+            draws=joined(kept),
             slopes=True,
             params=chain.params,
             args=args,

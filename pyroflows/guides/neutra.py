@@ -34,7 +34,6 @@ from pyroflows_common.arviz import ArviZ
 from pyroflows_common.checks import Inputs, as_count, as_inputs
 from pyroflows_common.local import LOCAL_NEUTRA
 from pyroflows_common.neutra import (
-    OWN,
     RATE,
     SHALLOW,
     Gradients,
@@ -101,11 +100,9 @@ def sample_neutra(
     The guide learns during the warm-up, from draws of the chains and the slopes there (`fit_guide`
     with `draws` and `slopes`). A sixth of the warm-up is plain NUTS in shallow trees, with which
     the guide is trained; in a quarter and in five twelfths NUTS moves in the guide's coordinates,
-    and the guide is trained again after each, on
-    draws of its own and their slopes, too. The last sixth, or 100 steps if that is more, adapts the
-    step size. The mass matrix
-    is the identity: one of a hundred draws would be worse. No bound is climbed, and no start is
-    searched for. With `fitted`, such as the result of `fit_guide(guide)`, nothing is learned, and
+    and the guide is trained again after each. The last sixth, or 100 steps if that is more, adapts
+    the step size. The mass matrix is the identity: one of a hundred draws would be worse. No bound
+    is climbed, and no start is searched for. With `fitted`, such as the result of `fit_guide(guide)`, nothing is learned, and
     the warm-up is that last part.
 
     Args:
@@ -170,11 +167,10 @@ def sample_neutra(
             found, _, before, after = chain.run(stage, plain=not kept, max_tree_depth=SHALLOW)
             warmed += before + after
             kept.append({name: value for name, value in found.items() if name in sites})
-            others = chain.own() if number else None
             learned = fit_guide(
                 guide,
                 seen,
-                draws=joined(kept, others),
+                draws=joined(kept),
                 slopes=True,
                 args=args,
                 kwargs=kwargs,
@@ -270,13 +266,6 @@ class _Sampler:
                 own = torch.cat([self.latents.where[name] for name, _ in sites])
                 draws = x[:, own.argsort()]
         return draws, diverging, np.array([at[0], at[1] - at[0]])
-
-    def own(self) -> dict[str, np.ndarray]:
-        """Return draws of the guide by site."""
-        with alone(), torch.no_grad():
-            x = self.guide.get_transform()(self.guide.get_base_dist().sample((OWN,)))
-            found = self.guide._constrained(x)
-        return {name: value.numpy(force=True) for name, value in found.items()}
 
     def _begin(self) -> Tensor:
         """Return a point near the model's own start where its log-density is finite."""
