@@ -31,10 +31,12 @@ from numpyro_flows.guides import (
     AutoRealNVP,
     GuideFitResult,
     MixtureFitResult,
+    NeuTraResult,
     fit_guide,
     fit_mixture,
     fit_prior,
     log_evidence,
+    sample_neutra,
     to_arviz,
 )
 from numpyro_flows.layers import (
@@ -109,6 +111,7 @@ __all__ = [
     "LowerTriangular",
     "MixtureFitResult",
     "MultiScale",
+    "NeuTraResult",
     "Partition",
     "Permutation",
     "Preconditioner",
@@ -144,6 +147,7 @@ __all__ = [
     "plot_pairs",
     "realnvp",
     "resample",
+    "sample_neutra",
     "save",
     "threshold",
     "to_arviz",

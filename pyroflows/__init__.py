@@ -29,10 +29,12 @@ from pyroflows.guides import (
     AutoRealNVP,
     GuideFitResult,
     MixtureFitResult,
+    NeuTraResult,
     fit_guide,
     fit_mixture,
     fit_prior,
     log_evidence,
+    sample_neutra,
     to_arviz,
 )
 from pyroflows.layers import (
@@ -106,6 +108,7 @@ __all__ = [
     "LowerTriangular",
     "MixtureFitResult",
     "MultiScale",
+    "NeuTraResult",
     "Partition",
     "Permutation",
     "Preconditioner",
@@ -141,6 +144,7 @@ __all__ = [
     "plot_pairs",
     "realnvp",
     "resample",
+    "sample_neutra",
     "save",
     "threshold",
     "to_arviz",

@@ -49,6 +49,26 @@ class ArviZ:
         stats = importlib.import_module("arviz_stats.base").array_stats
         return float(stats.ess(chains, chain_axis=0, draw_axis=1, method="mean"))
 
+    def bulk(self, chains: np.ndarray) -> float:
+        """Return the bulk effective sample size of `(chains, draws)`."""
+        if self.old:
+            return float(self.module.ess(chains, method="bulk"))
+        stats = importlib.import_module("arviz_stats.base").array_stats
+        return float(stats.ess(chains, chain_axis=0, draw_axis=1, method="bulk"))
+
+    def rhat(self, chains: np.ndarray) -> float:
+        """Return the rank-normalised R-hat of `(chains, draws)`."""
+        if self.old:
+            return float(self.module.rhat(chains))
+        stats = importlib.import_module("arviz_stats.base").array_stats
+        return float(stats.rhat(chains, chain_axis=0, draw_axis=1))
+
+    def chains(self, samples: Mapping[str, np.ndarray], stats: Mapping[str, np.ndarray]) -> Any:
+        """Return draws by MCMC, `(chains, draws, *shape)`, as the data of this ArviZ."""
+        named = {name.replace("/", "."): array for name, array in samples.items()}
+        groups = {"posterior": named, "sample_stats": dict(stats)}
+        return self.module.from_dict(**groups) if self.old else self.module.from_dict(groups)
+
     def collect(
         self,
         drawn: Draws[np.ndarray],

@@ -187,6 +187,25 @@ def moments(
     return mean, deviation, factor
 
 
+def with_slopes(
+    rows: np.ndarray, weights: np.ndarray | None, slopes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the rows whose slopes are finite, their weights and slopes; warn of the others."""
+    good = np.isfinite(slopes).all(1)
+    if good.sum() < FEWEST:
+        raise ValueError(
+            f"`draws` has {good.sum()} of {len(rows)} rows with a finite slope of the model's "
+            f"log-density, expected at least {FEWEST}: leave `slopes` out"
+        )
+    if not good.all():
+        warnings.warn(
+            f"the model's log-density has no finite slope at {(~good).sum()} of {len(rows)} draws, "
+            "which are left out: look for NaN or inf in the model there",
+            stacklevel=4,
+        )
+    return rows[good], None if weights is None else weights[good], slopes[good]
+
+
 def check_moves(name: str, rows: np.ndarray) -> None:
     """Check that no number of a site is the same in all draws."""
     if (rows == rows[0]).all(0).any():

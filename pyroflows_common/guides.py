@@ -91,6 +91,15 @@ def check_learner(guide: Any, kind: type, mixture: type, loss: Any) -> None:
         raise ValueError("`loss` is given, but `draws` take the place of an evidence lower bound")
 
 
+def check_slopes(slopes: Any, draws: Any) -> bool:
+    """Check that slopes are asked for at draws, and return whether they are."""
+    if not isinstance(slopes, bool):
+        raise TypeError(f"`slopes` is a {type(slopes).__name__}, expected True or False")
+    if slopes and draws is None:
+        raise ValueError("`slopes` is true, but there are no `draws` at which to take them")
+    return slopes
+
+
 def check_mixable(guide: Any, kind: type, mixture: type) -> None:
     """Check that guides like this one can be mixed.
 
@@ -122,10 +131,12 @@ def warn_of_interruption(done: int, modes: int) -> None:
         )
 
 
-def outcome(result: FitResult, rate: float) -> tuple[np.ndarray, float, float, int, str]:
-    """Return losses, loss, learning rate, skipped steps and reason to stop of a run on draws."""
+def outcome(
+    result: FitResult, rate: float, gradients: int
+) -> tuple[np.ndarray, float, float, int, str, int]:
+    """Return what a `GuideFitResult` says of a run on draws, in its order."""
     loss = lowest(result.validation_losses)
-    return result.losses, loss, rate, result.skipped, result.stopped
+    return result.losses, loss, rate, result.skipped, result.stopped, gradients
 
 
 def check_built(flow: Any, size: int) -> None:

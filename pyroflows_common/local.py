@@ -81,6 +81,10 @@ LOCAL_SAMPLES = (
     "the guide has local sites, for which draws of the posterior are not bridged: leave `samples` "
     "out"
 )
+LOCAL_NEUTRA = (
+    "the guide has local sites, which have no coordinates in its flow: expected a guide whose "
+    "sites are all global"
+)
 LOCAL_DRAWS = "the guide has local sites, which are not trained on `draws`: leave `draws` out"
 
 

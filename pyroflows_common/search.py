@@ -82,6 +82,11 @@ class Budget(NamedTuple):
 LARGE, SMALL = Budget(), Budget(5, 1, 4, 32, 10, 20, 5, (2,))
 
 
+def matched_draws(size: int) -> int:
+    """Return the number of draws in a round of batch and match, in so many coordinates."""
+    return min(max(2 * size, 32), 512)
+
+
 def for_modes(budget: Budget, starts: int) -> Budget:
     """Return the budget of a search for several modes: half of the starts are of the prior."""
     refined = (min(starts, MODES),) * len(budget.refined)

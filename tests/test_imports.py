@@ -14,7 +14,7 @@ COMMON = [
     "recipe", "archive", "checkpoint", "rows", "batches", "schedule", "history", "progress", "loop",
     "sites", "draws", "guides", "search", "laplace", "local", "ascent", "mixture", "verdict",
     "evidence", "chains",
-    "arviz", "priors", "version",
+    "arviz", "neutra", "priors", "version",
     "inpainting", "outliers", "corruption", "latents", "pictures",
 ]  # fmt: skip
 WING = [
@@ -30,7 +30,7 @@ WING = [
     "guides.search", "guides.starts", "guides.rows", "guides.local", "guides.groups",
     "guides.importance", "guides.store", "guides.autoflow", "guides.couplings", "guides.mixture",
     "guides.draws", "guides.fit", "guides.modes", "guides.row_weights", "guides.arviz",
-    "guides.density", "guides.evidence", "guides.prior",
+    "guides.density", "guides.evidence", "guides.neutra", "guides.prior",
     "applications.inputs", "applications.inpainting", "applications.outliers",
     "applications.corruption", "applications.latents", "applications.pictures",
 ]  # fmt: skip

@@ -183,6 +183,7 @@ class AutoFlow(AutoContinuous):
         self.local, self.encoder, self.features = local, encoder, features
         self.key = key
         self._inputs: Any = None
+        self._searched = 0  # gradients that the search for a start took
         self._groups: Any = None  # those of local sites, and their guide
         self._local: Any = None
 
@@ -378,7 +379,11 @@ class AutoFlow(AutoContinuous):
             return None
         own = np.concatenate([latents.where[name] for name in self._init_locs])
         loc, scale = start.loc, self.init_scale
-        return searched(self.model, self._inputs, latents, own, loc, scale, budget, search_key)
+        options = own, loc, scale, budget, search_key
+        result = searched(self.model, self._inputs, latents, *options)
+        if not isinstance(result.gradients, jax.core.Tracer):
+            self._searched = int(result.gradients)
+        return result
 
     def _latents(self, key: RandomKey) -> Latents | None:
         args, kwargs = self._inputs

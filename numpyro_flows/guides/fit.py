@@ -27,7 +27,7 @@ from numpyro_flows.guides.model import is_latent, unblocked
 from numpyro_flows.rng import RandomKey, check_key
 from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent, Settings, as_settings
 from pyroflows_common.checks import Inputs, as_inputs
-from pyroflows_common.guides import check_learner, model_of, outcome
+from pyroflows_common.guides import check_learner, check_slopes, model_of, outcome
 
 Model = Callable[..., Any]  # or a guide
 
@@ -40,12 +40,14 @@ class GuideFitResult:
         guide: the guide.
         params: its parameters and those of the model, as in NumPyro's `SVIRunResult`.
         losses: minus the evidence lower bound at each step of the best run, in nats, or minus the
-            mean log-density of draws; skipped steps included.
+            mean log-density of draws, or half the Fisher divergence; skipped steps included.
         loss: the mean loss of the best stretch, or of the held-out draws; infinite if none is
             finite.
         learning_rate: learning rate of the best run.
         skipped: number of its steps that were skipped because loss or gradient was not finite.
         stopped: why it ended: `"steps"`, `"converged"`, `"interrupted"` or `"not finite"`.
+        gradients: number of gradients of the model's log-density that the best run took: one for
+            each particle of a step, or for each draw whose slope was taken.
     """
 
     guide: Any = dataclasses.field(repr=False)
@@ -55,6 +57,7 @@ class GuideFitResult:
     learning_rate: float
     skipped: int
     stopped: str
+    gradients: int = 0
 
 
 def fit_guide(
@@ -62,6 +65,7 @@ def fit_guide(
     model: Callable[..., Any] | None = None,
     *,
     draws: Any = None,
+    slopes: bool = False,
     params: Mapping[str, Any] | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -92,6 +96,18 @@ def fit_guide(
     out, and the parameters that suit those best are kept. The model has to depend on all sites: the
     search alone finds numbers without a posterior, such as those under a mask.
 
+    With `slopes`, too, the guide is trained on the slopes of the model's log-density at the draws,
+    one gradient each, by the Fisher divergence in the coordinates of its base:
+
+    $$\mathrm{loss} = \frac1n \sum_{i=1}^n \tfrac12 \lVert \nabla_z \log \tilde\pi(z_i)
+    - \nabla_z \log b(z_i) \rVert^2$$
+
+    where b is the base's density, and π̃ the posterior pulled back through the flow to the draw's
+    z. A slope says as much as D numbers, so that a few draws of a chain that has hardly mixed do:
+    the draws only say where to look, and need not be distributed as the posterior. The likelihood,
+    which believes them to be, plays no part: added to the divergence, it made guides of few draws
+    worse.
+
     Args:
         guide: an automatic or hand-written guide.
         model: the model, with its data as observed sites. Default: the model of an automatic
@@ -99,6 +115,7 @@ def fit_guide(
         draws: draws of the posterior, such as those of a short run of NUTS, for an `AutoFlow`: a
             dictionary of its sites, as `mcmc.get_samples()` gives it, with or without chains; the
             data of ArviZ, whose weights count if they are of `to_arviz`; or a sampler that has run.
+        slopes: whether to train on the slopes of the model's log-density at the draws.
         params: parameters to go on from, such as those of an earlier result.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
@@ -116,8 +133,8 @@ def fit_guide(
 
     Raises:
         ValueError: if an argument is out of its range, if `model` is missing, if the guide leaves
-            sites to a default `loss`, or if `draws` lack a site, are fewer than ten or lie outside
-            of a support.
+            sites to a default `loss`, or if `draws` lack a site, are fewer than ten, lie outside
+            of a support or have no finite `slopes`.
         TypeError: if `guide`, `model`, `args` or `key` has the wrong type, or if the guide of
             `draws` is no `AutoFlow`.
 
@@ -132,6 +149,7 @@ def fit_guide(
         True
     """
     settings = as_settings(steps, learning_rate, schedule, loss, progress, ELBO)
+    slopes = check_slopes(slopes, draws)
     inputs = as_inputs(args, kwargs)
     key = jax.random.key(0) if key is None else key
     check_key(key)
@@ -141,8 +159,9 @@ def fit_guide(
     model_of(guide, model, "guide")
     check_learner(guide, AutoFlow, AutoFlowMixture, loss)
     rates, options = settings.rates, settings.of_draws()
-    learned, found, rate = fit_to_draws(guide, draws, params, inputs, rates, key, **options)
-    return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate))
+    given = guide, draws, params, inputs, rates, key, slopes
+    learned, found, rate, gradients = fit_to_draws(*given, **options)
+    return GuideFitResult(guide, {**params, **learned}, *outcome(found, rate, gradients))
 
 
 def fit_from(
@@ -172,7 +191,8 @@ def fit_from(
         if best.stopped == "not finite":
             bound = ascent.svi.evaluate(best.state, *inputs[0], **inputs[1])
             best.warn(GRADIENT if np.isfinite(bound) else BOUND)
-        results.append(GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:]))
+        count = len(best.losses) * getattr(ascent.svi.loss, "num_particles", 1)
+        results.append(GuideFitResult(guide, ascent.svi.get_params(best.state), *best[1:], count))
         if best.stopped == "interrupted":
             break
     return results

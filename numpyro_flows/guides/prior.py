@@ -125,7 +125,7 @@ def fit_prior(
     flow = started(flow, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
-    result = trained(flow, rows, named.weights, steps=steps, **settings, key=fit_key)
+    result = trained(flow, rows, named.weights, None, steps=steps, **settings, key=fit_key)
     return FlowPrior(result.flow, sites_, named.effective, name)
 
 

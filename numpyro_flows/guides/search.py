@@ -27,6 +27,7 @@ from pyroflows_common.search import (
     SAME,
     VALLEY,
     Budget,
+    matched_draws,
 )
 
 
@@ -47,7 +48,7 @@ def search(
     starts: Float[Array, "n D"],
     key: Array,
     budget: Budget = LARGE,
-) -> Found:
+) -> tuple[Found, Array]:
     r"""Find the Gaussians that fit a posterior best, for a guide to start from.
 
     From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
@@ -60,7 +61,8 @@ def search(
 
     Returns:
         A Gaussian for each start, the best one first, with different locations. Where the evidence
-        lower bound is not finite, there is none.
+        lower bound is not finite, there is none. With them comes the number of gradients that the
+        search took, of which the product of a Hessian and a vector is one.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
@@ -70,7 +72,7 @@ def search(
     target, dense = _bounded(log_density), starts.shape[-1] <= DENSE
     few_key, many_key, fresh_key, match_key, probe_key = jax.random.split(key, 5)
     few, many = _noise(few_key, LARGE.few, starts), _noise(many_key, LARGE.many, starts)
-    path: Callable[..., Found]
+    path: Callable[..., tuple[Found, Array]]
     if dense:
         path = functools.partial(_newton_path, hessian=_hessian(target, starts[0]))
     else:
@@ -81,7 +83,9 @@ def search(
     def plain(point: Array) -> Preconditioner:
         return replace(start, loc=point)
 
-    ended = lax.map(lambda point: path(target, plain(point), few), starts)
+    ended, steps = lax.map(lambda point: path(target, plain(point), few), starts)
+    size = starts.shape[-1]
+    count = (steps * (size + 1)).sum() if dense else (steps * (PROBES + 1) + 1).sum()
     candidates = jax.tree.map(
         lambda *a: jnp.concatenate(a), ended.gaussian, jax.vmap(plain)(starts)
     )
@@ -91,12 +95,12 @@ def search(
     found = jax.vmap(_better)(moved, stayed)._replace(mode=ended.mode)
     found = _in_order(_distinct(found, found.mode))
     if not dense:
-        return found
+        return found, count
     fresh = _noise(fresh_key, LARGE.many, starts)
 
-    gap = HOPEFUL[0] + HOPEFUL[1] * starts.shape[-1]
+    gap = HOPEFUL[0] + HOPEFUL[1] * size
 
-    def stage(found: Found, inputs: tuple[Array, Array]) -> tuple[Found, None]:
+    def stage(found: Found, inputs: tuple[Array, Array]) -> tuple[Found, Array]:
         key, most = inputs
         hopeful = jnp.isfinite(found.elbo) & (found.elbo > found.elbo[0] - gap)
         kept = hopeful & (jnp.arange(len(starts)) < most)
@@ -111,10 +115,11 @@ def search(
         )
         # Fresh draws are fair; but where all Gaussians reach out of the support, they tell nothing.
         found = found._replace(elbo=jnp.where(jnp.isfinite(elbo).any(), elbo, found.elbo))
-        return _in_order(_distinct(found, found.gaussian.loc)), None
+        return _in_order(_distinct(found, found.gaussian.loc)), kept.sum()
 
     most = jnp.array(budget.refined)
-    return lax.scan(stage, found, (jax.random.split(match_key, len(most)), most))[0]
+    found, refined = lax.scan(stage, found, (jax.random.split(match_key, len(most)), most))
+    return found, count + refined.sum() * LARGE.rounds * matched_draws(size)
 
 
 def apart(log_density: LogDensity, found: Found) -> Array:
@@ -273,7 +278,7 @@ def _furthest(target: LogDensity, x: Array, value: Array, way: Array) -> tuple[A
 
 def _newton_path(
     target: LogDensity, start: Preconditioner, noise: Array, hessian: Callable[[Array], Array]
-) -> Found:
+) -> tuple[Found, Array]:
     """Climb by damped Newton steps, and return the best Gaussian on the way."""
 
     def step(state: Any) -> Any:
@@ -292,13 +297,13 @@ def _newton_path(
     return _climbed(step, (start.loc, best, 0, jnp.isfinite(value)), LARGE.newton_steps)
 
 
-def _climbed(step: Callable[[Any], Any], state: Any, most: int) -> Found:
-    """Repeat a step, and return the best Gaussian and the end of the path.
+def _climbed(step: Callable[[Any], Any], state: Any, most: int) -> tuple[Found, Array]:
+    """Repeat a step, and return the best Gaussian, the end of the path and the number of steps.
 
     A state begins with the point, and ends in best, count and going.
     """
     end = lax.while_loop(lambda state: state[-1] & (state[-2] < most), step, state)
-    return end[-3]._replace(mode=end[0])
+    return end[-3]._replace(mode=end[0]), end[-2]
 
 
 def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditioner:
@@ -313,7 +318,7 @@ def _curved(like: Preconditioner, loc: Array, precision: Array) -> Preconditione
 
 def _quasi_newton_path(
     target: LogDensity, start: Preconditioner, noise: Array, products: Callable[[Array], Array]
-) -> Found:
+) -> tuple[Found, Array]:
     """Climb by L-BFGS, and return the best Gaussian on the way."""
 
     def step(state: Any) -> Any:
@@ -380,7 +385,7 @@ class _Matched(NamedTuple):
 def _batch_and_match(target: LogDensity, start: Found, noise: Array, key: Array) -> Found:
     """Match the Gaussian's slopes to the posterior's, and return the best Gaussian on the way."""
     size = len(start.gaussian.loc)
-    batch = min(max(2 * size, 32), 512)
+    batch = matched_draws(size)
 
     def whitened(z: Array) -> Array:
         x, ladj = start.gaussian.forward_and_ladj(z)

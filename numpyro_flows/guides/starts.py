@@ -19,6 +19,7 @@ from pyroflows_common.guides import NOTHING, PARTIAL, SUBSAMPLED, warn_of_search
 from pyroflows_common.search import (
     CLOSE,
     DENSE,
+    FAR,
     HISTORY,
     MODES,
     POSSIBLE,
@@ -35,6 +36,7 @@ class Searched(NamedTuple):
     found: Found
     latents: Latents
     own: Int[np.ndarray, " D"]  # the coordinates of the guide among them
+    gradients: Array  # how many the search took
 
     def best(self, start: Start) -> Start:
         """Return the Gaussian that fits the posterior best, or the given start if there is none."""
@@ -111,15 +113,16 @@ def searched(
     whole = new_start(len(loc)).astype(loc.dtype).at(loc, scale)
     start_key, search_key = jax.random.split(key)
 
-    def run(whole: Start, start_key: Array, key: Array) -> Found:
+    def run(whole: Start, start_key: Array, key: Array) -> tuple[Found, Array]:
         points = _points(model, inputs, latents, whole.loc, budget, start_key)
         whole = whole.relative(*latents.free(points))
-        return search(whole.target(latents.log_density), whole, points, key, budget)
+        found, count = search(whole.target(latents.log_density), whole, points, key, budget)
+        return found, count + 2 * len(FAR) * len(points)  # of `free`
 
     inside = isinstance(search_key, jax.core.Tracer)
     compiled = jax.jit(run, compiler_options=None if inside else effort(0))
-    found = compiled(whole, start_key, search_key)
-    return Searched(jax.tree.map(lambda a: a[:MODES], found), latents, own)
+    found, count = compiled(whole, start_key, search_key)
+    return Searched(jax.tree.map(lambda a: a[:MODES], found), latents, own, count)
 
 
 def _points(

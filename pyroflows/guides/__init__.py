@@ -6,6 +6,7 @@ from pyroflows.guides.couplings import AutoGlow, AutoNICE, AutoRealNVP
 from pyroflows.guides.evidence import log_evidence
 from pyroflows.guides.fit import GuideFitResult, fit_guide
 from pyroflows.guides.modes import MixtureFitResult, fit_mixture
+from pyroflows.guides.neutra import NeuTraResult, sample_neutra
 from pyroflows.guides.prior import fit_prior
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "AutoRealNVP",
     "GuideFitResult",
     "MixtureFitResult",
+    "NeuTraResult",
     "fit_guide",
     "fit_mixture",
     "fit_prior",
     "log_evidence",
+    "sample_neutra",
     "to_arviz",
 ]

@@ -177,6 +177,7 @@ class AutoFlow(AutoContinuous):
         self.transform: Any = None
         self._start: Callable[[TransformModule], object] | None = None
         self._copied = False
+        self._searched = 0  # gradients that the search for a start took
         # Sites whose supports depend on others, and the last arguments: the model tells them.
         self._moving: list[str] = []
         self._inputs: Inputs | None = None
@@ -313,6 +314,7 @@ class AutoFlow(AutoContinuous):
             budget = budget if starts is None else for_modes(budget, starts)
             options = start.loc, self.init_scale, budget
             result = searched(self.model, (args, kwargs), found, own, *options)
+            self._searched = 0 if result is None else result.gradients
         except Exception as error:  # the model may do anything outside of a Pyro run
             warn_of_search(f"cannot follow the model ({type(error).__name__}: {error})")
             return None

@@ -31,7 +31,7 @@ from pyroflows.guides.store import settled
 from pyroflows.rng import seeded
 from pyroflows_common.ascent import BOUND, GRADIENT, PARTICLES, Ascent, as_settings
 from pyroflows_common.checks import Inputs, as_count, as_inputs
-from pyroflows_common.guides import check_learner, outcome
+from pyroflows_common.guides import check_learner, check_slopes, outcome
 
 Model = Callable[..., Any]  # or a guide
 
@@ -43,12 +43,14 @@ class GuideFitResult:
     Args:
         guide: the trained guide.
         losses: minus the evidence lower bound at each step of the best run, in nats, or minus the
-            mean log-density of draws; skipped steps included.
+            mean log-density of draws, or half the Fisher divergence; skipped steps included.
         loss: the mean loss of the best stretch, or of the held-out draws; infinite if none is
             finite.
         learning_rate: learning rate of the best run.
         skipped: number of its steps that were skipped because loss or gradient was not finite.
         stopped: why it ended: `"steps"`, `"converged"`, `"interrupted"` or `"not finite"`.
+        gradients: number of gradients of the model's log-density that the best run took: one for
+            each particle of a step, or for each draw whose slope was taken.
     """
 
     guide: Any = dataclasses.field(repr=False)
@@ -57,6 +59,7 @@ class GuideFitResult:
     learning_rate: float
     skipped: int
     stopped: str
+    gradients: int = 0
 
 
 def fit_guide(
@@ -64,6 +67,7 @@ def fit_guide(
     model: Callable[..., Any] | None = None,
     *,
     draws: Any = None,
+    slopes: bool = False,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     steps: int = 5000,
@@ -93,6 +97,18 @@ def fit_guide(
     out, and the parameters that suit those best are kept. The model has to depend on all sites: the
     search alone finds numbers without a posterior, such as those under a mask.
 
+    With `slopes`, too, the guide is trained on the slopes of the model's log-density at the draws,
+    one gradient each, by the Fisher divergence in the coordinates of its base:
+
+    $$\mathrm{loss} = \frac1n \sum_{i=1}^n \tfrac12 \lVert \nabla_z \log \tilde\pi(z_i)
+    - \nabla_z \log b(z_i) \rVert^2$$
+
+    where b is the base's density, and π̃ the posterior pulled back through the flow to the draw's
+    z. A slope says as much as D numbers, so that a few draws of a chain that has hardly mixed do:
+    the draws only say where to look, and need not be distributed as the posterior. The likelihood,
+    which believes them to be, plays no part: added to the divergence, it made guides of few draws
+    worse.
+
     Args:
         guide: an automatic or hand-written guide. Its parameters, and those of the model, are
             trained in place; Pyro's parameter store holds them.
@@ -101,6 +117,7 @@ def fit_guide(
         draws: draws of the posterior, such as those of a short run of NUTS, for an `AutoFlow`: a
             dictionary of its sites, as `mcmc.get_samples()` gives it, with or without chains; the
             data of ArviZ, whose weights count if they are of `to_arviz`; or a sampler that has run.
+        slopes: whether to train on the slopes of the model's log-density at the draws.
         args: positional arguments of the model and of the guide.
         kwargs: keyword arguments of both.
         steps: the most steps of each run.
@@ -119,7 +136,7 @@ def fit_guide(
     Raises:
         ValueError: if an argument is out of its range, if `model` is missing, if the guide leaves
             sites to a default `loss` that cannot be summed out, or if `draws` lack a site, are
-            fewer than ten or lie outside of a support.
+            fewer than ten, lie outside of a support or have no finite `slopes`.
         TypeError: if `guide`, `model` or `args` has the wrong type, or if the guide of `draws` is
             no `AutoFlow`.
 
@@ -134,6 +151,7 @@ def fit_guide(
         True
     """
     settings = as_settings(steps, learning_rate, schedule, loss, progress, ELBO)
+    slopes = check_slopes(slopes, draws)
     seed = as_count(seed, "seed", 0)
     own, model = model is None, model_of(guide, model, "guide")
     seen = model
@@ -144,8 +162,8 @@ def fit_guide(
     if draws is not None:
         check_learner(guide, AutoFlow, AutoFlowMixture, loss)
         rates, options = settings.rates, settings.of_draws()
-        found, rate = fit_to_draws(guide, seen, draws, inputs, rates, seed, **options)
-        return GuideFitResult(guide, *outcome(found, rate))
+        found = fit_to_draws(guide, seen, draws, inputs, rates, seed, slopes, **options)
+        return GuideFitResult(guide, *outcome(*found))
     with seeded(seed):
         if loss is None:
             model, loss = _bound(model, guide, inputs)
@@ -154,7 +172,8 @@ def fit_guide(
     ascent.restore(best.state)
     if best.stopped == "not finite":
         best.warn(GRADIENT if np.isfinite(best.losses[-1]) else BOUND + ascent.cause)
-    return GuideFitResult(guide, *best[1:])
+    count = len(best.losses) * getattr(loss, "num_particles", 1)
+    return GuideFitResult(guide, *best[1:], count)
 
 
 def _bound(model: Model, guide: Model, inputs: Inputs) -> tuple[Model, ELBO]:

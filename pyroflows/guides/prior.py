@@ -122,7 +122,7 @@ def fit_prior(
     flow = started(flow, rows, named.weights)
     check_sites(sites_, name)
     settings = {"learning_rate": learning_rate, "schedule": "cosine", "progress": progress}
-    result = trained(flow, rows, named.weights, steps=steps, **settings, seed=seed)
+    result = trained(flow, rows, named.weights, None, steps=steps, **settings, seed=seed)
     return FlowPrior(result.flow, sites_, named.effective, name)
 
 

@@ -25,6 +25,7 @@ from pyroflows_common.search import (
     SAME,
     VALLEY,
     Budget,
+    matched_draws,
 )
 
 
@@ -41,7 +42,7 @@ def search(
     start: Preconditioner,
     starts: Float[Tensor, "n D"],
     budget: Budget = LARGE,
-) -> list[Found]:
+) -> tuple[list[Found], int]:
     r"""Find the Gaussians that fit a posterior best, for a guide to start from.
 
     From each start a damped Newton path climbs to a mode. The Gaussian \(N(x, |H|^{-1})\) of every
@@ -54,7 +55,8 @@ def search(
 
     Returns:
         The Gaussians with a finite evidence lower bound, the best one first, with different
-        locations.
+        locations. With them comes the number of gradients that the search took, of which the
+        product of a Hessian and a vector is one.
 
     References:
         Zhang, Carpenter, Gelman and Vehtari, "Pathfinder" (arXiv:2108.03782), sections 2 and 3,
@@ -65,27 +67,29 @@ def search(
     path = _newton_path if dense else _quasi_newton_path
     steps = budget.newton_steps if dense else budget.quasi_newton_steps
     few, many = _noise(budget.few, starts), _noise(budget.many, starts)
-    found = []
+    size, found, count = starts.shape[-1], [], 0
     for point in starts:
         plain = _changed(start, loc=point)
-        ended = path(target, plain, few, steps)
+        ended, taken = path(target, plain, few, steps)
+        count += taken * (1 + (size if dense else PROBES))
         best = _best([_scored(target, gaussian, many) for gaussian in (ended.gaussian, plain)])
         found.append(best._replace(mode=ended.mode))
     found = _distinct(found, [one.mode for one in found])
     if not dense:
-        return found
+        return found, count
     fresh = _noise(budget.many, starts)
-    gap = HOPEFUL[0] + HOPEFUL[1] * starts.shape[-1]
+    gap = HOPEFUL[0] + HOPEFUL[1] * size
     for most in budget.refined:
         hopeful = [one for one in found[:most] if one.elbo > found[0].elbo - gap]
         refined = [_refined(target, one, many, budget.rounds) for one in hopeful]
+        count += len(refined) * budget.rounds * matched_draws(size)
         fair = [_scored(target, one.gaussian, fresh).elbo for one in refined]
         # Where all Gaussians reach out of the support, fresh draws tell nothing.
         if any(elbo.isfinite() for elbo in fair):
             refined = [one._replace(elbo=elbo) for one, elbo in zip(refined, fair, strict=True)]
         found = refined + found[len(hopeful) :]
         found = _distinct(found, [one.gaussian.loc for one in found])
-    return found
+    return found, count
 
 
 @torch.no_grad()
@@ -206,11 +210,14 @@ def _furthest(target: LogDensity, x: Tensor, value: Tensor, way: Tensor) -> tupl
     return torch.where(going, points[k], x), going
 
 
-def _newton_path(target: LogDensity, start: Preconditioner, noise: Tensor, steps: int) -> Found:
-    """Climb by damped Newton steps, and return the best Gaussian on the way."""
+def _newton_path(
+    target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
+) -> tuple[Found, int]:
+    """Climb by damped Newton steps; return the best Gaussian on the way, and how many they were."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf), start.loc)
-    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(steps):
+    eye, count = torch.eye(len(x), dtype=x.dtype, device=x.device), 0
+    while count < steps:
+        count += 1
         value, slope, hessian = _derivatives(target, x, eye)
         if not all(part.isfinite().all() for part in (value, slope, hessian)):
             break
@@ -222,7 +229,7 @@ def _newton_path(target: LogDensity, start: Preconditioner, noise: Tensor, steps
         x, going = _furthest(target, x, value, way)
         if not going:
             break
-    return best._replace(mode=x)
+    return best._replace(mode=x), count
 
 
 def _derivatives(
@@ -265,18 +272,18 @@ def _curved(like: Preconditioner, loc: Tensor, precision: Tensor) -> Preconditio
 
 def _quasi_newton_path(
     target: LogDensity, start: Preconditioner, noise: Tensor, steps: int
-) -> Found:
-    """Climb by L-BFGS, and return the best Gaussian on the way."""
+) -> tuple[Found, int]:
+    """Climb by L-BFGS; return the best Gaussian on the way, and the number of steps."""
     x, best = start.loc, Found(start, start.loc.new_tensor(-torch.inf), start.loc)
     probes = torch.randn(PROBES, len(x), dtype=x.dtype, device=x.device).sign()
     moves = changes = x.new_zeros(HISTORY, len(x))
-    last_x, last_slope = x, x
-    for count in range(steps):
+    last_x, last_slope, count = x, x, 0
+    for count in range(1, steps + 1):
         value, slope, products = _derivatives(target, x, probes)
         if not (value.isfinite() and slope.isfinite().all()):
             break
         s, y = x - last_x, last_slope - slope
-        if count and s @ y > 1e-8 * (y @ y):
+        if count > 1 and s @ y > 1e-8 * (y @ y):
             moves, changes = torch.cat([moves[1:], s[None]]), torch.cat([changes[1:], y[None]])
         found = _low_rank(start, x, _diagonal(products), moves, changes)
         best = _best([best, _scored(target, found, noise)])
@@ -287,7 +294,7 @@ def _quasi_newton_path(
         x, going = _furthest(target, x, value, way)
         if not going:
             break
-    return best._replace(mode=x)
+    return best._replace(mode=x), count
 
 
 def _diagonal(products: Tensor) -> Tensor:
@@ -341,7 +348,7 @@ class _Matched(NamedTuple):
 def _batch_and_match(target: LogDensity, start: Found, noise: Tensor, rounds: int) -> Found:
     """Match the Gaussian's slopes to the posterior's, and return the best Gaussian on the way."""
     size = len(start.gaussian.loc)
-    batch = min(max(2 * size, 32), 512)
+    batch = matched_draws(size)
 
     def whitened(z: Tensor) -> Tensor:
         x, ladj = start.gaussian.forward_and_ladj(z)

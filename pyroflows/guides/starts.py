@@ -16,6 +16,7 @@ from pyroflows_common.checks import Inputs
 from pyroflows_common.search import (
     CLOSE,
     DENSE,
+    FAR,
     HISTORY,
     MODES,
     POSSIBLE,
@@ -33,6 +34,7 @@ class Searched(NamedTuple):
     latents: Latents
     own: Int[Tensor, " D"]  # the coordinates of the guide among them
     target: LogDensity  # the log-density with the reference measure
+    gradients: int  # how many the search took
 
     def best(self, start: Start) -> Start:
         """Set a guide's start to the Gaussian that fits the posterior best."""
@@ -95,8 +97,9 @@ def searched(
         points = _points(model, inputs, latents, start, budget)
         whole = new_start(start, scale).relative(*latents.free(points))
         target = whole.target(latents.log_density)
-        found = search(target, whole, points, budget)
-    return Searched(found[:MODES], latents, own, target) if found else None
+        found, count = search(target, whole, points, budget)
+    count += 2 * len(FAR) * len(points)  # of `free`
+    return Searched(found[:MODES], latents, own, target, count) if found else None
 
 
 def _points(

@@ -99,6 +99,9 @@ class PyroHost:
     def log_evidence(self, posterior, model=None, seed=0, params=None, **options):
         return pyroflows.log_evidence(posterior, model, seed=seed, **options)
 
+    def sample_neutra(self, guide, model=None, seed=0, **options):
+        return pyroflows.sample_neutra(guide, model, seed=seed, **options)
+
     @torch.no_grad()
     def drawn(self, guide, result):
         """Draws of a guide that has been fitted, and their log-densities."""
@@ -270,6 +273,9 @@ class NumPyroHost:
 
     def log_evidence(self, posterior, model=None, seed=0, **options):
         return numpyro_flows.log_evidence(posterior, model, key=jax.random.key(seed), **options)
+
+    def sample_neutra(self, guide, model=None, seed=0, **options):
+        return numpyro_flows.sample_neutra(guide, model, key=jax.random.key(seed), **options)
 
     def drawn(self, guide, result):
         """As Pyro's."""
