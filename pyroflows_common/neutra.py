@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyroflows_common.arviz import ArviZ
-from pyroflows_common.checks import as_count
+from pyroflows_common.checks import as_count, as_scale
 from pyroflows_common.guides import MIXTURE
 
 # Shares of the warm-up: plain NUTS, two stages in the flow's coordinates, and the step size; and
@@ -101,7 +101,7 @@ class Plan(NamedTuple):
 def plan(warmup: int, draws: int, chains: int, fitted: bool) -> Plan:
     """Check the lengths of a run, and divide its warm-up into stages."""
     warmup = as_count(warmup, "warmup", SHORTEST)
-    draws, chains = as_count(draws, "draws", 4), as_count(chains, "chains")
+    draws, chains = as_count(draws, "draws", 8), as_count(chains, "chains")
     lengths = [int(share * warmup) for share in SHARES]
     last = max(warmup - sum(lengths), LAST)
     stages = [] if fitted else [
@@ -109,6 +109,16 @@ def plan(warmup: int, draws: int, chains: int, fitted: bool) -> Plan:
         for lost, length in zip(LOST, lengths, strict=True)
     ]  # fmt: skip
     return Plan(stages, last, draws, chains)
+
+
+def as_target(target_accept_prob: float) -> float:
+    """Check an acceptance probability that NUTS is to reach."""
+    target = as_scale(target_accept_prob, "target_accept_prob", zero=False)
+    if not target < 1:
+        raise ValueError(
+            f"`target_accept_prob` is {target_accept_prob}, expected a number between 0 and 1"
+        )
+    return target
 
 
 def check_sampled(guide: Any, kind: type, mixture: type, fitted: Any, result: type) -> None:
@@ -146,13 +156,17 @@ def check_complete(left: list[str]) -> None:
 
 
 def quality(samples: Mapping[str, np.ndarray], arviz: ArviZ) -> tuple[float, float]:
-    """Return the least bulk effective sample size and the highest R-hat over all numbers."""
+    """Return the least bulk effective sample size and the highest R-hat over all numbers.
+
+    The R-hat of a single chain is that of its halves.
+    """
     columns = [
         column
         for array in samples.values()
         for column in np.moveaxis(array.reshape(*array.shape[:2], -1).astype(float), -1, 0)
     ]
-    return min(map(arviz.bulk, columns)), max(map(arviz.rhat, columns))
+    several = [x if len(x) > 1 else x[0, len(x[0]) % 2 :].reshape(2, -1) for x in columns]
+    return min(map(arviz.bulk, columns)), max(map(arviz.rhat, several))
 
 
 def warn_of_draws(result: Sampled) -> None:

@@ -26,6 +26,7 @@ from pyroflows_common.neutra import (
     Gradients,
     Sampled,
     Stage,
+    as_target,
     check_complete,
     check_sampled,
     joined,
@@ -99,7 +100,7 @@ def sample_neutra(
         kwargs: its keyword arguments.
         steps: number of steps of each training.
         warmup: number of steps of each chain before the draws, at least 60.
-        draws: number of draws of each chain.
+        draws: number of draws of each chain, at least 8.
         chains: number of chains, which run together.
         target_accept_prob: that of NUTS.
         progress: whether to show bars of the training.
@@ -134,6 +135,7 @@ def sample_neutra(
     """
     arviz = ArviZ("sample_neutra")
     check_sampled(guide, AutoFlow, AutoFlowMixture, fitted, GuideFitResult)
+    target = as_target(target_accept_prob)
     seen, inputs = model_of(guide, model, "guide"), as_inputs(args, kwargs)
     model = unblocked(seen)
     steps, lengths = as_count(steps, "steps"), plan(warmup, draws, chains, fitted is not None)
@@ -142,7 +144,7 @@ def sample_neutra(
     params = {} if fitted is None else dict(fitted.params)
     set_up_key, *keys = jax.random.split(key, 2 * len(lengths.stages) + 2)
     _set_up(guide, model, inputs, set_up_key)
-    chain = _Sampler(guide, model, params, inputs, chains, target_accept_prob)
+    chain = _Sampler(guide, model, params, inputs, chains, target)
     training = warmed = 0
     kept: list[Chains] = []
     for stage in lengths.stages:

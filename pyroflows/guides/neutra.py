@@ -40,6 +40,7 @@ from pyroflows_common.neutra import (
     Gradients,
     Sampled,
     Stage,
+    as_target,
     check_complete,
     check_sampled,
     joined,
@@ -114,7 +115,7 @@ def sample_neutra(
         kwargs: its keyword arguments.
         steps: number of steps of each training.
         warmup: number of steps of each chain before the draws, at least 60.
-        draws: number of draws of each chain.
+        draws: number of draws of each chain, at least 8.
         chains: number of chains, which run one after the other.
         target_accept_prob: that of NUTS.
         progress: whether to show bars of the training.
@@ -149,6 +150,7 @@ def sample_neutra(
     """
     arviz = ArviZ("sample_neutra")
     check_sampled(guide, AutoFlow, AutoFlowMixture, fitted, GuideFitResult)
+    target = as_target(target_accept_prob)
     seen, inputs = model_of(guide, model, "guide"), as_inputs(args, kwargs)
     model = Screened()(without(seen, BlockMessenger))
     steps, lengths = as_count(steps, "steps"), plan(warmup, draws, chains, fitted is not None)
@@ -161,7 +163,7 @@ def sample_neutra(
     if has_rows(guide, inputs):
         raise ValueError(LOCAL_NEUTRA)
     with seeded(seed):
-        chain = _Sampler(guide, model, inputs, chains, target_accept_prob)
+        chain = _Sampler(guide, model, inputs, chains, target)
         training = warmed = 0
         kept: list[Chains] = []
         for number, stage in enumerate(lengths.stages):

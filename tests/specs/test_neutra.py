@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from pyroflows_common.arviz import ArviZ
-from pyroflows_common.neutra import Gradients, Sampled, quality, warn_of_draws
+from pyroflows_common.neutra import Gradients, Sampled, check_sampled, quality, warn_of_draws
 from tests.wings.hosts import HOSTS, of_density, small
 
 Y = np.random.default_rng(0).normal(1.0, 1.0, 20)
@@ -115,6 +115,26 @@ def test_draws_that_are_not_to_be_trusted_are_told():
     warn_of_draws(calm)  # a warning would fail the test
 
 
+@pytest.mark.parametrize("draws", [100, 101])
+def test_a_single_chain_is_compared_with_itself(draws):
+    """The halves of a chain that drifts disagree."""
+    rng = np.random.default_rng(0)
+    still, moving = rng.standard_normal((1, draws)), np.linspace(0, 5, draws)[None]
+    assert quality({"x": still}, ArviZ("test"))[1] < 1.05
+    assert quality({"x": still + moving}, ArviZ("test"))[1] > 1.5
+
+
+def test_mixtures_are_refused():
+    class Guide:
+        pass
+
+    class Mixture(Guide):
+        pass
+
+    with pytest.raises(ValueError, match="a mixture of guides has no transform"):
+        check_sampled(Mixture(), Guide, Mixture, None, int)
+
+
 def test_sites_that_the_guide_leaves_out_are_refused(host):
     def model():
         host.sample("x", host.dist.Normal(host.array(0.0), host.array(1.0)))
@@ -142,6 +162,8 @@ def test_local_sites_are_refused(host):
         ({"draws": 0}, ValueError, "`draws` is 0"),
         ({"chains": 0}, ValueError, "`chains` is 0"),
         ({"fitted": 3}, TypeError, "`fitted` is a int"),
+        ({"target_accept_prob": 1.0}, ValueError, "`target_accept_prob` is 1.0"),
+        ({"target_accept_prob": 0.0}, ValueError, "`target_accept_prob` is 0.0"),
     ],
 )
 def test_bad_arguments(host, options, kind, match):
