@@ -1,6 +1,7 @@
 """What `sample_neutra` of both wings shares: the stages of a run, its result and its warnings."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ LAST = 100
 SHALLOW = 5
 # The warm-up cannot be divided into shorter stages than this makes.
 SHORTEST = 60
+# Steps of all chains' warm-up, at least, for ten draws in the first training.
+FIRST = 160
 # Draws with a higher R-hat, or a smaller effective number for each chain, are not to be trusted
 # (Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization", 2021).
 HIGHEST, FEWEST = 1.01, 100
@@ -100,8 +103,8 @@ class Plan(NamedTuple):
 
 def plan(warmup: int, draws: int, chains: int, fitted: bool) -> Plan:
     """Check the lengths of a run, and divide its warm-up into stages."""
-    warmup = as_count(warmup, "warmup", SHORTEST)
     draws, chains = as_count(draws, "draws", 8), as_count(chains, "chains")
+    warmup = as_count(warmup, "warmup", max(SHORTEST, math.ceil(FIRST / chains)))
     lengths = [int(share * warmup) for share in SHARES]
     last = max(warmup - sum(lengths), LAST)
     stages = [] if fitted else [

@@ -99,7 +99,7 @@ def sample_neutra(
         args: positional arguments of the model.
         kwargs: its keyword arguments.
         steps: number of steps of each training.
-        warmup: number of steps of each chain before the draws, at least 60.
+        warmup: number of steps of each chain before the draws, at least 60, and 160 of all chains.
         draws: number of draws of each chain, at least 8.
         chains: number of chains, which run together.
         target_accept_prob: that of NUTS.

@@ -1,6 +1,7 @@
 """`sample_neutra`: NUTS in the coordinates of a guide's flow."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -114,7 +115,7 @@ def sample_neutra(
         args: positional arguments of the model.
         kwargs: its keyword arguments.
         steps: number of steps of each training.
-        warmup: number of steps of each chain before the draws, at least 60.
+        warmup: number of steps of each chain before the draws, at least 60, and 160 of all chains.
         draws: number of draws of each chain, at least 8.
         chains: number of chains, which run one after the other.
         target_accept_prob: that of NUTS.
@@ -142,9 +143,10 @@ def sample_neutra(
         >>> def model():
         ...     pyro.sample("x", dist.Normal(5.0, 0.1).expand([2]).to_event(1))
         >>> guide = AutoRealNVP(model, layers=2)
-        >>> result = sample_neutra(guide, steps=30, draws=300, chains=2, progress=False)
+        >>> options = {"warmup": 160, "draws": 800, "chains": 1, "progress": False}
+        >>> result = sample_neutra(guide, steps=30, **options)
         >>> result.samples["x"].shape
-        (2, 300, 2)
+        (1, 800, 2)
         >>> result.divergences
         0
     """
@@ -302,10 +304,13 @@ class _Sampler:
         (name,) = plain[0]
         points = self.guide.get_base_dist().sample((8,))
         try:
-            for z in points:
-                one, other = plain[1]({name: z}), fast[1]({name: z})
-                if not torch.isclose(one, other, rtol=CLOSE, atol=CLOSE):
-                    return name, plain[1]
+            with warnings.catch_warnings():
+                # Pyro compiles by torch.jit.trace, at the first call.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                for z in points:
+                    one, other = plain[1]({name: z}), fast[1]({name: z})
+                    if not torch.isclose(one, other, rtol=CLOSE, atol=CLOSE):
+                        return name, plain[1]
         except (ArithmeticError, RuntimeError, ValueError):  # a model may raise any in a trace
             return name, plain[1]
         return name, fast[1]

@@ -1,5 +1,6 @@
 """Laws of NUTS in the coordinates of a guide."""
 
+import math
 import warnings
 
 import arviz as az
@@ -8,7 +9,14 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from pyroflows_common.arviz import ArviZ
-from pyroflows_common.neutra import Gradients, Sampled, check_sampled, quality, warn_of_draws
+from pyroflows_common.neutra import (
+    Gradients,
+    Sampled,
+    check_sampled,
+    plan,
+    quality,
+    warn_of_draws,
+)
 from tests.wings.hosts import HOSTS, of_density, small
 
 Y = np.random.default_rng(0).normal(1.0, 1.0, 20)
@@ -115,6 +123,14 @@ def test_draws_that_are_not_to_be_trusted_are_told():
     warn_of_draws(calm)  # a warning would fail the test
 
 
+@pytest.mark.parametrize("chains", range(1, 9))
+def test_each_training_has_draws(chains):
+    shortest = max(60, math.ceil(160 / chains))
+    stages = plan(shortest, 8, chains, fitted=False).stages
+    assert all(stage.kept * chains >= 10 for stage in stages)
+    assert sum(stage.lost + stage.kept for stage in stages) < shortest
+
+
 @pytest.mark.parametrize("draws", [100, 101])
 def test_a_single_chain_is_compared_with_itself(draws):
     """The halves of a chain that drifts disagree."""
@@ -158,7 +174,8 @@ def test_local_sites_are_refused(host):
 @pytest.mark.parametrize(
     ("options", "kind", "match"),
     [
-        ({"warmup": 10}, ValueError, "`warmup` is 10"),
+        ({"warmup": 59, "chains": 4}, ValueError, "`warmup` is 59, expected .* at least 60"),
+        ({"warmup": 159, "chains": 1}, ValueError, "`warmup` is 159, expected .* at least 160"),
         ({"draws": 0}, ValueError, "`draws` is 0"),
         ({"chains": 0}, ValueError, "`chains` is 0"),
         ({"fitted": 3}, TypeError, "`fitted` is a int"),
