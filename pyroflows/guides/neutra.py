@@ -142,6 +142,7 @@ def sample_neutra(
         >>> from pyroflows import AutoRealNVP, sample_neutra
         >>> def model():
         ...     pyro.sample("x", dist.Normal(5.0, 0.1).expand([2]).to_event(1))
+        >>> pyro.clear_param_store()
         >>> guide = AutoRealNVP(model, layers=2)
         >>> options = {"warmup": 160, "draws": 800, "chains": 1, "progress": False}
         >>> result = sample_neutra(guide, steps=30, **options)
