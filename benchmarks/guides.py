@@ -329,7 +329,9 @@ def details(runs: list[dict[str, Any]]) -> str:
             continue
         fit, steps = "– | –", "–"
         if "elbo" in run:
-            fit, steps = f"{run['elbo']:.2f} | {run['pareto_k']:.2f}", run.get("made", run["steps"])
+            fit = f"{run['elbo']:.2f} | {run['pareto_k']:.2f}"
+            # Runs of `fit_guide` before it kept the number tell nothing.
+            steps = run.get("made", "" if run["guide"] == FITTED else run["steps"])
         rows.append(
             f"{head} {fit} | {run['mean']:.2f} | {run['deviation']:.2f} | {steps} | "
             f"{run['seconds']:.0f} |"
