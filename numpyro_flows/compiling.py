@@ -6,8 +6,8 @@ import jax
 def effort(level: int) -> dict[str, int] | None:
     """Return the compiler options of `jax.jit` for a level of optimisation.
 
-    On a CPU, level 0 halves the time of compilation, and the program runs three times as long;
-    level 1 saves a tenth of it, at no cost for programs like ours. Elsewhere, and inside of other
+    On a CPU, level 0 saves a third of the time of compilation, and the program runs three times as
+    long; level 1 saves a tenth of it, at no cost for programs like ours. Elsewhere, and inside of other
     programs, where `jax.jit` refuses options, all of them are left as they are.
 
     Args:

@@ -106,8 +106,7 @@ def fit_guide(
     where b is the base's density, and π̃ the posterior pulled back through the flow to the draw's
     z. A slope says as much as D numbers, so that a few draws of a chain that has hardly mixed do:
     the draws only say where to look, and need not be distributed as the posterior. The likelihood,
-    which believes them to be, plays no part: added to the divergence, it made guides of few draws
-    worse.
+    which believes them to be, plays no part.
 
     Args:
         guide: an automatic or hand-written guide. Its parameters, and those of the model, are

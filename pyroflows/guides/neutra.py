@@ -187,8 +187,10 @@ def sample_neutra(
             )
             training += learned.gradients
         samples, diverging, before, after = chain.run(Stage(lengths.warmup, draws))
-    training += 0 if fitted is None else fitted.gradients
-    gradients = Gradients(guide._searched, training, warmed + before, after)
+    searched = 0
+    if fitted is not None:
+        training, searched = fitted.gradients, guide._searched
+    gradients = Gradients(searched, training, warmed + before, after)
     ess, rhat = quality({name: samples[name] for name in sites}, arviz)
     result = NeuTraResult(samples, gradients, diverging, ess, rhat, guide)
     warn_of_draws(result)

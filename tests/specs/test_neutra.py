@@ -98,6 +98,8 @@ def test_a_guide_that_is_fitted(host):
     assert result.gradients.training == fitted.gradients
     assert result.gradients.search > 100
     assert result.samples["mean"].mean() == pytest.approx(EXACT, abs=0.3 * SD)
+    again = sampled(host, guide)  # trains anew, without the search
+    assert again.gradients.search == 0
     with pytest.raises(ValueError, match="another guide"):
         host.sample_neutra(small(host, conjugate(host)), fitted=fitted, **SHORT)
 
