@@ -16,7 +16,8 @@ apart, and so are those of training the guide: a gradient for each particle of e
 compares `sample_neutra` with plain NUTS on five posteriors with all gradients counted: those of the
 search, the training, the warm-up and the draws. Among them is the funnel in 101 dimensions of
 nutpie's documentation (nf-adapt), which reports 1836 effective draws from 42,527 gradients with its
-flow, 43 for 1000, and 31.5 from 124,219 without, 0.25 for 1000. In Pyro, `sample_neutra` runs alone.
+flow, 43 for 1000, and 31.5 from 124,219 without, 0.25 for 1000. In Pyro, `sample_neutra` runs
+alone.
 """
 
 import argparse

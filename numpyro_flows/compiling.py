@@ -7,8 +7,8 @@ def effort(level: int) -> dict[str, int] | None:
     """Return the compiler options of `jax.jit` for a level of optimisation.
 
     On a CPU, level 0 saves a third of the time of compilation, and the program runs three times as
-    long; level 1 saves a tenth of it, at no cost for programs like ours. Elsewhere, and inside of other
-    programs, where `jax.jit` refuses options, all of them are left as they are.
+    long; level 1 saves a tenth of it, at no cost for programs like ours. Elsewhere they are left
+    as they are. `jax.jit` refuses options inside of other programs.
 
     Args:
         level: XLA's level of optimisation, 0 to 3.
